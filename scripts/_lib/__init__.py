@@ -1,0 +1,1 @@
+"""What the scripts share. Everything here needs only the Python standard library, except ``sheet`` (Pillow)."""
