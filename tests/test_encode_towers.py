@@ -43,8 +43,8 @@ def test_minilm_same_bits_in_any_batch(tower):
 
 @pytest.mark.parametrize("tower", INSTALLED)
 def test_minilm_knows_meaning(tower):
-    lorry, near, far = tower.encode(["a lorry", "a heavy truck on the road", "a bowl of strawberries"])
-    assert lorry @ near > lorry @ far + 0.2
+    cat, near, far = tower.encode(["a kitten", "a cat playing", "a fire engine"])
+    assert cat @ near > cat @ far + 0.2
 
 
 def test_damaged_minilm_is_named(tmp_path, monkeypatch):
