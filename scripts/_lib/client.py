@@ -52,7 +52,8 @@ class ExecutionFailed(ClientError):
         self.result = result
         error = result.error or {}
         where = f"node {error.get('node_id')} ({error.get('node_type')})" if error else "the run"
-        super().__init__(f"{where} {result.status}: {error.get('exception_type', '')} {error.get('exception_message', '')}")
+        what = " ".join(str(error[key]) for key in ("exception_type", "exception_message") if key in error)
+        super().__init__(f"{where}: {result.status}: {what}")
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ class RunResult:
 
     def images(self, node: str) -> list[Image]:
         """The pictures an output node saved or previewed."""
-        return [Image(i["filename"], i.get("subfolder", ""), i.get("type", "output")) for i in self._shown(node, "images")]
+        shown = self._shown(node, "images")
+        return [Image(i["filename"], i.get("subfolder", ""), i.get("type", "output")) for i in shown]
 
     def text(self, node: str) -> str:
         """The text an output node showed, joined by newlines."""
@@ -96,7 +98,8 @@ class RunResult:
 
     def _shown(self, node: str, key: str) -> list[Any]:
         if key not in self.outputs.get(node, {}):
-            raise KeyError(f"node {node} showed no {key!r}; outputs: { {n: sorted(o) for n, o in self.outputs.items()} }")
+            shown = {name: sorted(output) for name, output in self.outputs.items()}
+            raise KeyError(f"node {node} showed no {key!r}; what was shown: {shown}")
         return self.outputs[node][key]
 
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .interrupts import shielded
@@ -57,10 +57,12 @@ class Child:
     def __exit__(self, *_exc: object) -> None:
         self.stop()
 
-    def wait(self) -> int:
+    def wait(self, on_tick: Callable[[], None] | None = None) -> int:
         """Wait for the end; the exit code. In short sleeps: Windows cannot interrupt a blocking wait by Ctrl-C."""
         while self.process.poll() is None:
-            time.sleep(0.05)
+            time.sleep(0.1)
+            if on_tick is not None:
+                on_tick()
         return self.process.returncode
 
     def stop(self) -> None:
@@ -99,8 +101,15 @@ class Child:
                 self.process.kill()
 
 
-def run_logged(command: Sequence[str], log: Path, *, cwd: Path | None = None, env: dict[str, str] | None = None) -> None:
-    """Run a command to its end with its output in `log`.
+def run_logged(
+    command: Sequence[str],
+    log: Path,
+    *,
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+    on_tick: Callable[[], None] | None = None,
+) -> None:
+    """Run a command to its end with its output appended to `log`; `on_tick` is called some times a second.
 
     Raises:
         CommandFailed: a non-zero exit code.
@@ -111,7 +120,7 @@ def run_logged(command: Sequence[str], log: Path, *, cwd: Path | None = None, en
         sink.flush()
         streams = {"stdin": subprocess.DEVNULL, "stdout": sink, "stderr": subprocess.STDOUT}
         with Child(command, cwd=cwd, env=env, **streams) as child:
-            code = child.wait()
+            code = child.wait(on_tick)
     if code:
         raise CommandFailed(command, code, log, tail(log))
 

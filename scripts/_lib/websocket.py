@@ -75,7 +75,9 @@ def decode_frame(data: bytes | bytearray) -> tuple[Frame, int] | None:
     if len(data) < key_end + length:
         return None
     payload = bytes(data[key_end : key_end + length])
-    return Frame(opcode, apply_mask(payload, bytes(data[start:key_end])) if masked else payload, final), key_end + length
+    if masked:
+        payload = apply_mask(payload, bytes(data[start:key_end]))
+    return Frame(opcode, payload, final), key_end + length
 
 
 class WebSocket:
