@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import pytest
-import torch
 from comfy_local import pack_module, start_comfy
 
 from autolora_core.encode.towers import MiniLMTower

@@ -1,0 +1,216 @@
+"""Gate files: ours, and the one public FLUX gate.
+
+Ours is a safetensors file. Keys are ``<module>.<vector>`` with the base model's own module names
+(``joint_blocks.0.x_block.mlp.fc1.weight_out``), a slice of a fused layer as ``<module>[start:stop].<vector>``.
+Metadata: ``format=autolora-gate/1``, ``family``, and, when known, ``eps``, ``k_min``, ``k_max`` (how many LoRAs at once
+the gate was trained with), ``recipe``, ``base_sha256`` (the diffusion model it was trained on).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import GateError
+from .flux_gate import PUBLIC_PREFIX, hidden_size, public_module
+from .gate import EPS, VECTORS, GateVectors
+from .plan import split_slice
+
+FORMAT = "autolora-gate/1"
+FIX = "download or train the gate again, or choose mode 'sum'"
+_BY_LENGTH = sorted(VECTORS, key=len, reverse=True)  # "norm_base.bias" must be tried before "bias"
+
+
+@dataclass(frozen=True)
+class GateFile:
+    """A gate as read. ``modules``: module or ``module[start:stop]`` → vectors (float32)."""
+
+    path: str
+    family: str
+    modules: dict[str, GateVectors]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def k_range(self) -> tuple[int, int | None]:
+        """Smallest and largest number of LoRAs seen in training; 2 and "not known" unless the file says."""
+        return _whole(self, "k_min") or 2, _whole(self, "k_max")
+
+
+def gate_kind(path: str | os.PathLike) -> str | None:
+    """``"autolora"``, ``"public_flux"``, or None when the file is something else. Reads the header only."""
+    try:
+        with safe_open(os.fspath(path), "pt") as handle:
+            if (handle.metadata() or {}).get("format") == FORMAT:
+                return "autolora"
+            return "public_flux" if any(key.startswith(PUBLIC_PREFIX) for key in handle.keys()) else None
+    except (SafetensorError, OSError):
+        return None
+
+
+def gate_family(path: str | os.PathLike) -> str | None:
+    """The base family a gate file is for, from its header; None when the file is no gate."""
+    kind = gate_kind(path)
+    if kind != "autolora":
+        return "flux" if kind else None
+    with safe_open(os.fspath(path), "pt") as handle:
+        return handle.metadata().get("family")
+
+
+def read_gate(path: str | os.PathLike) -> GateFile:
+    """Read a gate file, of either kind. Every key must be understood, every vector finite and of one length.
+
+    Raises ``GateError`` naming the file and the key.
+    """
+    tensors, metadata = _read(path)
+    if any(key.startswith(PUBLIC_PREFIX) for key in tensors):
+        return _public_flux(path, tensors, metadata)
+    if metadata.get("format") != FORMAT:
+        raise GateError(f"not a gate file: its format is {metadata.get('format')!r}", path=path, fix=FIX)
+    if not metadata.get("family"):
+        raise GateError("the gate file does not say which base family it is for", path=path, key="family", fix=FIX)
+    return GateFile(os.fspath(path), metadata["family"], _vectors(path, tensors, _eps(path, metadata)), metadata)
+
+
+def read_public_flux_gate(path: str | os.PathLike) -> GateFile:
+    """The gate of ``DiffSynth-Studio/LoRAFusion-preview-FLUX.1-dev``, under ComfyUI's module names."""
+    tensors, metadata = _read(path)
+    return _public_flux(path, tensors, metadata)
+
+
+def write_gate(
+    path: str | os.PathLike,
+    modules: Mapping[str, GateVectors],
+    *,
+    family: str,
+    k_range: tuple[int, int] | None = None,
+    recipe: str = "",
+    base_sha256: str = "",
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a gate file, completely or not at all. Vectors are stored as float32."""
+    header = {"format": FORMAT, "family": family, "recipe": recipe, "base_sha256": base_sha256, **(metadata or {})}
+    eps = {vectors.eps for vectors in modules.values()}
+    if len(eps) > 1:
+        raise GateError(f"one file holds one eps, these vectors have {sorted(eps)}", path=path)
+    header["eps"] = repr(eps.pop() if eps else EPS)
+    if k_range:
+        header["k_min"], header["k_max"] = str(k_range[0]), str(k_range[1])
+    tensors = {
+        f"{name}.{vector}": value.detach().float().cpu().clone()
+        for name, vectors in modules.items()
+        for vector, value in vectors.named().items()
+    }
+    _vectors(path, tensors, EPS)
+    _replace_file(Path(path), tensors, {key: value for key, value in header.items() if value})
+
+
+def _replace_file(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+    os.close(handle)
+    try:
+        save_file(tensors, name, metadata)
+        with open(name, "rb+") as written:
+            os.fsync(written.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def _read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(os.fspath(path), "pt") as handle:
+            return {key: handle.get_tensor(key) for key in handle.keys()}, handle.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise GateError(f"the gate file cannot be read: {error}", path=path, fix=FIX) from error
+
+
+def _public_flux(path: str | os.PathLike, tensors: dict[str, Tensor], metadata: dict[str, str]) -> GateFile:
+    renamed: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        stem, vector = _split_key(path, key)
+        module = public_module(stem)
+        if module is None:
+            raise GateError("not a layer of the public FLUX gate", path=path, key=key, fix=FIX)
+        renamed[f"{module}.{vector}"] = value
+    modules = _vectors(path, renamed, EPS)
+    sizes = {hidden_size(module, vectors.channels) for module, vectors in modules.items()}
+    if len(sizes) > 1:
+        raise GateError(f"the layers speak for different hidden sizes: {sorted(sizes)}", path=path, fix=FIX)
+    return GateFile(os.fspath(path), "flux", modules, metadata)
+
+
+def _split_key(path: str | os.PathLike, key: str) -> tuple[str, str]:
+    vector = next((vector for vector in _BY_LENGTH if key.endswith("." + vector)), None)
+    if vector is None or key == "." + vector:
+        raise GateError("unknown key in a gate file", path=path, key=key, fix=FIX)
+    return key[: -len(vector) - 1], vector
+
+
+def _vectors(path: str | os.PathLike, tensors: Mapping[str, Tensor], eps: float) -> dict[str, GateVectors]:
+    named: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        module, vector = _split_key(path, key)
+        named.setdefault(module, {})[vector] = _checked(path, key, value)
+    if not named:
+        raise GateError("the gate file holds no layer", path=path, fix=FIX)
+    for module, vectors in named.items():
+        _check_module(path, module, vectors)
+    return {module: GateVectors.from_named(vectors, eps) for module, vectors in named.items()}
+
+
+def _checked(path: str | os.PathLike, key: str, value: Tensor) -> Tensor:
+    if value.ndim != 1 or not value.is_floating_point():
+        shape = tuple(value.shape)
+        raise GateError(f"expected a vector of floats, found {value.dtype} {shape}", path=path, key=key, fix=FIX)
+    value = value.float()
+    if not torch.isfinite(value).all():
+        raise GateError("the vector has values that are not finite", path=path, key=key, fix=FIX)
+    return value
+
+
+def _check_module(path: str | os.PathLike, module: str, vectors: dict[str, Tensor]) -> None:
+    missing = _missing(vectors)
+    if missing:
+        raise GateError(f"vectors missing: {', '.join(missing)}", path=path, key=module, fix=FIX)
+    lengths = {value.shape[0] for value in vectors.values()}
+    if len(lengths) > 1:
+        raise GateError(f"vectors of different lengths: {sorted(lengths)}", path=path, key=module, fix=FIX)
+    span = split_slice(module)[1]
+    if span and span[1] - span[0] != lengths.pop():
+        raise GateError("the vectors do not have the length of their slice", path=path, key=module, fix=FIX)
+
+
+def _missing(vectors: Iterable[str]) -> list[str]:
+    """The paper's own variant has no ``weight_base``; everything else must be there."""
+    return [name for name in VECTORS if name not in vectors and name != "weight_base"]
+
+
+def _eps(path: str | os.PathLike, metadata: dict[str, str]) -> float:
+    text = metadata.get("eps", repr(EPS))
+    try:
+        eps = float(text)
+    except ValueError as error:
+        raise GateError(f"eps is not a number: {text!r}", path=path, key="eps", fix=FIX) from error
+    if not 0 < eps < 1:
+        raise GateError(f"eps must lie between 0 and 1, found {text}", path=path, key="eps", fix=FIX)
+    return eps
+
+
+def _whole(gate: GateFile, key: str) -> int | None:
+    text = gate.metadata.get(key)
+    if text is None:
+        return None
+    if not text.isdecimal():
+        raise GateError(f"{key} is not a whole number: {text!r}", path=gate.path, key=key, fix=FIX)
+    return int(text)
