@@ -1,0 +1,219 @@
+"""Weight encoders: a file's features in, a unit vector in the text tower's space out.
+
+``RidgeEncoder`` is the closed-form one; a learned one can take its place behind :class:`WeightEncoder`. An encoder
+file is safetensors with ``format=autolora-encoder/1``; its id is a hash of its contents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from ..errors import FileFormatError
+from .features import Features, FeatureSchema
+from .generic import GENERIC_PROMPTS
+from .ridge import KernelRidge
+from .sketch import SketchSize
+from .towers import TextTower
+
+FORMAT = "autolora-encoder/1"
+# Below this many captioned files the map from weights to words is noise: `RidgeEncoder.usable` says so.
+MIN_TRAINING_FILES = 8
+# Cosine of standardised features from which two rows count as the same file (re-saved, another dtype).
+SAME_FILE_COSINE = 0.995
+
+
+@runtime_checkable
+class WeightEncoder(Protocol):
+    """What the library and the retriever ask of an encoder. ``tower`` is the id of the text tower it maps to."""
+
+    id: str
+    dim: int
+    family: str
+    tower: str
+    schema: FeatureSchema
+    usable: bool
+
+    def encode(self, features: Features) -> np.ndarray:
+        """``features`` (on ``schema``) → float32 (dim,), unit norm; zero when no module is known."""
+        ...
+
+    def query(self, vectors: np.ndarray) -> np.ndarray:
+        """Tower vectors (n, dim) → float32 (n, dim) unit rows that may be compared with :meth:`encode`'s."""
+        ...
+
+
+@dataclass(frozen=True)
+class RidgeEncoder:
+    """Ridge regression from features to centred text embeddings.
+
+    Text embeddings are centred on the mean of the generic prompts, so that "no idea" is the zero vector instead of the
+    average caption. A file the encoder was fitted on gets its *leave-one-out* prediction: its vector says what its
+    weights say, not what its caption says, and is as good as that of a file nobody captioned.
+    ``texts[i]`` are the captions of training row i (kept to refit for another tower).
+    """
+
+    schema: FeatureSchema
+    tower: str
+    centre: np.ndarray
+    ridge: KernelRidge
+    texts: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def fit(
+        cls,
+        schema: FeatureSchema,
+        vectors: np.ndarray,
+        texts: Sequence[str | Sequence[str]],
+        tower: TextTower,
+        weights: np.ndarray | None = None,
+    ) -> RidgeEncoder:
+        """Fit on ``vectors`` (n, F) of files laid out on ``schema`` and their captions (one or several a file)."""
+        captions = tuple((text,) if isinstance(text, str) else tuple(text) for text in texts)
+        centre = tower.encode(GENERIC_PROMPTS).mean(axis=0)
+        targets = np.stack([_unit(tower.encode(list(own)).mean(axis=0) - centre) for own in captions])
+        # float16 is how the file keeps X: fit on what will be read back, so that saving changes nothing.
+        kept = (np.asarray(vectors, np.float32) * schema.width**0.5).astype(np.float16)
+        return cls(schema, tower.id, centre, KernelRidge.fit(_restored(kept, schema.width), targets, weights), captions)
+
+    def extended(
+        self,
+        vectors: np.ndarray,
+        texts: Sequence[str | Sequence[str]],
+        tower: TextTower,
+        weights: np.ndarray | None = None,
+    ) -> RidgeEncoder:
+        """A new encoder fitted on this one's training files and the given ones; also refits for another ``tower``."""
+        X = np.concatenate([self.ridge.X, np.asarray(vectors, np.float32).reshape(-1, self.schema.width)])
+        return RidgeEncoder.fit(self.schema, X, [*self.texts, *texts], tower, weights)
+
+    @property
+    def family(self) -> str:
+        """Base family whose files it reads."""
+        return self.schema.family
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector: the tower's."""
+        return len(self.centre)
+
+    @property
+    def usable(self) -> bool:
+        """Whether enough files were seen for its vectors to mean anything."""
+        return len(self.texts) >= MIN_TRAINING_FILES
+
+    @cached_property
+    def id(self) -> str:
+        """``ridge-`` and 12 hex digits over everything that decides a vector."""
+        digest = hashlib.sha256(f"{FORMAT} {self.tower} {self.schema.id}".encode())
+        for _, array in sorted(self._tensors().items()):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return "ridge-" + digest.hexdigest()[:12]
+
+    def encode(self, features: Features) -> np.ndarray:
+        """See :class:`WeightEncoder`."""
+        return self.encode_many(features.vector[None])[0]
+
+    def encode_many(self, vectors: np.ndarray) -> np.ndarray:
+        """(n, F) → float32 (n, dim): unit rows, or zero for a zero vector. Rows do not depend on each other."""
+        vectors = np.asarray(vectors, np.float32)
+        out = np.zeros((len(vectors), self.dim), np.float32)
+        lengths = np.linalg.norm(self.ridge.X, axis=1)
+        for row, vector in zip(out, vectors, strict=True):
+            norm = np.linalg.norm(vector)
+            if norm == 0:
+                continue
+            same = self.ridge.X @ vector / np.maximum(lengths * norm, 1e-12)
+            best = int(same.argmax())
+            found = self.ridge.loo()[best] if same[best] > SAME_FILE_COSINE else self.ridge.predict(vector[None])[0]
+            row[:] = _unit(found)
+        return out
+
+    def query(self, vectors: np.ndarray) -> np.ndarray:
+        """See :class:`WeightEncoder`."""
+        centred = np.asarray(vectors, np.float64) - self.centre
+        return (centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write atomically (temporary file beside it, flushed, renamed); returns the path."""
+        from safetensors.numpy import save
+
+        schema = {
+            "family": self.schema.family,
+            "size": asdict(self.schema.size),
+            "modules": self.schema.modules,
+        }
+        metadata = {
+            "format": FORMAT,
+            "kind": "ridge",
+            "id": self.id,
+            "tower": self.tower,
+            "schema": json.dumps(schema),
+            "texts": json.dumps(self.texts),
+        }
+        path = Path(path)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        try:
+            with open(temporary, "wb") as stream:
+                stream.write(save(self._tensors(), metadata))
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> RidgeEncoder:
+        """Read an encoder file; :class:`FileFormatError` when it is not one or its contents do not match its id."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(os.fspath(path), "numpy") as stream:
+                metadata = stream.metadata() or {}
+                tensors = {name: stream.get_tensor(name) for name in stream.keys()}
+        except (OSError, SafetensorError) as error:
+            raise FileFormatError(f"the encoder cannot be read: {error}", path=path) from error
+        fix = "fetch the file again, or remove it: the library then fits its own encoder"
+        if metadata.get("format") != FORMAT or metadata.get("kind") != "ridge":
+            raise FileFormatError(f"not a ridge encoder of format {FORMAT}", path=path, fix=fix)
+        try:
+            encoder = cls._restore(metadata, tensors)
+        except (KeyError, ValueError, TypeError) as error:
+            raise FileFormatError(f"the encoder's contents are incomplete: {error!r}", path=path, fix=fix) from error
+        if encoder.id != metadata.get("id"):
+            raise FileFormatError("the encoder's contents do not match its id", path=path, fix=fix)
+        return encoder
+
+    @classmethod
+    def _restore(cls, metadata: dict[str, str], tensors: dict[str, np.ndarray]) -> RidgeEncoder:
+        said = json.loads(metadata["schema"])
+        schema = FeatureSchema(
+            said["family"], SketchSize(**said["size"]), tuple(said["modules"]), tensors["mean"], tensors["scale"]
+        )
+        X = _restored(tensors["X"], schema.width)
+        ridge = KernelRidge.from_tensors({**tensors, "X": X})
+        texts = tuple(tuple(own) for own in json.loads(metadata["texts"]))
+        return cls(schema, metadata["tower"], tensors["centre"], ridge, texts)
+
+    def _tensors(self) -> dict[str, np.ndarray]:
+        kept = (self.ridge.X * self.schema.width**0.5).astype(np.float16)
+        named = {"mean": self.schema.mean, "scale": self.schema.scale, "centre": self.centre}
+        return {**self.ridge.to_tensors(), "X": kept, **named}
+
+
+def _restored(kept: np.ndarray, width: int) -> np.ndarray:
+    """float16 rows in units of 1/√F → float32."""
+    return kept.astype(np.float32) / np.float32(max(width, 1) ** 0.5)
+
+
+def _unit(vector: np.ndarray) -> np.ndarray:
+    return vector / max(float(np.linalg.norm(vector)), 1e-12)
