@@ -79,7 +79,7 @@ def seed() -> int:
 
 @pytest.fixture
 def tiny_lora(tmp_path: Path) -> Callable[..., Path]:
-    """``tiny_lora("sub/name.safetensors", seed=1, rank=2, metadata={…})`` → path of a real file under tmp_path/loras."""
+    """``tiny_lora("sub/name.safetensors", seed=1, metadata={…})`` → path of a real file under tmp_path/loras."""
 
     def make(name: str, seed: int = 0, rank: int = 2, metadata: dict[str, str] | None = None, **how) -> Path:
         return write_lora(tmp_path / "loras" / name, emoji_factors(seed, rank, **how), metadata)

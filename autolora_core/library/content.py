@@ -1,0 +1,136 @@
+"""One row per file content: what a LoRA is, read once per SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sqlite3
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ..errors import AutoLoRAError, LoraError
+from ..lora.file import LoraFile
+from .store import now
+
+log = logging.getLogger(__name__)
+# Raise when lora/ reads files differently, so that libraries read their contents again (without hashing anew).
+READER = 1
+MAX_PROBLEMS, MAX_PROBLEM = 12, 300
+
+
+@dataclass(frozen=True)
+class Content:
+    """What is known of one content. ``modules`` lists ``(base module, adapter kind, rank or None)``."""
+
+    hash: str
+    size: int
+    family: str = "unknown"
+    variant: str = ""
+    evidence: tuple[str, ...] = ()
+    kind: str = "not_a_lora"
+    partial: str | None = None
+    rank: int | None = None
+    halves: tuple[str, ...] = ()
+    keys: tuple[int, int, int] = (0, 0, 0)  # used, ignored, unknown
+    problems: tuple[str, ...] = ()
+    modules: tuple[tuple[str, str, int | None], ...] = ()
+    reader: int = READER
+
+
+def read_content(path: str, digest: str, size: int) -> tuple[Content, LoraFile | None]:
+    """Read the file ``path`` whose SHA-256 is ``digest``; a file that cannot be used comes back with its problem.
+
+    Raises nothing that a file's bytes can cause. The second value is the open file, None when it is not a LoRA.
+    """
+    try:
+        lora = LoraFile.open(path)
+        if lora.kind != "not_a_lora":
+            lora.check_values()
+        content = describe(lora, digest, size)
+        return content, lora if content.kind != "not_a_lora" else None
+    except AutoLoRAError as error:
+        problem = f"{error.message}. What to do: {error.fix}" if error.fix else error.message
+        return Content(digest, size, problems=_short([problem])), None
+    except Exception as error:  # a file may be broken in a way nobody thought of; the scan has others to read
+        log.warning("reading %r failed: %s: %s", path, type(error).__name__, error, exc_info=True)
+        return Content(digest, size, problems=_short([f"the reader failed ({type(error).__name__}: {error})"])), None
+
+
+def describe(lora: LoraFile, digest: str, size: int) -> Content:
+    """The row of an open file, after :meth:`LoraFile.check_values`; why it cannot be applied, if so, is a problem."""
+    modules = tuple((name, str(entry.kind), entry.rank) for name, entry in lora.modules.items())
+    problems = list(lora.problems)
+    try:
+        lora.require_usable()
+    except LoraError as error:
+        problems.insert(0, f"{error.message}. What to do: {error.fix}" if error.fix else error.message)
+    return Content(
+        digest,
+        size,
+        lora.family.name,
+        lora.family.variant or "",
+        tuple(lora.family.evidence),
+        lora.kind,
+        _plain(lora.partial) if lora.partial else None,
+        lora.rank,
+        tuple(sorted(lora.halves)),
+        (len(lora.keys.used), len(lora.keys.ignored), len(lora.keys.unknown)),
+        _short(problems),
+        modules,
+    )
+
+
+def _plain(text: str) -> str:
+    """Text that any encoder takes: a header may smuggle in lone surrogates."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _short(problems: Iterable[object]) -> tuple[str, ...]:
+    return tuple(_plain(str(problem))[:MAX_PROBLEM] for problem in list(problems)[:MAX_PROBLEMS])
+
+
+def store_layout(db: sqlite3.Connection, modules: Sequence) -> str:
+    """Store a module list once, whoever has it; returns its id."""
+    packed = json.dumps(modules).encode()
+    layout = hashlib.sha256(packed).hexdigest()[:32]
+    db.execute("INSERT OR IGNORE INTO layouts VALUES (?, ?)", (layout, zlib.compress(packed)))
+    return layout
+
+
+def read_layout(db: sqlite3.Connection, layout: str | None) -> list:
+    """The module list ``layout``, as JSON gave it; empty for None."""
+    row = db.execute("SELECT modules FROM layouts WHERE id = ?", (layout,)).fetchone() if layout else None
+    return json.loads(zlib.decompress(row[0])) if row else []
+
+
+def store_content(db: sqlite3.Connection, content: Content) -> None:
+    """Insert or replace the row, and the module list unless another file has the same one."""
+    layout = store_layout(db, content.modules) if content.modules else None
+    lists = [json.dumps(part) for part in (content.evidence, content.halves, content.keys, content.problems)]
+    db.execute(
+        "INSERT OR REPLACE INTO contents VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        (
+            content.hash, content.size, content.family, content.variant, lists[0], content.kind, content.partial,
+            content.rank, lists[1], layout, lists[2], lists[3], content.reader, now(),
+        ),
+    )  # fmt: skip
+
+
+_COLUMNS = "hash, size, family, variant, evidence, kind, partial, rank, halves, keys, problems, reader"
+
+
+def content_row(db: sqlite3.Connection, digest: str) -> Content | None:
+    """The stored content, without its modules (see :func:`modules_of`)."""
+    row = db.execute(f"SELECT {_COLUMNS} FROM contents WHERE hash = ?", (digest,)).fetchone()
+    if row is None:
+        return None
+    evidence, halves, keys, problems = (tuple(json.loads(row[i])) for i in (4, 8, 9, 10))
+    return Content(*row[:4], evidence, *row[5:8], halves, keys, problems, reader=row[11])
+
+
+def modules_of(db: sqlite3.Connection, digest: str) -> tuple[tuple[str, str, int | None], ...]:
+    """``(base module, adapter kind, rank)`` of every module of a content; empty when it has none."""
+    row = db.execute("SELECT layout FROM contents WHERE hash = ?", (digest,)).fetchone()
+    return tuple(tuple(module) for module in read_layout(db, row[0] if row else None))

@@ -1,0 +1,322 @@
+"""One weight encoder per family, fitted on the files that have words, and a vector for every file that has weights.
+
+The encoder is a function of the family's files and their words alone, in whatever order they came: scanning again,
+after a crash or from nothing, gives the same one. Its vectors carry its id; those of another encoder or text tower lie
+beside them and are never mixed with them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..encode.encoder import SAME_FILE_COSINE, RidgeEncoder
+from ..encode.features import FeatureSchema, ModuleFeatures
+from ..encode.towers import TextTower
+from ..errors import EncoderMismatchError, FileFormatError
+from .entries import Entry, EntryText
+from .sketches import read_sketches, sketch_id
+from .store import Store, now
+from .vectors import store_vectors, vectors_path
+
+log = logging.getLogger(__name__)
+# Bounds the memory of a fit; captioned files come first.
+MAX_FIT_FILES = 4000
+ASSEMBLE_BLOCK = 256
+TEXT_BLOCK = 64
+# What a file name says is worth less than what its maker wrote.
+FILE_NAME_WEIGHT = 0.5
+Progress = Callable[[int, int, str], None]
+_loaded: dict[str, RidgeEncoder] = {}
+
+
+class _Remembering:
+    """A text tower that encodes each text once: fitting asks for the same captions several times."""
+
+    def __init__(self, tower: TextTower):
+        self._tower, self._known = tower, {}
+        self.id, self.dim = tower.id, tower.dim
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        new = sorted({text for text in texts if text not in self._known})
+        for start in range(0, len(new), TEXT_BLOCK):
+            block = new[start : start + TEXT_BLOCK]
+            self._known.update(zip(block, self._tower.encode(block), strict=True))
+        return np.stack([self._known[text] for text in texts]) if texts else np.zeros((0, self.dim), np.float32)
+
+
+@dataclass(frozen=True)
+class FamilyFit:
+    """``found_top5`` is the share of captioned files whose own words rank their leave-one-out vector in the first 5."""
+
+    family: str
+    encoder_id: str
+    files: int
+    captioned: int
+    usable: bool
+    refitted: bool
+    found_top5: float
+
+
+@dataclass
+class FitReport:
+    """What a fit did, family by family. ``tower`` is the text tower's id."""
+
+    tower: str = ""
+    families: list[FamilyFit] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def lines(self) -> list[str]:
+        """One line a family, for people."""
+        lines = []
+        for fit in self.families:
+            if not fit.encoder_id:
+                lines.append(f"for {fit.family}: none, no file has words to learn from; words and names still count")
+            elif not fit.usable:
+                lines.append(f"for {fit.family}: not used, too few files with words to trust it ({fit.captioned})")
+            else:
+                chance = min(1.0, 5 / max(fit.captioned, 1))
+                lines.append(
+                    f"for {fit.family}: learnt from {fit.captioned} of {fit.files} files; a file it was not shown is "
+                    f"among the first five for its own words {fit.found_top5:.0%} of the time (chance {chance:.0%})"
+                )
+        return lines
+
+
+def fit_library(
+    store: Store,
+    tower: TextTower,
+    progress: Progress | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    shipped: Mapping[str, RidgeEncoder] | None = None,
+) -> FitReport:
+    """Fit what changed, encode what has no vector. The caller holds the writer lock. ``shipped`` encoders (family →
+    encoder) are extended with the library's own files instead of starting from nothing."""
+    report, started = FitReport(tower.id), time.monotonic()
+    tower, families = _Remembering(tower), _families(store)
+    for index, family in enumerate(families):
+        if should_stop is not None and should_stop():
+            break
+        if progress is not None:
+            progress(index, len(families), family)
+        report.families.append(_fit_family(store, family, tower, (shipped or {}).get(family)))
+    if progress is not None:
+        progress(len(families), len(families), "")
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def _families(store: Store) -> list[str]:
+    rows = store.db.execute(
+        "SELECT DISTINCT c.family FROM features f JOIN contents c ON c.hash = f.hash WHERE f.problem IS NULL"
+    )
+    return sorted(row[0] for row in rows)
+
+
+def _fit_family(store: Store, family: str, tower: TextTower, shipped: RidgeEncoder | None) -> FamilyFit:
+    hashes = _encodable(store, family)
+    words = {digest: text for digest, text in _texts(store, family).items() if digest in set(hashes)}
+    inputs = _inputs_id(family, hashes, words, tower, shipped)
+    row = store.db.execute(
+        "SELECT id, info FROM encoders WHERE family = ? AND tower_id = ? AND inputs = ?", (family, tower.id, inputs)
+    ).fetchone()
+    encoder = load_encoder(store, row[0]) if row else None
+    refitted = encoder is None
+    if encoder is None:
+        encoder = _fit_encoder(store, family, hashes, words, tower, shipped)
+    if encoder is None:
+        return FamilyFit(family, "", len(hashes), 0, False, False, 0.0)
+    found = _found_top5(encoder, tower) if refitted else json.loads(row[1])["found_top5"]
+    fit = FamilyFit(family, encoder.id, len(hashes), len(encoder.texts), encoder.usable, refitted, found)
+    _bring_up_to_date(store, encoder, hashes, inputs, fit)
+    return fit
+
+
+def _encodable(store: Store, family: str) -> list[str]:
+    rows = store.db.execute(
+        "SELECT f.hash FROM features f JOIN contents c ON c.hash = f.hash"
+        " WHERE c.family = ? AND f.sketch_id = ? AND f.problem IS NULL ORDER BY f.hash",
+        (family, sketch_id(family)),
+    )
+    return [row[0] for row in rows]
+
+
+def _texts(store: Store, family: str) -> dict[str, EntryText]:
+    """Content → the richest words any of its places has; only those that say something."""
+    rows = store.db.execute(
+        "SELECT f.hash, text FROM files f JOIN contents c ON c.hash = f.hash WHERE c.family = ?", (family,)
+    )
+    best: dict[str, tuple[int, str]] = {}
+    for digest, packed in rows:
+        candidate = (len(EntryText.from_json(json.loads(packed)).captions), packed)
+        best[digest] = max(best.get(digest, (0, "")), candidate)
+    return {digest: EntryText.from_json(json.loads(packed)) for digest, (count, packed) in best.items() if count}
+
+
+def _inputs_id(family, hashes, words: Mapping[str, EntryText], tower: TextTower, shipped: RidgeEncoder | None) -> str:
+    digest = hashlib.sha256(f"{sketch_id(family)} {tower.id} {shipped.id if shipped else ''}".encode())
+    for content in hashes:
+        captions = words[content].captions if content in words else ()
+        digest.update(json.dumps([content, captions]).encode())
+    return digest.hexdigest()
+
+
+def _fit_encoder(store, family, hashes, words, tower, shipped) -> RidgeEncoder | None:
+    """Fit on the captioned files, or extend a shipped encoder with them; None when there is nothing to learn from."""
+    captioned = [digest for digest in hashes if digest in words][:MAX_FIT_FILES]
+    others = [digest for digest in hashes if digest not in words][: MAX_FIT_FILES - len(captioned)]
+    if shipped is None and not captioned:
+        return None
+    sketches = read_sketches(store.db, sorted(captioned + others), family)
+    schema = shipped.schema if shipped else FeatureSchema.learn(family, [sketches[key] for key in sorted(sketches)])
+    rows = _assemble(schema, [sketches[digest] for digest in captioned])
+    texts = [words[digest].captions for digest in captioned]
+    weights = [FILE_NAME_WEIGHT if words[digest].source == "file name" else 1.0 for digest in captioned]
+    if shipped is None:
+        return RidgeEncoder.fit(schema, rows, texts, tower, np.array(weights))
+    # A file the shipped encoder was fitted on must not be learnt twice: leave-one-out would see its twin.
+    new = [i for i, row in enumerate(rows) if not _is_known(shipped, row)]
+    if not new and shipped.tower == tower.id:
+        return shipped
+    all_weights = np.array([1.0] * len(shipped.texts) + [weights[i] for i in new])
+    return shipped.extended(rows[new], [texts[i] for i in new], tower, all_weights)
+
+
+def _is_known(encoder: RidgeEncoder, row: np.ndarray) -> bool:
+    X = encoder.ridge.X
+    lengths = np.linalg.norm(X, axis=1) * np.linalg.norm(row)
+    return bool((X @ row / np.maximum(lengths, 1e-12)).max(initial=-1) > SAME_FILE_COSINE)
+
+
+def _assemble(schema: FeatureSchema, files: Iterable[ModuleFeatures]) -> np.ndarray:
+    rows = [schema.assemble(file).vector for file in files]
+    return np.stack(rows) if rows else np.zeros((0, schema.width), np.float32)
+
+
+def _found_top5(encoder: RidgeEncoder, tower: TextTower) -> float:
+    """How often a captioned file's own words find its leave-one-out vector among the first five."""
+    vectors = encoder.encode_many(encoder.ridge.X)
+    own = np.stack([tower.encode(list(texts)).mean(axis=0) for texts in encoder.texts])
+    scores = encoder.query(own) @ vectors.T
+    rank = (scores > np.diag(scores)[:, None]).sum(axis=1)
+    return float((rank < 5).mean())
+
+
+def _bring_up_to_date(store: Store, encoder: RidgeEncoder, hashes: list[str], inputs: str, fit: FamilyFit) -> None:
+    """Store the encoder as the current one of its family and tower, and the vectors that are missing; drop old ones."""
+    have = {row[0] for row in store.db.execute("SELECT hash FROM vectors WHERE encoder_id = ?", (encoder.id,))}
+    missing = [digest for digest in hashes if digest not in have]
+    path = encoder_path(store.folder, encoder.id)
+    if not path.is_file():
+        encoder.save(path)
+    _loaded[encoder.id] = encoder
+    row = (
+        encoder.id, fit.family, "ridge", encoder.schema.id, encoder.tower, inputs,
+        json.dumps({"found_top5": fit.found_top5, "captioned": fit.captioned}), now(),
+    )  # fmt: skip
+    with store.transaction() as db:
+        current = db.execute("SELECT inputs FROM encoders WHERE id = ? AND current = 1", (encoder.id,)).fetchone()
+        if missing or current != (inputs,):
+            db.execute("UPDATE encoders SET current = 0 WHERE family = ? AND tower_id = ?", (fit.family, encoder.tower))
+            db.execute("INSERT OR REPLACE INTO encoders VALUES (?,?,?,?,?,?,?,1,?)", row)
+            store.bump()
+        for start in range(0, len(missing), ASSEMBLE_BLOCK):
+            block = missing[start : start + ASSEMBLE_BLOCK]
+            sketches = read_sketches(db, block, fit.family)
+            vectors = encoder.encode_many(_assemble(encoder.schema, (sketches[digest] for digest in block)))
+            store_vectors(
+                store, encoder.id, encoder.schema.id, encoder.tower, list(zip(block, vectors, strict=True)), now()
+            )
+        dropped = _drop_old(store, fit.family, encoder.tower)
+    for old in dropped:
+        for stale in (encoder_path(store.folder, old), vectors_path(store.folder, old)):
+            stale.unlink(missing_ok=True)
+
+
+def _drop_old(store: Store, family: str, tower_id: str) -> list[str]:
+    """Forget all but the two newest encoders of a family and tower: a reader may still be using the one before."""
+    rows = store.db.execute(
+        "SELECT id FROM encoders WHERE family = ? AND tower_id = ? ORDER BY current DESC, rowid DESC",
+        (family, tower_id),
+    ).fetchall()
+    old = [row[0] for row in rows[2:]]
+    for encoder_id in old:
+        store.db.execute("DELETE FROM vectors WHERE encoder_id = ?", (encoder_id,))
+        store.db.execute("DELETE FROM encoders WHERE id = ?", (encoder_id,))
+    return old
+
+
+def encoder_path(folder: Path, encoder_id: str) -> Path:
+    """Where an encoder's file lies in a library folder."""
+    return folder / f"encoder-{encoder_id}.safetensors"
+
+
+def load_encoder(store: Store, encoder_id: str) -> RidgeEncoder | None:
+    """An encoder of this library; None when its file is absent or damaged (the next fit makes it again)."""
+    if encoder_id not in _loaded:
+        try:
+            found = RidgeEncoder.load(encoder_path(store.folder, encoder_id))
+        except FileFormatError as error:
+            log.warning("%s", error)
+            return None
+        if found.id != encoder_id:
+            log.warning("the file of encoder %s holds %s; fitting again", encoder_id, found.id)
+            return None
+        while len(_loaded) >= 8:
+            _loaded.pop(next(iter(_loaded)))
+        _loaded[encoder_id] = found
+    return _loaded[encoder_id]
+
+
+def current_encoder(store: Store, family: str, tower_id: str | None = None) -> RidgeEncoder | None:
+    """The family's current encoder, for this text tower when given; None when none was fitted."""
+    row = store.db.execute(
+        "SELECT id FROM encoders WHERE family = ? AND current = 1 AND (? IS NULL OR tower_id = ?)"
+        " ORDER BY rowid DESC LIMIT 1",
+        (family, tower_id, tower_id),
+    ).fetchone()
+    return load_encoder(store, row[0]) if row else None
+
+
+def check_encoder(store: Store, family: str, encoder_id: str) -> None:
+    """Raise EncoderMismatchError unless ``encoder_id`` is an encoder of ``family`` in this library."""
+    row = store.db.execute("SELECT family FROM encoders WHERE id = ?", (encoder_id,)).fetchone()
+    if row is None or row[0] != family:
+        what = f"an encoder of {row[0]}" if row else "not an encoder of this library"
+        raise EncoderMismatchError(
+            f"the encoder {encoder_id} is {what}, not of {family}",
+            path=store.path,
+            key=encoder_id,
+            fix="run Encode LoRA Library again",
+        )
+
+
+def feature_matrix(
+    entries: list[Entry], sketches: Mapping[str, ModuleFeatures], family: str, schema: FeatureSchema | None
+) -> tuple[list[Entry], np.ndarray]:
+    """Entries that have features and their rows (n, F) float32, on ``schema`` or on one learnt from ``sketches``."""
+    known = [entry for entry in entries if entry.hash in sketches]
+    schema = schema or FeatureSchema.learn(family, [sketches[key] for key in sorted(sketches)])
+    return known, _assemble(schema, (sketches[entry.hash] for entry in known))
+
+
+def find_encoders(folders: Iterable[str | os.PathLike]) -> dict[str, RidgeEncoder]:
+    """Family → encoder file lying in ``folders`` (the first one wins); files that are no encoder are passed over."""
+    found: dict[str, RidgeEncoder] = {}
+    for folder in folders:
+        for path in sorted(Path(folder).glob("*encoder*.safetensors")):
+            try:
+                encoder = RidgeEncoder.load(path)
+            except FileFormatError as error:
+                log.info("not an encoder: %s", error)
+                continue
+            found.setdefault(encoder.family, encoder)
+    return found

@@ -1,0 +1,278 @@
+"""A library: one folder that knows everything about a set of LoRA files.
+
+    library.sqlite               the truth (see store.py)
+    vectors-<encoder id>.faiss   a cache of one encoder's vectors (see vectors.py)
+    writer.lock                  one writer at a time (see locks.py)
+
+Everything is incremental; LoRA folders are only read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..encode.features import ModuleFeatures, size_for
+from ..encode.towers import TextTower
+from ..errors import AutoLoRAError, LibraryError
+from ..lora.file import LoraFile
+from . import duplicates, fit
+from .content import content_row, modules_of
+from .duplicates import Pair
+from .entries import Entry, EntryText, ScanReport
+from .locks import writer_lock
+from .scan import Progress, Scanner
+from .sketches import ENCODABLE_KINDS, compute_sketch, has_sketch, read_sketches
+from .store import Store, now
+from .vectors import VectorIndex, open_vectors
+from .walk import Scope
+
+INDEX_FORMAT = "autolora-index/1"
+
+
+class Library:
+    """An open library. Use :meth:`open`; close it, or use it in a ``with`` block.
+
+    Readers see the last committed state and never wait; writers (:meth:`scan`, :meth:`fit`, :meth:`near_duplicates`)
+    take turns across processes, waiting at most ``wait`` seconds.
+    """
+
+    def __init__(self, store: Store, scope: Scope | None = None, wait: float = 30.0):
+        self.store, self.scope, self.wait = store, scope, wait
+        self._entries: tuple[int, list[Entry]] | None = None
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike, *, wait: float = 30.0) -> Library:
+        """The library in ``folder``, created when absent. Raises :class:`LibraryError` and LibraryVersionError."""
+        return cls(Store(folder), None, wait)
+
+    @classmethod
+    def from_handle(cls, handle: Mapping) -> Library:
+        """The library, and the part of it, that an index handle names (see :meth:`handle`). Never creates one."""
+        if not isinstance(handle, Mapping) or handle.get("format") != INDEX_FORMAT:
+            found = handle.get("format") if isinstance(handle, Mapping) else type(handle).__name__
+            raise LibraryError(
+                f"this is not a LoRA index ({found})", fix="connect the index output of Encode LoRA Library"
+            )
+        folder = Path(str(handle.get("folder", "")))
+        if not (folder / "library.sqlite").is_file():
+            raise LibraryError("the library is not there any more", path=folder, fix="run Encode LoRA Library again")
+        return cls(Store(folder), Scope(dict(handle["roots"]), handle.get("under", ""), handle.get("names", "")))
+
+    @property
+    def folder(self) -> Path:
+        return self.store.folder
+
+    @property
+    def generation(self) -> int:
+        """Grows with every change."""
+        return self.store.generation
+
+    def handle(self, scope: Scope) -> dict:
+        """The JSON that travels between nodes: this library, restricted to ``scope``."""
+        return {
+            "format": INDEX_FORMAT,
+            "folder": str(self.folder),
+            "generation": self.generation,
+            **scope.to_json(),
+        }
+
+    def view(self, scope: Scope) -> Library:
+        """The same library, showing only the entries inside ``scope``."""
+        return Library(self.store, scope, self.wait)
+
+    def close(self) -> None:
+        self.store.close()
+
+    def __enter__(self) -> Library:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    def scan(
+        self,
+        roots: Mapping[str, str | os.PathLike] | Sequence[str | os.PathLike] | Scope,
+        *,
+        force: bool = False,
+        progress: Progress | None = None,
+        should_stop: Callable[[], bool] | None = None,
+        encode: bool = True,
+    ) -> ScanReport:
+        """Bring the library in line with the LoRA folders, and encode every content that is not encoded yet.
+
+        ``roots`` maps labels to folders (or is a list, or a :class:`Scope` for a part of them). ``force`` reads every
+        file again. ``progress(done, total, name)`` is called after every file and may raise to interrupt;
+        ``should_stop()`` ends the scan early. Either way all that was done is kept and the next scan goes on from it.
+        """
+        scope = roots if isinstance(roots, Scope) else Scope.of(roots)
+        db, fresh = self.store.db, set()
+
+        def features(digest: str, path: str, lora: LoraFile | None) -> bool:
+            content = content_row(db, digest)
+            if content is None or content.kind not in ENCODABLE_KINDS or content.family == "unknown":
+                return False
+            if digest in fresh or (has_sketch(db, digest, content.family) and not (force and lora is not None)):
+                return False
+            fresh.add(digest)
+            try:
+                compute_sketch(db, digest, lora if lora is not None else LoraFile.open(path))
+            except AutoLoRAError:
+                return False  # gone or changed since it was listed: its row says so at the next scan
+            return True
+
+        with writer_lock(self.folder, self.wait, _checking(should_stop)):
+            scanner = Scanner(
+                self.store,
+                scope,
+                force=force,
+                progress=progress,
+                should_stop=should_stop,
+                features=features if encode else None,
+            )
+            return scanner.run()
+
+    def fit(
+        self, tower: TextTower, *, progress: Progress | None = None, should_stop: Callable[[], bool] | None = None
+    ) -> fit.FitReport:
+        """Fit (or keep) one weight encoder per family against ``tower`` and bring all vectors up to date."""
+        with writer_lock(self.folder, self.wait, _checking(should_stop)):
+            return fit.fit_library(self.store, tower, progress, should_stop)
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def entries(
+        self, family: str | None = None, include_missing: bool = False, include_shadowed: bool = False
+    ) -> list[Entry]:
+        """Files of this view, sorted by name; of one ``family`` when given.
+
+        Left out unless asked for: files not there now, and files hidden by one of the same name in an earlier root.
+        """
+        if self._entries is None or self._entries[0] != self.generation:
+            self._entries = (self.generation, self._read_entries())
+        return [
+            entry
+            for entry in self._entries[1]
+            if (family is None or entry.family == family)
+            and (include_missing or not entry.missing)
+            and (include_shadowed or not entry.shadowed)
+        ]
+
+    def _read_entries(self) -> list[Entry]:
+        rows = self.store.db.execute(
+            "SELECT name, path, f.hash, f.size, mtime_ns, family, variant, kind, partial, rank, missing, f.problems,"
+            " c.problems, text, root, halves, autov3, base_model, preview, shadowed"
+            " FROM files f LEFT JOIN contents c ON c.hash = f.hash ORDER BY name, root"
+        )
+        inside = self.scope.predicate() if self.scope else lambda name: True
+        roots = set(self.scope.roots.values()) if self.scope else None
+        entries = (_entry(row) for row in rows)
+        return [entry for entry in entries if (roots is None or entry.root in roots) and inside(entry.name)]
+
+    def modules(self, digest: str) -> tuple[tuple[str, str, int | None], ...]:
+        """``(base module, adapter kind, rank)`` of every module of a content."""
+        return modules_of(self.store.db, digest)
+
+    def module_features(self, family: str) -> dict[str, ModuleFeatures]:
+        """Content hash → module features of the encodable, present files of one family, by hash."""
+        hashes = sorted({entry.hash for entry in self.entries(family) if entry.hash})
+        return read_sketches(self.store.db, hashes, family)
+
+    def encoder(self, family: str):
+        """The fitted encoder of a family, or None: see :func:`.fit.current_encoder`."""
+        return fit.current_encoder(self.store, family)
+
+    def features(self, family: str) -> tuple[list[Entry], np.ndarray]:
+        """``(entries, matrix (n, F) float32)`` on the family's current schema; entries without features left out."""
+        fitted = fit.current_encoder(self.store, family)
+        schema = fitted.schema if fitted else None
+        return fit.feature_matrix(self.entries(family), self.module_features(family), family, schema)
+
+    def vectors(self, family: str, encoder_id: str) -> VectorIndex:
+        """The vectors of one encoder. Raises EncoderMismatchError when it is not an encoder of ``family``."""
+        fit.check_encoder(self.store, family, encoder_id)
+        return open_vectors(self.store, encoder_id)
+
+    # -- duplicates ------------------------------------------------------------------------------------------------
+
+    def exact_copies(self) -> list[list[Entry]]:
+        """Groups of present entries with the same content."""
+        return duplicates.exact_copies(self.entries(include_shadowed=True))
+
+    def near_duplicates(self, family: str, tick: Callable[[int, int], None] = lambda done, total: None) -> list[Pair]:
+        """Pairs of different contents of one family that are one LoRA by their weights; compared once, then stored.
+
+        ``tick(done, total)`` is called before each comparison and may raise to interrupt.
+        """
+        paths = {entry.hash: entry.path for entry in self.entries(family) if entry.hash}
+        known = self._known_pairs()
+        found: list[Pair] = []
+
+        def load(digest: str):
+            try:
+                return list(LoraFile.open(paths[digest]).updates())
+            except AutoLoRAError:
+                return None  # unreadable just now: compared at the next call
+
+        try:
+            for pair in duplicates.near_pairs(self.module_features(family), size_for(family), load, known, tick):
+                found.append(pair)
+        finally:
+            self._store_pairs([pair for pair in found if (pair.hash_a, pair.hash_b) not in known])
+        near = [pair for pair in found if duplicates.is_near(pair)]
+        return sorted(near, key=lambda pair: (-pair.cosine, pair.hash_a, pair.hash_b))
+
+    def _known_pairs(self) -> dict[tuple[str, str], Pair]:
+        rows = self.store.db.execute("SELECT hash_a, hash_b, cosine, ratio, common, only_a, only_b FROM pairs")
+        return {(row[0], row[1]): Pair(*row) for row in rows}
+
+    def _store_pairs(self, pairs: list[Pair]) -> None:
+        if not pairs:
+            return
+        rows = [(p.hash_a, p.hash_b, p.cosine, p.ratio, p.common, p.only_a, p.only_b, now()) for p in pairs]
+        with writer_lock(self.folder, self.wait), self.store.transaction() as db:
+            db.executemany("INSERT OR REPLACE INTO pairs VALUES (?,?,?,?,?,?,?,?)", rows)
+
+
+def _checking(should_stop: Callable[[], bool] | None) -> Callable[[], None]:
+    """What to call while waiting for the lock: gives up when told to stop."""
+
+    def check() -> None:
+        if should_stop is not None and should_stop():
+            raise LibraryError("stopped while waiting for another process to finish writing")
+
+    return check
+
+
+def _entry(row: tuple) -> Entry:
+    (
+        name, path, digest, size, mtime_ns, family, variant, kind, partial, rank, missing, problems, more, text, root,
+        halves, autov3, base_model, preview, shadowed,
+    ) = row  # fmt: skip
+    return Entry(
+        name=os.fsdecode(name),
+        path=os.fsdecode(path),
+        hash=digest or "",
+        size=size,
+        mtime=mtime_ns / 1e9,
+        family=family or "unknown",
+        variant=variant or "",
+        kind=kind or "not_a_lora",
+        partial=partial,
+        rank=rank,
+        missing=bool(missing),
+        problems=(*json.loads(problems), *json.loads(more or "[]")),
+        text=EntryText.from_json(json.loads(text)),
+        root=os.fsdecode(root),
+        halves=tuple(json.loads(halves or "[]")),
+        autov3=autov3,
+        base_model=base_model,
+        preview=os.fsdecode(preview),
+        shadowed=bool(shadowed),
+    )

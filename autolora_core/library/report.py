@@ -1,0 +1,123 @@
+"""What a scan found, as text for people: counts, what is wrong and how to mend it, duplicates, speed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from .duplicates import Pair, describe
+from .entries import Entry, ScanReport
+from .fit import FitReport
+
+MAX_LINES = 20
+KIND_NAMES = {
+    "text_encoder_only": "change the text encoder only",
+    "control": "are control LoRAs, which need their own loader",
+    "all_zero": "are all zero and change nothing",
+    "not_a_lora": "are not LoRAs",
+    "unreadable": "cannot be read",
+}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything the report speaks of. ``near`` maps a family to its pairs of near-duplicates."""
+
+    scan: ScanReport
+    fit: FitReport
+    entries: list[Entry]
+    copies: list[list[Entry]] = field(default_factory=list)
+    near: dict[str, list[Pair]] = field(default_factory=dict)
+    folder: str = ""
+
+
+def size_text(number: float) -> str:
+    """Bytes as people write them: ``"1.3 GB"``."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if number < 1000 or unit == "GB":
+            return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
+        number /= 1000
+    return ""
+
+
+def encode_report(summary: Summary) -> str:
+    """The report of Encode LoRA Library."""
+    sections = [
+        _counts(summary),
+        _families(summary),
+        _encoders(summary.fit),
+        _problems(summary),
+        _duplicates(summary),
+        [f"Index: {summary.folder}"],
+    ]
+    return "\n\n".join("\n".join(section) for section in sections if section)
+
+
+def _counts(summary: Summary) -> list[str]:
+    scan = summary.scan
+    changes = [
+        f"{count} {word}"
+        for count, word in (
+            (scan.added, "new"), (scan.changed, "changed"), (scan.renamed, "moved"), (scan.returned, "back again"),
+            (scan.unchanged, "unchanged"), (scan.missing, "missing now, kept in the index"),
+        )
+        if count
+    ]  # fmt: skip
+    lines = [f"{scan.files} LoRA files: {', '.join(changes)}." if changes else "No LoRA file in this folder."]
+    if scan.bytes_read:
+        speed = f"{size_text(scan.bytes_read)} in {scan.seconds:.1f} s ({size_text(scan.bytes_per_second)}/s)"
+        lines.append(f"Read {speed}; {scan.encoded} encoded, {scan.shared} known by their content already.")
+    lines += [f"Folder not there now (a drive offline?), its files are kept: {root}" for root in scan.offline]
+    return lines
+
+
+def _families(summary: Summary) -> list[str]:
+    usable = [entry for entry in summary.entries if entry.kind in ("lora", "text_encoder_only", "control", "all_zero")]
+    if not usable:
+        return []
+    lines = ["By base model:"]
+    counts = Counter(entry.family for entry in usable)
+    for family, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        mine = [entry for entry in usable if entry.family == family]
+        worded = sum(bool(entry.text.title or entry.text.tags or entry.text.triggers) for entry in mine)
+        partial = sum(entry.partial is not None for entry in mine)
+        extra = f", {partial} partial" if partial else ""
+        lines.append(f"  {family}: {count} ({worded} with words that describe them{extra})")
+    return lines
+
+
+def _encoders(fit: FitReport) -> list[str]:
+    return [f"Weights encoder {line}" for line in fit.lines()] if fit.families else []
+
+
+def _problems(summary: Summary) -> list[str]:
+    lines = []
+    for entry in summary.entries:
+        if entry.kind in KIND_NAMES and not entry.problems:
+            lines.append(f"  {_shown(entry.name)}: {KIND_NAMES[entry.kind].replace('are ', 'is ', 1)}")
+        lines += [f"  {_shown(entry.name)}: {problem}" for problem in entry.problems]
+    names = {entry.name for entry in summary.entries}
+    lines += [f"  {_shown(name)}: {problem}" for name, problem in summary.scan.problems if name not in names]
+    return _bounded(f"{len(lines)} notes on files:", lines) if lines else []
+
+
+def _duplicates(summary: Summary) -> list[str]:
+    names = {entry.hash: entry.name for entry in reversed(summary.entries)}
+    lines = [f"  {' = '.join(_shown(entry.name) for entry in group)}: identical files" for group in summary.copies]
+    for pairs in summary.near.values():
+        lines += [f"  {_name(names, p.hash_a)} ~ {_name(names, p.hash_b)}: {describe(p)}" for p in pairs]
+    return _bounded(f"{len(lines)} duplicates:", lines) if lines else []
+
+
+def _name(names: dict[str, str], digest: str) -> str:
+    return _shown(names.get(digest, digest[:10]))
+
+
+def _bounded(title: str, lines: list[str]) -> list[str]:
+    more = [f"  … and {len(lines) - MAX_LINES} more"] if len(lines) > MAX_LINES else []
+    return [title, *lines[:MAX_LINES], *more]
+
+
+def _shown(name: str) -> str:
+    """A file name that any display can take; bytes that are not text become �."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -1,0 +1,313 @@
+"""Bring the database in line with the LoRA folders: what is new, changed, moved, gone, or back again.
+
+A file whose path, size and modification time are known is not opened. Any other is hashed; a known hash means a known
+content, however often and wherever it lies, so moved and copied files are never read again. Work is committed every
+``COMMIT_FILES`` files or ``COMMIT_SECONDS``, whichever is first: a scan that is stopped or killed goes on from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import AutoLoRAError
+from ..lora.file import LoraFile
+from ..lora.header import read_header
+from .content import READER, Content, content_row, read_content, store_content
+from .entries import ScanReport
+from .metadata import Reading, read_words
+from .store import Store, now
+from .walk import Found, Scope, walk
+
+log = logging.getLogger(__name__)
+COMMIT_FILES, COMMIT_SECONDS = 64, 2.0
+HASH_BLOCK = 4 << 20
+
+Progress = Callable[[int, int, str], None]
+
+
+class _Stopped(Exception):
+    """Raised inside a file when ``should_stop`` said so; never leaves this module."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the database says about one place."""
+
+    id: int
+    size: int
+    mtime_ns: int
+    hash: str | None
+    sidecars: str
+    missing: bool
+    problems: str
+    reader: int | None
+
+
+class Scanner:
+    """One scan of ``scope`` into ``store``. The caller holds the writer lock. :meth:`run` does the work.
+
+    ``features(hash, path, lora)`` is called for every usable content that is present, to encode it when needed; it
+    returns True when it did. ``lora`` is the open file, or None when it was not opened in this scan.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        scope: Scope,
+        *,
+        force: bool = False,
+        progress: Progress | None = None,
+        should_stop: Callable[[], bool] | None = None,
+        features: Callable[[str, str, LoraFile | None], bool] | None = None,
+    ):
+        self.store, self.scope, self.force = store, scope, force
+        self.progress = progress or (lambda done, total, name: None)
+        self.should_stop = should_stop or (lambda: False)
+        self.features = features or (lambda content, path, lora: False)
+        self.report = ScanReport()
+        self._pending, self._last_commit = 0, time.monotonic()
+        self._fresh: set[str] = set()  # contents read again in this scan, for force
+        self._new_places: list[tuple[int, str]] = []
+
+    def run(self) -> ScanReport:
+        """Scan; on any exception (an interrupt from ``progress``) what was done so far is committed first."""
+        started = time.monotonic()
+        try:
+            self._run()
+        except _Stopped:
+            self.report.stopped = True
+        finally:
+            self._commit()
+            self.report.seconds = time.monotonic() - started
+        return self.report
+
+    def _run(self) -> None:
+        found = self._find()
+        known = self._known()
+        self.progress(0, len(found), "")
+        for index, item in enumerate(found):
+            self._tick()
+            self._visit(item, known.get((item.root, item.name)))
+            self.progress(index + 1, len(found), item.name)
+        self._begin()
+        self._mark_missing({(item.root, item.name) for item in found}, known)
+        self._follow_moves()
+        self._mark_shadowed()
+        self._commit()
+
+    # -- finding ---------------------------------------------------------------------------------------------------
+
+    def _find(self) -> list[Found]:
+        found, seen = [], set()
+        wanted = self.scope.predicate()
+        for root in self.scope.roots.values():
+            if not Path(root).is_dir():
+                self.report.offline.append(root)
+                continue
+            for item in walk(root, wanted, lambda path, why: self.report.problems.append((path, why))):
+                self._tick()
+                if (item.root, item.name) not in seen:
+                    seen.add((item.root, item.name))
+                    found.append(item)
+        return found
+
+    def _known(self) -> dict[tuple[str, str], Known]:
+        rows = self.store.db.execute(
+            "SELECT root, name, id, f.size, mtime_ns, f.hash, sidecars, missing, f.problems, reader"
+            " FROM files f LEFT JOIN contents c ON c.hash = f.hash"
+        )
+        return {(os.fsdecode(row[0]), os.fsdecode(row[1])): Known(*row[2:]) for row in rows}
+
+    # -- one file --------------------------------------------------------------------------------------------------
+
+    def _visit(self, item: Found, known: Known | None) -> None:
+        """Bring one file's row up to date; anything wrong with the file becomes its row's problem."""
+        if known and not self.force and self._unchanged(item, known):
+            self._keep(item, known)
+            return
+        lora, content, problems = None, None, [item.problem] if item.problem else []
+        if not problems:
+            try:
+                digest = self._hash(item)
+                content, lora = self._content(item, digest)
+            except (OSError, AutoLoRAError) as error:
+                problems.append(f"the file cannot be read: {getattr(error, 'strerror', None) or error}")
+        reading = self._words(item, lora, content)
+        self._write_file(item, known, content, reading, problems + reading.problems)
+        self._count(item, known, content)
+        if content is not None:
+            self._encode(content.hash, item, lora)
+
+    def _unchanged(self, item: Found, known: Known) -> bool:
+        same_bytes = (item.size, item.mtime_ns) == (known.size, known.mtime_ns)
+        return same_bytes and item.signature == known.sidecars and (known.reader == READER or item.problem is not None)
+
+    def _keep(self, item: Found, known: Known) -> None:
+        if known.missing:
+            self._begin()
+            self.store.db.execute("UPDATE files SET missing = 0 WHERE id = ?", (known.id,))
+            self._changed()
+            self.report.returned += 1
+        else:
+            self.report.unchanged += 1
+        self._tally(item.name, known.hash, json.loads(known.problems))
+        if known.hash:
+            self._encode(known.hash, item, None)
+
+    def _hash(self, item: Found) -> str:
+        """SHA-256 of the content; raises OSError when the file changed meanwhile (a download still running)."""
+        digest = hashlib.sha256()
+        with open(item.path, "rb") as stream:
+            while block := stream.read(HASH_BLOCK):
+                digest.update(block)
+                self.report.bytes_read += len(block)
+                self._tick()
+            status = os.fstat(stream.fileno())
+        if (status.st_size, status.st_mtime_ns) != (item.size, item.mtime_ns):
+            raise OSError("it is being written just now; scan again later")
+        return digest.hexdigest()
+
+    def _content(self, item: Found, digest: str) -> tuple[Content, LoraFile | None]:
+        known = content_row(self.store.db, digest)
+        if known is not None and known.reader == READER and (not self.force or digest in self._fresh):
+            self.report.shared += 1
+            return known, None
+        content, lora = read_content(item.path, digest, item.size)
+        self._begin()
+        store_content(self.store.db, content)
+        self._fresh.add(digest)
+        return content, lora
+
+    def _words(self, item: Found, lora: LoraFile | None, content: Content | None) -> Reading:
+        metadata: dict[str, str] = {}
+        if lora is not None:
+            metadata = lora.metadata
+        elif content is not None and content.kind != "not_a_lora":
+            try:
+                metadata = read_header(item.path).metadata
+            except AutoLoRAError as error:
+                log.info("no header words for %r: %s", item.name, error)
+        return read_words(item.path, metadata, item.sidecars)
+
+    def _write_file(self, item: Found, known: Known | None, content, reading: Reading, problems: list[str]) -> None:
+        self._begin()
+        values = (
+            os.fsencode(item.path), item.size, item.mtime_ns, content.hash if content else None, item.signature,
+            json.dumps(reading.text.to_json()), reading.base_model, reading.autov3, os.fsencode(reading.preview),
+            json.dumps(problems), now(),
+        )  # fmt: skip
+        cursor = self.store.db.execute(
+            "INSERT INTO files (root, name, path, size, mtime_ns, hash, sidecars, text, base_model, autov3, preview,"
+            " problems, date) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (root, name) DO UPDATE SET"
+            " path=excluded.path, size=excluded.size, mtime_ns=excluded.mtime_ns, hash=excluded.hash,"
+            " sidecars=excluded.sidecars, text=excluded.text, base_model=excluded.base_model, autov3=excluded.autov3,"
+            " preview=excluded.preview, problems=excluded.problems, date=excluded.date, missing=0 RETURNING id",
+            (os.fsencode(item.root), os.fsencode(item.name), *values),
+        )
+        (row_id,) = cursor.fetchone()
+        if known is None and content is not None:
+            self._new_places.append((row_id, content.hash))
+        self._changed()
+        self._tally(item.name, content.hash if content else None, problems)
+
+    def _encode(self, digest: str, item: Found, lora: LoraFile | None) -> None:
+        self._begin()
+        if self.features(digest, item.path, lora):
+            self.report.encoded += 1
+            self._changed()
+
+    # -- counting --------------------------------------------------------------------------------------------------
+
+    def _count(self, item: Found, known: Known | None, content: Content | None) -> None:
+        if known is None:
+            self.report.added += 1
+        elif content is not None and content.hash == known.hash:
+            self.report.unchanged += 1
+        else:
+            self.report.changed += 1
+
+    def _tally(self, name: str, digest: str | None, problems: list[str]) -> None:
+        content = content_row(self.store.db, digest) if digest else None
+        self.report.kinds[content.kind if content else "unreadable"] += 1
+        if content is not None and content.kind != "not_a_lora":
+            self.report.families[content.family] += 1
+        self.report.problems += [(name, problem) for problem in [*problems, *(content.problems if content else ())]]
+
+    # -- after the last file ---------------------------------------------------------------------------------------
+
+    def _mark_missing(self, seen: set[tuple[str, str]], known: dict[tuple[str, str], Known]) -> None:
+        """Mark the files of this scope that were not found; their rows and vectors stay."""
+        roots, wanted = set(self.scope.roots.values()), self.scope.predicate()
+        for (root, name), row in known.items():
+            if root in roots and (root, name) not in seen and wanted(name):
+                self.report.missing += 1
+                if not row.missing:
+                    self.store.db.execute("UPDATE files SET missing = 1 WHERE id = ?", (row.id,))
+                    self._changed()
+
+    def _follow_moves(self) -> None:
+        """A new place whose content went missing elsewhere under a root that is online is a move: the old row goes."""
+        offline = [os.fsencode(root) for root in self.report.offline]
+        marks = ",".join("?" * len(offline))
+        for _, digest in self._new_places:
+            old = self.store.db.execute(
+                f"SELECT id FROM files WHERE hash = ? AND missing = 1 AND root NOT IN ({marks}) ORDER BY id LIMIT 1",
+                (digest, *offline),
+            ).fetchone()
+            if old is not None:
+                self.store.db.execute("DELETE FROM files WHERE id = ?", old)
+                self.report.renamed += 1
+                self.report.added -= 1
+                self.report.missing -= 1
+
+    def _mark_shadowed(self) -> None:
+        """ComfyUI finds a name in the first root that has it; the same name in a later root cannot be reached."""
+        order = {os.fsencode(root): rank for rank, root in enumerate(self.scope.roots.values())}
+        rows = self.store.db.execute("SELECT id, root, name, shadowed FROM files WHERE missing = 0").fetchall()
+        first: dict[bytes, int] = {}
+        for _, root, name, _ in rows:
+            if root in order:
+                first[name] = min(first.get(name, len(order)), order[root])
+        for row_id, root, name, shadowed in rows:
+            hidden = root in order and order[root] > first[name]
+            if root in order and hidden != bool(shadowed):
+                self.store.db.execute("UPDATE files SET shadowed = ? WHERE id = ?", (int(hidden), row_id))
+                self._changed()
+
+    # -- transactions ----------------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        if self.should_stop():
+            raise _Stopped
+
+    def _begin(self) -> None:
+        if not self.store.db.in_transaction:
+            self.store.db.execute("BEGIN IMMEDIATE")
+            self._pending = 0
+            self._dirty = False
+
+    def _changed(self) -> None:
+        """Count a change; commit when enough has gathered. Only called where the rows are consistent."""
+        if not getattr(self, "_dirty", False):
+            self.store.bump()
+            self._dirty = True
+        self._pending += 1
+        if self._pending >= COMMIT_FILES or time.monotonic() - self._last_commit >= COMMIT_SECONDS:
+            self._commit()
+
+    def _commit(self) -> None:
+        if self.store.db.in_transaction:
+            try:
+                self.store.db.execute("COMMIT")
+            except sqlite3.Error:
+                self.store.db.execute("ROLLBACK")
+                raise
+        self._dirty, self._last_commit = False, time.monotonic()

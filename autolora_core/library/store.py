@@ -1,0 +1,151 @@
+"""The library's SQLite file: schema, versions, transactions, atomic files beside it.
+
+Names and paths are stored as the bytes the file system gave (``os.fsencode``), so names that are not UTF-8 survive.
+Vectors are stored as raw little-endian float32; nothing is ever pickled.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import LibraryError, LibraryVersionError
+
+DATABASE_NAME = "library.sqlite"
+SCHEMA_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+-- one row per file content
+CREATE TABLE contents (
+    hash TEXT PRIMARY KEY, size INTEGER NOT NULL, family TEXT NOT NULL, variant TEXT NOT NULL, evidence TEXT NOT NULL,
+    kind TEXT NOT NULL, partial TEXT, rank INTEGER, halves TEXT NOT NULL, layout TEXT, keys TEXT NOT NULL,
+    problems TEXT NOT NULL, reader INTEGER NOT NULL, date TEXT NOT NULL);
+-- module lists, shared by the many files that one trainer wrote: zlib-packed JSON
+CREATE TABLE layouts (id TEXT PRIMARY KEY, modules BLOB NOT NULL);
+-- one row per place, hash is NULL when the file could not be read
+CREATE TABLE files (
+    id INTEGER PRIMARY KEY, root BLOB NOT NULL, name BLOB NOT NULL, path BLOB NOT NULL, size INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL, hash TEXT, sidecars TEXT NOT NULL, text TEXT NOT NULL, base_model TEXT NOT NULL,
+    autov3 TEXT NOT NULL, preview BLOB NOT NULL, problems TEXT NOT NULL, missing INTEGER NOT NULL DEFAULT 0,
+    shadowed INTEGER NOT NULL DEFAULT 0, date TEXT NOT NULL, UNIQUE (root, name));
+CREATE INDEX files_hash ON files (hash);
+-- sketches of one content, before any comparison: rows are float16 (modules, width), log_norms float32 (modules)
+CREATE TABLE features (
+    hash TEXT NOT NULL, sketch_id TEXT NOT NULL, layout TEXT NOT NULL, width INTEGER NOT NULL, rows BLOB NOT NULL,
+    log_norms BLOB NOT NULL, skipped TEXT NOT NULL, problem TEXT, date TEXT NOT NULL, PRIMARY KEY (hash, sketch_id));
+CREATE TABLE encoders (
+    id TEXT PRIMARY KEY, family TEXT NOT NULL, kind TEXT NOT NULL, schema_id TEXT NOT NULL, tower_id TEXT NOT NULL,
+    inputs TEXT NOT NULL, info TEXT NOT NULL, current INTEGER NOT NULL, date TEXT NOT NULL);
+CREATE TABLE vectors (
+    hash TEXT NOT NULL, encoder_id TEXT NOT NULL, schema_id TEXT NOT NULL, tower_id TEXT NOT NULL, vector BLOB NOT NULL,
+    date TEXT NOT NULL, PRIMARY KEY (hash, encoder_id));
+CREATE TABLE pairs (
+    hash_a TEXT NOT NULL, hash_b TEXT NOT NULL, cosine REAL NOT NULL, ratio REAL NOT NULL, common INTEGER NOT NULL,
+    only_a INTEGER NOT NULL, only_b INTEGER NOT NULL, date TEXT NOT NULL, PRIMARY KEY (hash_a, hash_b));
+"""
+
+
+def now() -> str:
+    """The time, UTC, to the second, as every ``date`` column has it."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write ``data`` so that ``path`` holds either its old content or all of the new one, whenever the power fails."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+class Store:
+    """An open library database. Close it, or use it in a ``with`` block.
+
+    Raises :class:`LibraryVersionError` for a library written by a newer version, :class:`LibraryError` when the folder
+    or the file cannot be used.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+        self.path = self.folder / DATABASE_NAME
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.db = sqlite3.connect(self.path, timeout=30.0, isolation_level=None, check_same_thread=False)
+            self.db.execute("PRAGMA journal_mode=WAL")
+            self.db.execute("PRAGMA synchronous=FULL")
+            self._prepare()
+        except (OSError, sqlite3.Error) as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: Exception) -> LibraryError:
+        return LibraryError(
+            f"the library cannot be opened ({error})",
+            path=self.path,
+            fix="check that the folder is writable; a damaged library can be deleted, encoding makes it again",
+        )
+
+    def _prepare(self) -> None:
+        """Create the tables in a new file, or check the version of an old one."""
+        (version,) = self.db.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            with self.transaction():
+                # Another process may have created it between the check and this lock.
+                if self.db.execute("PRAGMA user_version").fetchone()[0] == 0:
+                    for statement in filter(str.strip, _SCHEMA.split(";")):
+                        self.db.execute(statement)
+                    self.db.execute("INSERT INTO meta VALUES ('created', ?), ('generation', '0')", (now(),))
+                    self.db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        elif version > SCHEMA_VERSION:
+            self.db.close()
+            raise LibraryVersionError(
+                f"the library has format {version}, this version reads up to {SCHEMA_VERSION}",
+                path=self.path,
+                fix="update ComfyUI-AutoLoRA, or encode into a library of another name",
+            )
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing: commit at the end of the block, roll back on any exception."""
+        self.db.execute("BEGIN IMMEDIATE")
+        try:
+            yield self.db
+        except BaseException:
+            self.db.execute("ROLLBACK")
+            raise
+        self.db.execute("COMMIT")
+
+    @property
+    def generation(self) -> int:
+        """Grows by one with every change to what the library says."""
+        return int(self.db.execute("SELECT value FROM meta WHERE key='generation'").fetchone()[0])
+
+    def bump(self) -> None:
+        """Count one change; call it inside the transaction that makes the change."""
+        self.db.execute("UPDATE meta SET value = CAST(value AS INTEGER) + 1 WHERE key = 'generation'")
+
+    def close(self) -> None:
+        self.db.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

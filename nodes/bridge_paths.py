@@ -1,0 +1,72 @@
+"""What the library nodes ask of ComfyUI: folders, progress, interruption, and which base a loaded model is.
+
+One of the ``bridge*.py`` files, the only ones that import ``comfy.*`` or ``folder_paths``. Stateless; every lookup is
+made when it is needed, because folders and models come and go while ComfyUI runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+
+from ..autolora_core.lora.families import Family, Layers, recognise
+
+
+def lora_roots() -> dict[str, str]:
+    """Label → folder of every loras root ComfyUI knows, in its order of search.
+
+    Labels are the folder's last name, made unique by its parents where two roots share one.
+    """
+    roots: dict[str, str] = {}
+    for folder in folder_paths.get_folder_paths("loras"):
+        folder = os.path.abspath(folder)
+        if folder in roots.values():
+            continue
+        rest, label = os.path.split(folder)
+        while label in roots and rest != os.path.dirname(rest):
+            rest, parent = os.path.split(rest)
+            label = f"{parent}/{label}"
+        roots[label if label not in roots else folder] = folder
+    return roots
+
+
+def user_directory() -> str:
+    """ComfyUI's user directory, where libraries live in ``autolora/``."""
+    return folder_paths.get_user_directory()
+
+
+def model_folders() -> list[str]:
+    """Folders that may hold encoders, gates and text towers: ``models/autolora`` in ComfyUI's models folder."""
+    return [os.path.join(folder_paths.models_dir, "autolora")]
+
+
+def progress_bar(total: int) -> Callable[[int, int], None]:
+    """``update(done, total)`` for the node that is running now."""
+    bar = comfy.utils.ProgressBar(total)
+    return lambda done, total: bar.update_absolute(done, max(total, 1))
+
+
+def throw_if_interrupted() -> None:
+    """Raise ComfyUI's interrupt when the user pressed Cancel."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def model_family(model: Any) -> Family:
+    """The base family of a loaded MODEL, from the names and shapes of its layers; no tensor is copied or moved."""
+    network = model.model.diffusion_model
+    layers = [
+        (name.removesuffix(".weight"), _shape(value))
+        for name, value in network.state_dict().items()
+        if name.endswith(".weight")
+    ]
+    return recognise(Layers(layers), Layers([]), {})
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    """GGUF tensors keep packed bytes and tell their real shape apart."""
+    return tuple(getattr(value, "tensor_shape", None) or value.shape)

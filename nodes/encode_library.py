@@ -1,0 +1,167 @@
+"""Node "Encode LoRA Library": LoRA folders → an index that Retrieve searches."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from ..autolora_core.encode.towers import default_tower
+from ..autolora_core.errors import LibraryError
+from ..autolora_core.library.index import Library
+from ..autolora_core.library.report import Summary, encode_report
+from ..autolora_core.library.walk import Scope, folder_state
+
+ALL_LORAS = "all loras"
+MAX_FOLDERS = 500
+# Library folders this process has filled, and how often each had vanished since: a deleted library runs the node again.
+_filled: dict[str, int] = {}
+
+
+def folder_choices(roots: dict[str, str]) -> list[str]:
+    """What the folder menu offers: all, each loras root, each first-level folder as ``root/folder``."""
+    choices = [ALL_LORAS]
+    for label, root in roots.items():
+        choices.append(label)
+        if os.path.isdir(root):
+            choices += sorted(f"{label}/{entry.name}" for entry in os.scandir(root) if entry.is_dir())
+    return choices[:MAX_FOLDERS]
+
+
+def scope_of(folder: str, name_filter: str, roots: dict[str, str]) -> Scope:
+    """The part of the LoRA folders that a choice of the menu means. Raises LibraryError for an unknown choice."""
+    if folder == ALL_LORAS:
+        return Scope.of(roots, "", name_filter)
+    # The longest label first: "a/b" may be a root of its own.
+    for label in sorted(roots, key=len, reverse=True):
+        if folder == label or folder.startswith(f"{label}/"):
+            return Scope.of({label: roots[label]}, folder[len(label) + 1 :], name_filter)
+    raise LibraryError(
+        "ComfyUI has no such loras folder", key=folder, fix="choose a folder from the menu; press R to refresh it"
+    )
+
+
+def library_folder(name: str, user_directory: str) -> Path:
+    """Where a library of this name lies. Raises LibraryError for a name that is not a plain folder name."""
+    name = name.strip() or "default"
+    if not re.fullmatch(r"\w[\w .-]{0,63}", name) or name.endswith((".", " ")):
+        raise LibraryError(
+            "a library name is 1 to 64 letters, digits, spaces, dots or dashes", key=name, fix="choose another name"
+        )
+    return Path(user_directory) / "autolora" / name
+
+
+class _Bar:
+    """Drives ComfyUI's progress bar through the three steps, and gives Cancel a chance at every step."""
+
+    WEIGHTS = (0.8, 0.1, 0.1)  # reading files, fitting, comparing duplicates
+
+    def __init__(self) -> None:
+        from . import bridge_paths
+
+        self._interrupt, self._update = bridge_paths.throw_if_interrupted, bridge_paths.progress_bar(1000)
+        self.step, self._shown = 0, -1.0
+
+    def __call__(self, done: int, total: int, name: str = "") -> None:
+        self._interrupt()
+        share = sum(self.WEIGHTS[: self.step]) + self.WEIGHTS[self.step] * done / max(total, 1)
+        moment = time.monotonic()
+        # Every message goes to the browser: ten a second are enough.
+        if moment - self._shown >= 0.1 or done == total:
+            self._update(int(1000 * share), 1000)
+            self._shown = moment
+
+    def stopped(self) -> bool:
+        self._interrupt()
+        return False
+
+
+class AutoLoRAEncodeLibrary:
+    """Reads every LoRA below a folder once and keeps what it learned."""
+
+    TITLE = "Encode LoRA Library"
+    CATEGORY = "AutoLoRA"
+    DESCRIPTION = (
+        "Reads your LoRA files once (weights, names, trigger words) and keeps what it learned in an index, so that "
+        "Retrieve LoRAs from Prompt can find the right ones. New, moved and deleted files are noticed at the next run; "
+        "unchanged files are not read again. LoRA folders are never written to."
+    )
+    RETURN_TYPES = ("LORA_INDEX", "STRING")
+    RETURN_NAMES = ("index", "report")
+    OUTPUT_TOOLTIPS = (
+        "The index, for Retrieve LoRAs from Prompt.",
+        "What was found: files by base model, problems and how to mend them, duplicates, speed.",
+    )
+    FUNCTION = "encode"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        from .bridge_paths import lora_roots
+
+        text = {"multiline": False}
+        return {
+            "required": {
+                "folder": (
+                    folder_choices(lora_roots()),
+                    {"tooltip": "Which LoRA files to index: all of them, or one of ComfyUI's loras folders."},
+                ),
+                "name_filter": (
+                    "STRING",
+                    {
+                        **text,
+                        "default": "",
+                        "tooltip": "Only files whose name matches. Commas separate parts; a part is a piece of the "
+                        "name, or a pattern with * and ?; -part leaves files out. Empty takes all.",
+                    },
+                ),
+                "library": (
+                    "STRING",
+                    {
+                        **text,
+                        "default": "default",
+                        "tooltip": "Name of the index. One is enough; give another name to keep indexes apart.",
+                    },
+                ),
+                "force": (
+                    "BOOLEAN",
+                    {
+                        "default": False,
+                        "tooltip": "Read every file again at every run, even those that have not changed.",
+                    },
+                ),
+            }
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, folder: str, name_filter: str, library: str, force: bool) -> str:
+        """Names, sizes and times of the files: a new LoRA runs the node again, an unchanged folder does not."""
+        from .bridge_paths import lora_roots, user_directory
+
+        place = str(library_folder(library, user_directory()))
+        if place in _filled and not os.path.isdir(place):
+            _filled[place] += 1
+        also = f"{place}|{_filled.get(place, 0)}|{time.time_ns() if force else ''}"
+        return folder_state(scope_of(folder, name_filter, lora_roots()), also)
+
+    def encode(self, folder: str, name_filter: str, library: str, force: bool) -> dict[str, Any]:
+        from .bridge_paths import lora_roots, model_folders, user_directory
+
+        scope = scope_of(folder, name_filter, lora_roots())
+        place, bar = library_folder(library, user_directory()), _Bar()
+        with Library.open(place) as opened:
+            scan = opened.scan(scope, force=force, progress=bar, should_stop=bar.stopped)
+            bar.step = 1
+            tower = default_tower(model_folders())
+            fitted = opened.fit(tower, progress=bar, should_stop=bar.stopped)
+            bar.step = 2
+            view = opened.view(scope)
+            families = sorted({entry.family for entry in view.entries()} - {"unknown"})
+            near = {family: view.near_duplicates(family, bar) for family in families}
+            bar(1, 1)
+            report = encode_report(Summary(scan, fitted, view.entries(), view.exact_copies(), near, str(place)))
+            handle = opened.handle(scope)
+        _filled.setdefault(str(place), 0)
+        return {"ui": {"text": [report]}, "result": (handle, report)}
