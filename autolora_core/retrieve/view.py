@@ -1,0 +1,131 @@
+"""What the retriever asks of a library: small enough to be made by hand in a test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from ..encode.encoder import WeightEncoder
+from ..encode.text_cache import CachedTower, cached
+from ..encode.towers import TextTower
+
+
+class TextLike(Protocol):
+    """Words about a LoRA; any of them may be empty."""
+
+    title: str
+    tags: tuple[str, ...]
+    triggers: tuple[str, ...]
+    description: str
+
+
+class EntryLike(Protocol):
+    """One LoRA file of the library."""
+
+    name: str
+    path: str
+    hash: str
+    family: str
+    kind: str
+    text: TextLike
+
+
+class VectorsLike(Protocol):
+    """``matrix`` (n, d) float32, unit rows; row i belongs to the content ``hashes[i]``."""
+
+    hashes: Sequence[str]
+    matrix: np.ndarray
+
+
+class LibraryView(Protocol):
+    """The library as the retriever sees it. ``handle`` goes into the selection (JSON); it names folder and state.
+
+    Nothing here may change between two calls as long as ``handle`` does not.
+    """
+
+    handle: dict
+
+    def entries(self, family: str | None = None, include_missing: bool = False) -> Sequence[EntryLike]:
+        """Files present now, of one family or of all."""
+        ...
+
+    def encoder(self, family: str, tower_id: str) -> WeightEncoder | None:
+        """The encoder whose vectors the library holds for this family and text tower, or None."""
+        ...
+
+    def vectors(self, family: str, encoder_id: str) -> VectorsLike:
+        """What weights say, in the tower's space (compare with ``encoder.query(...)``)."""
+        ...
+
+    def near_duplicates(self, family: str) -> Iterable[tuple[str, str]]:
+        """Pairs of contents (hashes) that are nearly the same LoRA."""
+        ...
+
+    def text_tower(self, tower: TextTower) -> CachedTower:
+        """``tower`` with this library's own store of text vectors behind it."""
+        ...
+
+
+@dataclass(frozen=True)
+class ViewText:
+    """Plain :class:`TextLike`."""
+
+    title: str = ""
+    tags: tuple[str, ...] = ()
+    triggers: tuple[str, ...] = ()
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class ViewEntry:
+    """Plain :class:`EntryLike`."""
+
+    name: str
+    hash: str
+    family: str = "emoji"
+    kind: str = "lora"
+    path: str = ""
+    text: ViewText = ViewText()
+
+
+@dataclass(frozen=True)
+class ViewVectors:
+    """Plain :class:`VectorsLike`."""
+
+    hashes: tuple[str, ...]
+    matrix: np.ndarray
+
+
+@dataclass
+class MemoryView:
+    """A :class:`LibraryView` held in memory, for tests, benchmarks and one-off searches."""
+
+    held: Sequence[EntryLike]
+    encoders: dict[str, WeightEncoder] = field(default_factory=dict)
+    encoded: dict[str, VectorsLike] = field(default_factory=dict)
+    duplicates: Sequence[tuple[str, str]] = ()
+    handle: dict = field(default_factory=dict)
+
+    def entries(self, family: str | None = None, include_missing: bool = False) -> Sequence[EntryLike]:
+        """See :class:`LibraryView`."""
+        return [entry for entry in self.held if family in (None, entry.family)]
+
+    def encoder(self, family: str, tower_id: str) -> WeightEncoder | None:
+        """See :class:`LibraryView`."""
+        found = self.encoders.get(family)
+        return found if found is not None and found.tower == tower_id else None
+
+    def vectors(self, family: str, encoder_id: str) -> VectorsLike:
+        """See :class:`LibraryView`."""
+        return self.encoded[encoder_id]
+
+    def near_duplicates(self, family: str) -> Iterable[tuple[str, str]]:
+        """See :class:`LibraryView`."""
+        return self.duplicates
+
+    def text_tower(self, tower: TextTower) -> CachedTower:
+        """See :class:`LibraryView`."""
+        return cached(tower)
