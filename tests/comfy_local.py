@@ -43,9 +43,9 @@ def start_comfy() -> ModuleType:
 def pack_module(name: str) -> ModuleType:
     """A module of the pack (``nodes.gated_apply``) inside a package whose name is not the repository's."""
     start_comfy()
-    if PACK not in sys.modules:
-        spec = importlib.util.spec_from_loader(PACK, loader=None, is_package=True)
-        package = importlib.util.module_from_spec(spec)
-        package.__path__ = [str(ROOT)]
-        sys.modules[PACK] = package
+    for package, folder in ((PACK, ROOT), (f"{PACK}.nodes", ROOT / "nodes")):
+        if package not in sys.modules:
+            module = importlib.util.module_from_spec(importlib.util.spec_from_loader(package, None, is_package=True))
+            module.__path__ = [str(folder)]
+            sys.modules[package] = module
     return importlib.import_module(f"{PACK}.{name}")

@@ -38,7 +38,7 @@ def gated_sum_ref(y0: torch.Tensor, branches: list[torch.Tensor], vectors, dim: 
     out = []
     for number, row in enumerate(rows.reshape(-1, rows.shape[-1]).tolist()):
         mine = [other[number] for other in others]
-        out.append(gated_row_ref(row, mine, vectors) if vectors else [sum(column) for column in zip(row, *mine)])
+        out.append(gated_row_ref(row, mine, vectors) if vectors else [sum(column) for column in zip(row, *mine, strict=True)])
     return torch.tensor(out, dtype=torch.float64).reshape(rows.shape).movedim(-1, dim)
 
 

@@ -1,8 +1,8 @@
 """One LoRA's update of one module, kept factored: what is added to the module's output for an input ``x``.
 
-    low rank    y = scale · up · (mid ∗) down ∗ x      LoRA, LoCon, Tucker LoCon; LoHa where its rank is small
-    kron        y = scale · (left ⊗ right) x           LoKr on linear layers, never built densely
-    dense       y = scale · dense ∗ x                  what is left
+low rank    y = scale · up · (mid ∗) down ∗ x      LoRA, LoCon, Tucker LoCon; LoHa where its rank is small
+kron        y = scale · (left ⊗ right) x           LoKr on linear layers, never built densely
+dense       y = scale · dense ∗ x                  what is left
 """
 
 from __future__ import annotations

@@ -1,0 +1,127 @@
+"""The one door to ComfyUI for applying LoRAs: give a model and a list, get a model and a report back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.lora
+
+from ..autolora_core.fusion.kinds import few_step_reason
+from ..autolora_core.fusion.plan import FusionPlan, build_plan
+from ..autolora_core.fusion.report import LoraOutcome, fusion_report
+from ..autolora_core.fusion.requests import Request, merge_same_files
+from ..autolora_core.lora.families import Family
+from . import bridge_loras
+from .bridge_gates import GateChoice, choose_gate
+from .bridge_inject import attach
+from .bridge_loras import PREFIX, LoadedLora, ModelHalf
+from .bridge_paths import model_family, throw_if_interrupted
+
+
+@dataclass
+class Applied:
+    """``model`` and ``clip`` are the very objects given when nothing was to be changed."""
+
+    model: Any
+    clip: Any
+    report: str
+
+
+def apply_loras(model: Any, clip: Any, requests: Iterable[Request], mode: str = "auto", gate: str = "auto") -> Applied:
+    """Fuse LoRAs into clones of ``model`` (MODEL) and ``clip`` (CLIP or None).
+
+    ``mode``: auto, gate or sum; ``gate``: auto or the name of a gate file. Raises ``SelectionError`` for a missing
+    file, ``NothingMatchesError`` and ``FamilyError`` for a LoRA of another base, ``GateError`` for a wrong gate.
+    """
+    merged = merge_same_files((bridge_loras.resolve(request), request) for request in requests)
+    absent = [request.name for _, request in merged if request.absent]
+    loras = [_load(path, request) for path, request in merged if not request.absent]
+    family = model_family(model)
+    outcomes = [_outcome(lora) for lora in loras]
+    new_clip = _apply_clip(clip, loras, outcomes)
+    halves = _model_halves(model, loras, outcomes)
+    for lora, half, outcome in zip(loras, halves, outcomes, strict=True):
+        bridge_loras.require_match(lora, half, outcome.clip_layers, clip, family)
+    chosen, plan = _plan(loras, halves, outcomes, mode, gate, family)
+    new_model = _apply_model(model, loras, halves, plan)
+    text = fusion_report(plan.mode, chosen.why, outcomes, plan.gated_modules, len(plan.modules), absent)
+    return Applied(new_model, new_clip, text)
+
+
+def _load(path: str, request: Request) -> LoadedLora:
+    throw_if_interrupted()
+    return bridge_loras.load(path, request)
+
+
+def _outcome(lora: LoadedLora) -> LoraOutcome:
+    request, file = lora.request, lora.file
+    outcome = LoraOutcome(request.name, request.model, request.clip, request.origin)
+    outcome.total = sum(entry.half == "model" for entry in file.modules.values())
+    outcome.outside_gate = few_step_reason(request.name, file.metadata)
+    outcome.notes = list(file.problems)
+    if file.kind == "all_zero":
+        outcome.notes.append("every update in the file is zero: it changes nothing")
+    return outcome
+
+
+def _model_halves(model: Any, loras: list[LoadedLora], outcomes: list[LoraOutcome]) -> list[ModelHalf]:
+    """Also counts, per LoRA, what matched. A fresh dict: ComfyUI's default argument is shared and grows."""
+    key_map = comfy.lora.model_lora_keys_unet(model.model, {}) if loras else {}
+    halves = []
+    for index, (lora, outcome) in enumerate(zip(loras, outcomes, strict=True)):
+        throw_if_interrupted()
+        half = bridge_loras.model_half(lora, model, key_map, index)
+        outcome.matched, outcome.missing = half.matched, half.missing
+        outcome.total = max(outcome.total, half.matched)
+        outcome.forwarded = half.reasons if lora.request.model else {}
+        halves.append(half)
+    return halves
+
+
+def _apply_clip(clip: Any, loras: list[LoadedLora], outcomes: list[LoraOutcome]) -> Any:
+    if clip is None:
+        return None
+    key_map, new = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}) if loras else {}, clip
+    for lora, outcome in zip(loras, outcomes, strict=True):
+        patches = bridge_loras.clip_half(lora, key_map)
+        outcome.clip_layers = len(patches)
+        if patches and lora.request.clip:
+            new = clip.clone() if new is clip else new
+            new.add_patches(patches, lora.request.clip)
+    return new
+
+
+def _plan(
+    loras: list[LoadedLora],
+    halves: list[ModelHalf],
+    outcomes: list[LoraOutcome],
+    mode: str,
+    gate: str,
+    family: Family,
+) -> tuple[GateChoice, FusionPlan]:
+    live = [index for index, lora in enumerate(loras) if lora.request.model]
+    outside = [index for index in live if outcomes[index].outside_gate]
+    gated = [index for index in live if halves[index].branches and index not in outside]
+    chosen = choose_gate(gate, mode, family.name, len(gated)) if gated else GateChoice(None, "no LoRA for a gate")
+    branches = [branch for index in live for branch in halves[index].branches]
+    channels = {name: width for half in halves for name, width in half.channels.items()}
+    return chosen, build_plan(branches, channels, chosen.gate and chosen.gate.modules, outside)
+
+
+def _apply_model(model: Any, loras: list[LoadedLora], halves: list[ModelHalf], plan: FusionPlan) -> Any:
+    """The model itself when there is nothing to do: strength 0 is exactly absent."""
+    forwarded = [
+        (half.forwarded, lora.request.model)
+        for lora, half in zip(loras, halves, strict=True)
+        if half.forwarded and lora.request.model
+    ]
+    if not forwarded and not plan.modules:
+        return model
+    new = model.clone()
+    for patches, strength in forwarded:
+        new.add_patches(patches, strength)
+    if plan.modules:
+        attach(new, plan, PREFIX)
+    return new

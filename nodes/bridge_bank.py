@@ -1,0 +1,144 @@
+"""Where the factors live while a model runs: modules of ComfyUI's own casting layers, under their own ModelPatcher.
+
+So ComfyUI counts their memory, moves them, streams them under a tiny budget and casts them to the dtype and device of
+the activations. Nothing here looks at the base layer's weight: it may be fp8, packed or elsewhere.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.ops
+import torch
+from torch import Tensor, nn
+
+from ..autolora_core.fusion.branches import Branch
+from ..autolora_core.fusion.eager import fuse
+from ..autolora_core.fusion.gate import GateVectors
+from ..autolora_core.fusion.plan import FusionPlan, ModulePlan
+
+_KEPT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_CONVOLUTIONS = {1: "Conv1d", 2: "Conv2d", 3: "Conv3d"}
+
+
+class FusionBank(nn.Module):
+    """All layers of one node application. ``layers[i]`` belongs to ``names[i]``."""
+
+    def __init__(self, plan: FusionPlan, modules: dict[str, nn.Module]):
+        super().__init__()
+        self.names = tuple(plan.modules)
+        self.layers = nn.ModuleList([FusionLayer(plan.modules[name], modules[name]) for name in self.names])
+
+
+class FusionLayer(nn.Module):
+    """The branches and gates of one base layer; called with the layer's input and output."""
+
+    def __init__(self, plan: ModulePlan, base: nn.Module):
+        super().__init__()
+        convolution = hasattr(base, "kernel_size")
+        self.dim = 1 if convolution else -1
+        make = _convolution_branch if convolution else _linear_branch
+        self.branches = nn.ModuleList([make(branch, base) for branch in plan.branches])
+        self.gates = nn.ModuleList([Gate(group.vectors) for group in plan.groups])
+        self.plan = plan.skeleton()
+
+    def forward(self, x: Tensor, y0: Tensor) -> Tensor:
+        def output(index: int) -> Tensor:
+            return self.branches[index](x)
+
+        def vectors(number: int) -> GateVectors | None:
+            return self.gates[number](y0.device)
+
+        return fuse(y0, self.plan, output, vectors, self.dim)
+
+
+class Gate(nn.Module):
+    """The nine vectors of one group, float32. Moved when used: a plain parameter may be left on the offload device."""
+
+    def __init__(self, vectors: GateVectors | None):
+        super().__init__()
+        self.eps = vectors.eps if vectors is not None else 0.0
+        stack = vectors.stack() if vectors is not None else None
+        self.register_parameter("stack", None if stack is None else nn.Parameter(stack, requires_grad=False))
+
+    def forward(self, device: torch.device) -> GateVectors | None:
+        return None if self.stack is None else GateVectors.from_stack(self.stack.to(device), self.eps)
+
+
+class LowRank(nn.Module):
+    """``up(scale · (mid) down(x))``."""
+
+    def __init__(self, stages: list[nn.Module], up: nn.Module, scale: float):
+        super().__init__()
+        self.stages, self.up, self.scale = nn.ModuleList(stages), up, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        for stage in self.stages:
+            x = stage(x)
+        return self.up(x * self.scale)
+
+
+class Kronecker(nn.Module):
+    """``scale · (left ⊗ right) x`` by two small products: (…, b·d) → (…, b, c) → (…, a, c)."""
+
+    def __init__(self, left: nn.Module, right: nn.Module, scale: float):
+        super().__init__()
+        self.left, self.right, self.scale = left, right, scale
+        self.columns = left.in_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.right(x.unflatten(-1, (self.columns, -1)))
+        return self.left(x.transpose(-1, -2) * self.scale).transpose(-1, -2).flatten(-2)
+
+
+class Dense(nn.Module):
+    """``scale · dense(x)``."""
+
+    def __init__(self, layer: nn.Module, scale: float):
+        super().__init__()
+        self.layer, self.scale = layer, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * self.scale
+
+
+def _linear_branch(branch: Branch, base: nn.Module) -> nn.Module:
+    if branch.kind == "kron":
+        return Kronecker(_linear(branch.left), _linear(branch.right), branch.scale)
+    if branch.kind == "dense":
+        return Dense(_linear(branch.dense), branch.scale)
+    return LowRank([_linear(branch.down)], _linear(branch.up), branch.scale)
+
+
+def _convolution_branch(branch: Branch, base: nn.Module) -> nn.Module:
+    """The first kernel of full size walks over the image as the base layer does; the others are 1×1."""
+    walk = {
+        "stride": base.stride,
+        "padding": base.padding,
+        "dilation": base.dilation,
+        "padding_mode": base.padding_mode,
+    }
+    if branch.kind == "dense":
+        return Dense(_convolution(branch.dense, walk), branch.scale)
+    up = _convolution(branch.up.reshape(*branch.up.shape, *[1] * len(base.kernel_size)), {})
+    if branch.mid is None:
+        return LowRank([_convolution(branch.down, walk)], up, branch.scale)
+    return LowRank([_convolution(branch.down, {}), _convolution(branch.mid, walk)], up, branch.scale)
+
+
+def _linear(weight: Tensor) -> nn.Module:
+    layer = comfy.ops.manual_cast.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    return _with_weight(layer, weight)
+
+
+def _convolution(weight: Tensor, walk: dict[str, Any]) -> nn.Module:
+    kind = getattr(comfy.ops.manual_cast, _CONVOLUTIONS[weight.ndim - 2])
+    layer = kind(weight.shape[1], weight.shape[0], tuple(weight.shape[2:]), bias=False, device="meta", **walk)
+    return _with_weight(layer, weight)
+
+
+def _with_weight(layer: nn.Module, weight: Tensor) -> nn.Module:
+    """Keep the file's precision where torch can compute in it; float8 and float64 become float32."""
+    weight = weight.detach().to(weight.dtype if weight.dtype in _KEPT_DTYPES else torch.float32)
+    layer.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+    return layer

@@ -1,0 +1,89 @@
+"""Putting fused layers into a running model and taking them out, whatever else is stacked on the same layer.
+
+ComfyUI calls ``inject`` after a model is loaded and ``eject`` when it is moved or replaced. The calls are neither
+paired nor last-in-first-out, a clone's deletion may eject what belongs to its parent, and other packs replace the same
+``forward``. So nothing here restores a remembered function blindly: a wrapper is switched off, and taken away only
+while it is on top.
+"""
+
+from __future__ import annotations
+
+import uuid
+import weakref
+from typing import Any
+
+import comfy.model_patcher
+import comfy.utils
+import torch
+from comfy.patcher_extension import PatcherInjection
+from torch import nn
+
+from ..autolora_core.fusion.plan import FusionPlan
+from .bridge_bank import FusionBank
+
+
+class FusedForward:
+    """Stands in for ``module.forward``; once dead it only passes on to what it replaced."""
+
+    def __init__(self, module: nn.Module, layer: nn.Module):
+        self.had_own_forward = "forward" in module.__dict__
+        self.inner = module.forward
+        self.layer = layer
+        self.live = True
+
+    def __call__(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        y0 = self.inner(x, *args, **kwargs)
+        return self.layer(x, y0) if self.live else y0
+
+    def kill(self) -> None:
+        """Stop fusing and let go of the factors, even while buried under a foreign wrapper."""
+        self.live = False
+        self.layer = None
+
+
+def peel(module: nn.Module) -> None:
+    """Remove our dead wrappers from the top of the stack."""
+    while isinstance(top := module.__dict__.get("forward"), FusedForward) and not top.live:
+        if top.had_own_forward:
+            module.forward = top.inner
+        else:
+            del module.forward
+
+
+class FusionInjection:
+    """Inject and eject of one node application. Idempotent, and per model: a patcher may be given another one."""
+
+    def __init__(self, key: str, prefix: str):
+        self.key, self.prefix = key, prefix
+        self._installed: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+    def inject(self, patcher: Any) -> None:
+        installed = self._installed.setdefault(patcher.model, {})
+        bank = patcher.get_additional_models_with_key(self.key)[0].model
+        for name, layer in zip(bank.names, bank.layers, strict=True):
+            if name not in installed:
+                module = comfy.utils.get_attr(patcher.model, self.prefix + name)
+                peel(module)
+                module.forward = installed[name] = FusedForward(module, layer)
+
+    def eject(self, patcher: Any) -> None:
+        for name, wrapper in self._installed.pop(patcher.model, {}).items():
+            wrapper.kill()
+            peel(comfy.utils.get_attr(patcher.model, self.prefix + name))
+
+
+def attach(patcher: Any, plan: FusionPlan, prefix: str) -> str:
+    """Give ``patcher`` (a clone of ours) the fused layers of ``plan``; returns the key they are filed under.
+
+    The key is new each time: ComfyUI replaces injections that share a key, so two of our nodes in a row would be one.
+    """
+    modules = {name: comfy.utils.get_attr(patcher.model, prefix + name) for name in plan.modules}
+    bank = FusionBank(plan, modules)
+    # Read at call time: newer ComfyUI swaps this class when it starts.
+    kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    aux = kind(bank, load_device=patcher.load_device, offload_device=patcher.offload_device)
+    key = f"autolora_fuse_{uuid.uuid4().hex}"
+    injection = FusionInjection(key, prefix)
+    patcher.set_additional_models(key, [aux])
+    patcher.set_injections(key, [PatcherInjection(inject=injection.inject, eject=injection.eject)])
+    return key

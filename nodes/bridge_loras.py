@@ -1,0 +1,152 @@
+"""LoRA files, from a name in a stack to patches and branches for a given model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.lora
+import comfy.lora_convert
+import comfy.utils
+import folder_paths
+from comfy.weight_adapter import WeightAdapterBase
+
+from ..autolora_core.errors import NothingMatchesError, SelectionError
+from ..autolora_core.fusion.branches import Branch
+from ..autolora_core.fusion.requests import Request
+from ..autolora_core.lora.file import LoraFile
+from .bridge_layers import NotABranch, branch_of, describe_layer
+
+PREFIX = "diffusion_model."
+
+
+@dataclass
+class LoadedLora:
+    """One file: what it says about itself, and its tensors under keys that ComfyUI reads."""
+
+    request: Request
+    file: LoraFile
+    state: dict[str, Any]
+    renamed: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.request.name
+
+
+@dataclass
+class ModelHalf:
+    """What one LoRA does to the diffusion model. ``forwarded``: ComfyUI patches; ``reasons``: layer → why."""
+
+    branches: list[Branch] = field(default_factory=list)
+    forwarded: dict[Any, Any] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    channels: dict[str, int] = field(default_factory=dict)
+    matched: int = 0
+    missing: list[str] = field(default_factory=list)
+
+
+def resolve(request: Request) -> str:
+    """The file of a request. Raises ``SelectionError`` when there is none.
+
+    Some packs write the separators of their own operating system into a stack; the name is tried as it is first.
+    """
+    swapped = request.name.replace("\\", "/").replace("/", os.sep)
+    for name in dict.fromkeys((request.name, swapped)):
+        path = folder_paths.get_full_path("loras", name)
+        if path is not None:
+            return os.path.abspath(path)
+    if request.path and os.path.isfile(request.path):
+        return os.path.abspath(request.path)
+    raise SelectionError(
+        f"the LoRA file {request.name} is not in any of ComfyUI's loras folders",
+        key=request.name,
+        fix="put the file back, or run Encode LoRA Library again so that the index forgets it",
+    )
+
+
+def load(path: str, request: Request) -> LoadedLora:
+    """Open and read a LoRA file. Raises ``FileFormatError`` or ``LoraError`` for files nobody can apply."""
+    file = LoraFile.open(path)
+    file.check_values()
+    if file.kind != "all_zero":
+        file.require_usable()
+    state = file.comfy_state_dict()
+    if state is None:
+        return LoadedLora(request, file, comfy.utils.load_torch_file(path, safe_load=True))
+    return LoadedLora(request, file, state, renamed=True)
+
+
+def model_half(lora: LoadedLora, model: Any, key_map: Mapping[str, Any], lora_index: int) -> ModelHalf:
+    """Sort the LoRA's updates of the diffusion model into branches and forwarded patches."""
+    patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(lora.state), dict(key_map), log_missing=False)
+    half = ModelHalf(matched=_count_layers(patches))
+    for target, patch in patches.items():
+        weight = target if isinstance(target, str) else target[0]
+        name = weight.rpartition(".")[0].removeprefix(PREFIX)
+        try:
+            layer = _layer_of(model, weight, name)
+            branch = branch_of(patch, target, layer, lora_index, lora.request.model, lora.name)
+        except NotABranch as reason:
+            half.forwarded[target] = patch
+            half.reasons[weight.removeprefix(PREFIX).removesuffix(".weight")] = str(reason)
+        else:
+            half.branches.append(branch)
+            half.channels[name] = layer.out
+    half.missing = _missing_layers(lora, patches)
+    return half
+
+
+def clip_half(lora: LoadedLora, key_map: Mapping[str, Any]) -> dict[Any, Any]:
+    """ComfyUI patches for the text encoders; there the sum is all we want, and weight patches are exactly that."""
+    state = comfy.lora_convert.convert_lora(lora.state)
+    return comfy.lora.load_lora(state, dict(key_map), log_missing=False)
+
+
+def require_match(lora: LoadedLora, half: ModelHalf | None, clip_layers: int, clip: Any, model_family: Any) -> None:
+    """Raise ``NothingMatchesError`` when not one layer of the LoRA exists in what is connected."""
+    if clip_layers or (half is not None and half.matched):
+        return
+    if lora.file.kind == "text_encoder_only" and clip is None:
+        raise NothingMatchesError(
+            f"{lora.name} changes text encoders only, and no CLIP is connected", path=lora.file.path, fix="connect CLIP"
+        )
+    family = lora.file.family
+    raise NothingMatchesError(
+        f"not one layer of {lora.name} exists in this model: the file is for {family.name} "
+        f"({_evidence(family)}), the model is {model_family.name} ({_evidence(model_family)})",
+        path=lora.file.path,
+        fix="choose a LoRA made for this base model",
+    )
+
+
+def _evidence(family: Any) -> str:
+    return " ".join(family.evidence) or "nothing tells which"
+
+
+def _layer_of(model: Any, weight: str, name: str) -> Any:
+    if not weight.endswith(".weight"):
+        raise NotABranch("a bias or another parameter without a matrix")
+    return describe_layer(name, comfy.utils.get_attr(model.model, PREFIX + name))
+
+
+def _count_layers(patches: Mapping[Any, Any]) -> int:
+    """Weights and slices of weights that have an update; a bias belongs to its layer."""
+    weights = {target if isinstance(target, str) else target[:2] for target in patches}
+    names = {(target, None) if isinstance(target, str) else target for target in weights}
+    layers = {(name.removesuffix(".bias").removesuffix(".weight"), offset) for name, offset in names}
+    return len(layers)
+
+
+def _missing_layers(lora: LoadedLora, patches: Mapping[Any, Any]) -> list[str]:
+    """Layers of the file that ComfyUI found no place for. Every adapter shares one set of all keys used."""
+    used = next((patch.loaded_keys for patch in patches.values() if isinstance(patch, WeightAdapterBase)), None)
+    if used is None or lora.renamed:
+        return []
+    return [
+        name
+        for name, entry in lora.file.modules.items()
+        if entry.half == "model" and not any(key in used for key in entry.keys.values())
+    ]
