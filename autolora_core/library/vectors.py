@@ -50,6 +50,8 @@ class VectorIndex:
         Scores are float64 products of the float32 values; the same with and without FAISS.
         """
         query = np.ascontiguousarray(query, np.float32)
+        if not self.hashes:
+            return []
         if query.shape != (self.matrix.shape[1],):
             raise EncoderMismatchError(
                 f"a query of shape {query.shape} met vectors of {self.matrix.shape[1]} numbers",
