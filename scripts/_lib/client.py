@@ -38,7 +38,7 @@ class PromptRejected(ClientError):
     def __init__(self, answer: dict[str, Any], graph: Graph) -> None:
         self.error: dict[str, Any] = answer.get("error", {})
         self.node_errors: dict[str, Any] = answer.get("node_errors", {})
-        lines = [f"the server refused the graph: {self.error.get('message', answer)}"]
+        lines = [f"the server refused the graph: {self.error.get('message', 'a part of it is invalid')}"]
         for node, report in self.node_errors.items():
             name = report.get("class_type") or graph.get(node, {}).get("class_type", "?")
             lines += [f"  node {node} ({name}): {e['message']}: {e['details']}" for e in report.get("errors", [])]
@@ -157,14 +157,22 @@ class ComfyClient:
             time.sleep(0.02)
 
     def queue(self, graph: Graph, client_id: str, extra_data: dict[str, Any] | None = None) -> str:
-        """Post a graph in API format without waiting; its prompt id. Raises `PromptRejected`."""
+        """Post a graph in API format without waiting; its prompt id.
+
+        Raises:
+            PromptRejected: the server found any of its output nodes invalid. (It would run the others.)
+        """
         payload = {"prompt": graph, "client_id": client_id, "extra_data": extra_data or {}}
         try:
-            return self.post("/prompt", payload)["prompt_id"]
+            answer = self.post("/prompt", payload)
         except HttpError as error:
             if error.status != 400:
                 raise
             raise PromptRejected(json.loads(error.body), graph) from error
+        if answer.get("node_errors"):
+            self.post("/queue", {"delete": [answer["prompt_id"]]})
+            raise PromptRejected(answer, graph)
+        return answer["prompt_id"]
 
     def run(
         self,

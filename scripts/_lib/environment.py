@@ -72,7 +72,8 @@ def _runs(python: Path, code: str) -> bool:
 
 def _pip(python: Path, arguments: list[str], tick: Tick) -> None:
     quiet = ["--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
-    run_logged([str(python), "-m", "pip", *arguments, *quiet], log_file(), on_tick=lambda: tick(tail(log_file(), 1).strip()))
+    log = log_file()
+    run_logged([str(python), "-m", "pip", *arguments, *quiet], log, on_tick=lambda: tick(tail(log, 1).strip()))
 
 
 # --- the virtual environment ---------------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ from .client import Graph
 from .paths import REPO
 
 WORKFLOW = REPO / "workflows" / "api" / "retrieve_and_fuse.json"
-SELECTION, PROMPT = "selection", "prompt_text"  # ids of the nodes that show what was retrieved
-RETRIEVE, APPLY = "AutoLoRARetrieve", "AutoLoRAGatedApply"
+# ids of the added nodes that show what was picked (JSON), the prompt with trigger words, and how it was fused
+SELECTION, PROMPT, FUSION = "selection", "prompt_text", "fusion_report"
+ENCODE, RETRIEVE, APPLY = "AutoLoRAEncodeLibrary", "AutoLoRARetrieve", "AutoLoRAGatedApply"
 
 
 class WorkflowError(ValueError):
@@ -41,14 +42,20 @@ def titles(graph: Graph) -> dict[str, str]:
 
 
 def fill(graph: Graph, prompt: str, seed: int) -> Graph:
-    """The workflow for one prompt, with two added nodes that show the selection (JSON) and the final prompt text."""
+    """The workflow for one prompt, plus the nodes `SELECTION`, `PROMPT` and `FUSION`, which show what was decided."""
     filled = copy.deepcopy(graph)
     retrieve = find(filled, RETRIEVE)
     filled[retrieve]["inputs"]["prompt"] = prompt
     filled[find(filled, "KSampler")]["inputs"]["seed"] = seed
     filled[SELECTION] = _node("PreviewAny", "What was picked", source=[retrieve, 0])
+    filled[FUSION] = _node("PreviewAny", "How it was fused", source=[find(filled, APPLY), 2])
     filled[PROMPT] = _node("PreviewAny", "The prompt with trigger words", source=[retrieve, 2])
     return filled
+
+
+def encode_only(graph: Graph) -> Graph:
+    """The part of the workflow that reads the LoRA library."""
+    return {node: copy.deepcopy(graph[node]) for node in _upstream(graph, find(graph, ENCODE))}
 
 
 class Comparison:
@@ -62,7 +69,7 @@ class Comparison:
         self._sampler = find(workflow, "KSampler")
         self._text = workflow[self._sampler]["inputs"]["positive"][0]
         keep = _upstream(workflow, self._sampler) | _upstream(workflow, find(workflow, "VAEDecode"))
-        dropped = {find(workflow, RETRIEVE), find(workflow, APPLY), find(workflow, "AutoLoRAEncodeLibrary")}
+        dropped = {find(workflow, RETRIEVE), find(workflow, APPLY), find(workflow, ENCODE)}
         template = {node: copy.deepcopy(body) for node, body in workflow.items() if node in keep - dropped}
         self._model = workflow[find(workflow, APPLY)]["inputs"]["model"]
         self._prompt_node = template.pop(self._text)

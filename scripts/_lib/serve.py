@@ -28,7 +28,9 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, daemon=True, name="end-with-parent").start()
     script = os.path.abspath(sys.argv[1])
     sys.argv[:] = [script, *sys.argv[2:]]
-    sys.path[0] = os.path.dirname(script)  # as `python main.py` would have it
+    here = os.path.dirname(os.path.abspath(__file__))
+    # as `python main.py` would have it: its folder first, and not ours, whose module names might hide others
+    sys.path[:] = [os.path.dirname(script), *(entry for entry in sys.path if os.path.abspath(entry) != here)]
     runpy.run_path(script, run_name="__main__")
 
 

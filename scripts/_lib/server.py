@@ -11,7 +11,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class ComfyServer:
         packs: custom node name → folder, linked into the private ``custom_nodes``. Default: this pack.
         args: further arguments of ComfyUI's main.py.
         env: further environment variables.
+        on_wait: called some times a second while the server starts.
 
     ``with ComfyServer(base=tmp) as server: result = server.run(graph)``
     """
@@ -63,12 +64,13 @@ class ComfyServer:
         packs: Mapping[str, Path] | None = None,
         args: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
+        on_wait: Callable[[], None] | None = None,
     ) -> None:
         self.base = (base or cache_dir() / "demo-base").absolute()
         self.install = install or installs.find()
         self.models = DEMO_MODELS if models is None else models
         self.packs = {PACK_NAME: REPO} if packs is None else packs
-        self.args, self.extra_env = list(args), dict(env or {})
+        self.args, self.extra_env, self.on_wait = list(args), dict(env or {}), on_wait
         self.log = self.base / "server.log"
         self.port = 0
         self._child: Child | None = None
@@ -97,12 +99,17 @@ class ComfyServer:
             raise RuntimeError("the server is not running")
         return self._child.process.pid
 
+    @property
+    def running(self) -> bool:
+        """Whether the process is alive."""
+        return self._child is not None and self._child.process.poll() is None
+
     def log_text(self) -> str:
         """Everything the server has printed."""
         return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
 
     def start(self) -> None:
-        """Start and wait until it answers.
+        """Start, and wait until it answers.
 
         Raises:
             ServerFailed: it ended, or did not answer in time.
@@ -140,7 +147,7 @@ class ComfyServer:
         try:
             return self.client.run(graph, on_event, **options)
         except (ConnectionError, ClientError) as error:
-            if self._child is None or self._child.process.poll() is not None:
+            if not self.running:
                 raise ServerFailed("the ComfyUI server went away during a run", self.log) from error
             raise
 
@@ -179,8 +186,10 @@ class ComfyServer:
             try:
                 self.client.request("GET", "/system_stats", timeout=5.0)
                 return
-            except OSError:
+            except OSError:  # nobody listens yet
                 time.sleep(0.1)
+            if self.on_wait is not None:
+                self.on_wait()
         raise ServerFailed(f"ComfyUI did not answer on {self.url} within {_START_TIMEOUT:g} s", self.log)
 
 

@@ -102,7 +102,7 @@ def run_steps(steps: Iterable[Step]) -> None:
     missing = [step for step in steps if not step.is_done()]
     if not missing:
         return
-    there = f" ({len(steps) - len(missing)} of {len(steps)} steps are done already)" if len(missing) < len(steps) else ""
+    there = f" ({len(steps) - len(missing)} of {len(steps)} steps are done)" if len(missing) < len(steps) else ""
     print(f"To be installed now, into {cache_dir()}{there}:")
     for step in missing:
         print(f"  {step.title}" + (f": {step.size}" if step.size else ""))
