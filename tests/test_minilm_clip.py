@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from comfy_local import pack_module, start_comfy
+from comfy_local import pack_module
 
 from autolora_core.encode.towers import MiniLMTower
 
@@ -19,7 +19,7 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module")
-def clip():
+def clip(comfy):
     return pack_module("nodes.minilm_clip").AutoLoRAMiniLMCLIPLoader().load()[0]
 
 
@@ -36,11 +36,11 @@ def encode(clip, text):
 
 
 def test_it_is_a_stock_clip_object(clip):
-    assert type(clip) is start_comfy().sd.CLIP
-    assert clip.cond_stage_model.state_dict()["minilm.transformer.bert.embeddings.word_embeddings.weight"].shape == (
-        30522,
-        384,
-    )
+    import comfy.sd
+
+    assert type(clip) is comfy.sd.CLIP
+    words = clip.cond_stage_model.state_dict()["minilm.transformer.bert.embeddings.word_embeddings.weight"]
+    assert words.shape == (30522, 384)
 
 
 @pytest.mark.parametrize("text", PROMPTS[:4])
@@ -89,7 +89,7 @@ def test_a_clone_and_a_second_load_agree(clip):
     assert encode(again, "a fox")[0].equal(encode(clip.clone(), "a fox")[0])
 
 
-def test_a_changed_weights_file_is_refused(tmp_path, monkeypatch, tower):
+def test_a_changed_weights_file_is_refused(comfy, tmp_path, monkeypatch, tower):
     (tmp_path / "model.safetensors").write_bytes(b"\0" * 64)
     (tmp_path / "tokenizer.json").write_bytes((tower.folder / "tokenizer.json").read_bytes())
     monkeypatch.setenv("AUTOLORA_MINILM", str(tmp_path))
@@ -98,7 +98,7 @@ def test_a_changed_weights_file_is_refused(tmp_path, monkeypatch, tower):
         module.AutoLoRAMiniLMCLIPLoader().load()
 
 
-def test_another_network_is_refused_by_name(tmp_path, tower):
+def test_another_network_is_refused_by_name(comfy, tmp_path, tower):
     from safetensors.torch import load_file, save_file
 
     weights = load_file(tower.folder / "model.safetensors")
@@ -110,7 +110,7 @@ def test_another_network_is_refused_by_name(tmp_path, tower):
         bridge.build_minilm_clip(tmp_path)
 
 
-def test_absent_package_says_how_to_install(monkeypatch):
+def test_absent_package_says_how_to_install(comfy, monkeypatch):
     module = pack_module("nodes.minilm_clip")
     monkeypatch.setattr(module.MiniLMTower, "find", classmethod(lambda cls: None))
     with pytest.raises(module.TowerError, match="pip install"):

@@ -81,7 +81,9 @@ def load(state: dict[str, torch.Tensor], **model_options: Any) -> Any:
     return model
 
 
-def conditioning(seed: int, tokens: int = 6, width: int = SD3_CONTEXT, pooled: int = SD3_POOLED, batch: int = 1) -> list:
+def conditioning(
+    seed: int, tokens: int = 6, width: int = SD3_CONTEXT, pooled: int = SD3_POOLED, batch: int = 1
+) -> list:
     generator = torch.Generator().manual_seed(seed)
     states = torch.randn(batch, tokens, width, generator=generator)
     return [[states, {"pooled_output": torch.randn(batch, pooled, generator=generator)}]]
