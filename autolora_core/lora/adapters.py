@@ -22,9 +22,10 @@ NOT_ADDITIVE_KINDS = ("oft", "boft", "ia3", "vera", "glora", "adalora", "embeddi
 class Update:
     """What one module of a LoRA adds to the base: ``ΔW = up·down`` (through ``mid``, if any) or ``dense``.
 
-    ``down`` (r, in, *k), ``up`` (out, r), ``mid`` (r, r, *k) with the scale already in ``up``; or ``dense`` (out, in, *k).
-    ``not_additive``: the change needs the base weight; ``rule`` names how ("dora", "oft", "set", …) and ``extra`` holds the
-    tensors by role, plus ``scale``. A DoRA of a LoRA also carries its ``up`` and ``down``, the direction without magnitude.
+    ``down`` (r, in, *k), ``up`` (out, r), ``mid`` (r, r, *k) with the scale already in ``up``; or ``dense``
+    (out, in, *k). ``not_additive``: the change needs the base weight; ``rule`` names how ("dora", "oft", "set", …) and
+    ``extra`` holds the tensors by role. A "dora" keeps its product without the magnitude in ``up`` and ``down`` (or
+    ``dense``); every other rule leaves them empty and puts ``scale`` (float64) into ``extra``.
     ``bias`` (out,) is added to the layer's bias. ``module`` may end in ``[start:stop]``, the rows of a fused weight.
     """
 
@@ -55,6 +56,10 @@ class Update:
     @property
     def rank(self) -> int | None:
         return None if self.down is None else self.down.shape[0]
+
+    @property
+    def out_rows(self) -> int | None:
+        return None if self.shape is None else self.shape[0]
 
     @property
     def shape(self) -> tuple[int, ...] | None:
@@ -196,13 +201,14 @@ def swap_halves(update: Update) -> Update:
     def swap(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else torch.cat(tensor.chunk(2, dim=0)[::-1], dim=0)
 
-    return replace(update, up=swap(update.up), dense=swap(update.dense), bias=swap(update.bias))
+    tall = {role: swap(t) if t.ndim and t.shape[0] == update.out_rows else t for role, t in update.extra.items()}
+    return replace(update, up=swap(update.up), dense=swap(update.dense), bias=swap(update.bias), extra=tall)
 
 
 def split_qkv(update: Update) -> tuple[Update, ...]:
     """Splits an update of a fused weight into its parts, named by rows; any other update comes back alone.
 
-    Fused: ``…qkv`` and ``…Wqkv`` (q, k, v), FLUX ``single_blocks.N.linear1`` (q, k, v, MLP), PixArt ``kv_linear`` (k, v).
+    Fused: ``…qkv`` and ``…Wqkv`` (q, k, v), FLUX ``single_blocks.N.linear1`` (q, k, v, MLP), ``kv_linear`` (k, v).
     """
     bounds = _fused_bounds(update)
     if bounds is None:

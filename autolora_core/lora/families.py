@@ -1,7 +1,7 @@
 """Recognises the base model family of a LoRA from its module names and widths, and says why.
 
-Names are compared with dots written as underscores, so one clue serves dotted and kohya spellings. Widths settle what names
-leave open. Metadata is only secondary evidence: trainers and merges often leave a wrong or stale line in it.
+Names are compared with dots written as underscores, so one clue serves dotted and kohya spellings. Widths settle what
+names leave open. Metadata is only secondary evidence: trainers and merges often leave a wrong or stale line in it.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _unet(layers: Layers) -> Verdict:
     if text in by_text:
         name, variant = by_text[text]
         return name, variant, [f"Its cross-attention reads text states of width {text}, as {name} does."]
-    deep = layers.example(r"_transformer_blocks_[1-9]") or layers.example(r"^(label_emb|add_embedding)")
+    deep = layers.example(r"_transformer_blocks_[1-9]") or layers.example(r"^(label_emb|add_embedding|class_embedding)")
     if deep:
         return "sdxl", None, [f"{deep!r} exists in SDXL only."]
     high = layers.example(
@@ -138,6 +138,11 @@ def _flux_like(layers: Layers) -> Verdict:
     if gated or layers.example(r"to_qkv_mlp_proj$|ff_linear_in$|stream_modulation") or width in (4096, 6144):
         variant = {6144: "dev", 4096: "klein-9b", 3072: "klein-4b"}.get(width or 0)
         return "flux2", variant, [f"Its width is {width} and its feed-forward is gated, as in FLUX.2."]
+    doubles = layers.highest(r"^(?:double|transformer)_blocks_(\d+)_")
+    singles = layers.highest(r"^single_(?:transformer_)?blocks_(\d+)_")
+    if doubles > 18 or singles > 37:
+        reach = max(doubles, singles)
+        return "hunyuan_video", None, [f"It reaches block {reach}, which HunyuanVideo has and FLUX has not."]
     if width is None:
         return "flux", None, ["FLUX-like blocks; no layer shows the width."]
     return "flux", None, [f"Its width is {width}, as in FLUX.1."]
@@ -148,13 +153,11 @@ def _joint_transformer(layers: Layers) -> Verdict:
     width = layers.width(_SD3_SELF_INPUT)
     if width != 3072:
         return _sd3_or_emoji(layers)
-    blocks = layers.highest(r"(?:^|_)transformer_blocks_(\d+)_") + 1
     if layers.example(r"transformer_blocks_\d+_(norm1_context|ff_context|ff_net)"):
         return "flux", None, ["Its width is 3072 and it has FLUX's feed-forward or modulation names."]
-    if blocks > 19 or not layers.raw[0][0].startswith("transformer_blocks_"):
-        why = f"Its width is 3072 and it reaches block {blocks - 1}; FLUX has 19 such blocks and would have single blocks."
-        return "qwen_image", None, [why]
-    return "flux", None, ["Its width is 3072; FLUX is assumed."]
+    last = layers.highest(r"(?:^|_)transformer_blocks_(\d+)_")
+    reach = f"reaches block {last} (FLUX ends at 18)" if last > 18 else "has no single blocks as FLUX would"
+    return "qwen_image", None, [f"Its width is 3072 and it {reach}."]
 
 
 def _two_attentions(layers: Layers) -> Verdict:
@@ -167,7 +170,7 @@ def _two_attentions(layers: Layers) -> Verdict:
 
 
 def _lumina_like(layers: Layers) -> Verdict:
-    width = layers.width(r"attention_(qkv|to_[qkv])$|feed_forward_w[13]$|adaLN")
+    width = layers.width(r"attention_(qkv|to_[qkv]|out|to_out_0)$|feed_forward_w[13]$|adaLN")
     return ("lumina2" if width == 2304 else "z_image"), None, [f"Its width is {width} (Z-Image 3840, Lumina 2 2304)."]
 
 
@@ -185,7 +188,8 @@ _WAN_INPUT = r"self_attn_[qkvo]$|attn1_to_[qkv]$|cross_attn_[qo]$|attn2_to_q$|ff
 _CLUES: tuple[tuple[str, Callable[[Layers], Verdict]], ...] = (
     (r"^(noise_refiner|context_refiner|layers)_\d+_(attention|attn|feed_forward|adaLN)", _lumina_like),
     (r"^unet:\d+$", lambda layers: ("sd15", None, ["cloneofsimo's numbered layers; their shapes are those of SD1.x."])),
-    (r"^(input_blocks|output_blocks|middle_block|down_blocks|up_blocks|mid_block|time_embedding|conv_in)_", _unet),
+    (r"^(input_blocks|output_blocks|middle_block|down_blocks|up_blocks|mid_block|time_embedding_linear|conv_in)_", _unet),
+    (r"^(add_embedding|class_embedding)_linear_", _unet),
     (r"^joint_blocks_\d+_(x|context)_block", _sd3_or_emoji),
     (r"txtfusion|text_fusion|blocks_\d+_attn_(w[qkvo]|gate)$|attn_to_gate$", _by_width("krea2", r"attn_w[qkvo]$", {})),
     (r"^(double_layers|single_layers|joint_transformer_blocks)_", _plain("aura_flow")),
@@ -195,8 +199,9 @@ _CLUES: tuple[tuple[str, Callable[[Layers], Verdict]], ...] = (
     (r"transformer_blocks_\d+_(img|txt)_(mlp_net|mod_1)", _plain("qwen_image")),
     (r"distilled_guidance_layer", _plain("chroma")),
     (r"^(double_blocks|single_blocks|single_transformer_blocks)_", _flux_like),
+    (r"^transformer_blocks_\d+_attn_", _joint_transformer),
     (r"^transformer_blocks_\d+_attn[12]_", _two_attentions),
-    (r"^transformer_blocks_\d+_(attn|ff|norm1)", _joint_transformer),
+    (r"^transformer_blocks_\d+_(ff|norm1)", _joint_transformer),
     (r"^blocks_\d+_cross_attn_(q|kv)_linear", _plain("pixart")),
     (r"^llm_adapter|blocks_\d+_(self|cross)_attn_([qkv]|output)_proj|blocks_\d+_mlp_layer[12]|adaln_modulation_(self|cross)",
      _plain("anima")),

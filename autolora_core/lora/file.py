@@ -43,10 +43,10 @@ class LoraFile:
 
     @classmethod
     def open(cls, path: str | os.PathLike, stock_scale: bool = False) -> LoraFile:
-        """Opens a safetensors file and names its modules; reads the header only.
+        """Opens a safetensors file and names its modules; reads the header only. Raises FileFormatError.
 
-        ``stock_scale``: fold in the factor ComfyUI's stock loader would use (it knows stored alphas only) instead of the
-        trainer's own; they differ for PEFT files that carry their configuration. Raises FileFormatError.
+        ``stock_scale``: fold in the factor ComfyUI's stock loader would use (it knows stored alphas only) instead of
+        the trainer's own; they differ for PEFT files that carry their configuration.
         """
         header = read_header(path)
         return cls(header, sort_modules(header), stock_scale)
@@ -77,7 +77,7 @@ class LoraFile:
 
     @property
     def halves(self) -> set[str]:
-        """The parts of the base it changes: ``model``, ``clip_l``, ``clip_g``, ``clip_h``, ``t5xxl``, ``text_encoder``."""
+        """What it changes: ``model``, ``clip_l``, ``clip_g``, ``clip_h``, ``t5xxl``, ``text_encoder``."""
         return {entry.half for entry in self._entries.values()}
 
     @property

@@ -34,14 +34,18 @@ class KeyReport:
 class ModuleEntry:
     """One module of a file: the base's own name (with ``[start:stop]`` for rows of a fused weight) and its tensors.
 
-    ``kind`` of adapter: lora, loha, lokr, diff, bias, norm, set, oft, boft, glora, ia3, vera, adalora, embedding; ``dora``
-    when its magnitude is stored too. ``keys``: role -> tensor name. ``shape`` (out, in, *k) of the layer part, () unknown.
-    ``alpha`` is the stored one (None: none); ``scale`` multiplies the product; ``stock_scale`` is ComfyUI's stock loader's.
+    ``path`` is the file's own module name with dots, ``stem`` the part its keys share, ``form`` the spelling.
+    ``kind`` of adapter: lora, loha, lokr, diff, bias, norm, set, oft, boft, glora, ia3, vera, adalora or embedding;
+    ``dora`` when a magnitude is stored too. ``keys``: role -> tensor name. ``shape`` (out, in, *k) of the layer part,
+    () when unknown. ``alpha`` is the stored one (None: none); ``scale`` multiplies the product; ``stock_scale`` is the
+    factor of ComfyUI's stock loader.
     """
 
     name: str
     half: str
     path: str
+    stem: str
+    form: str
     kind: str
     keys: dict[str, str]
     shape: tuple[int, ...]
@@ -191,10 +195,13 @@ def _set_aside_duplicates(report: KeyReport, entries: dict[str, ModuleEntry]) ->
             report.ignored[key] = "LyCORIS folds this factor into the weights when it saves"
 
 
-def _entry(group: _Group, name: str, half: str, shape: tuple[int, ...], **more: object) -> ModuleEntry:
+def _entry(
+    group: _Group, name: str, half: str, shape: tuple[int, ...], spelled: str | None = None, **more: object
+) -> ModuleEntry:
     dora = "dora_scale" in group.keys or "magnitude" in group.keys
     kind = group.found.kind
-    return ModuleEntry(name, half, group.path, kind, dict(group.keys), shape, group.found.rank, dora=dora, **more)
+    head = (name, half, spelled or group.path, group.stem, group.form.name)
+    return ModuleEntry(*head, kind, dict(group.keys), shape, group.found.rank, dora=dora, **more)
 
 
 def _text_entry(group: _Group) -> ModuleEntry | None:
@@ -213,9 +220,9 @@ def _model_entry(group: _Group, family: str) -> ModuleEntry | None:
         return _entry(group, group.path, "model", shape) if dotted else None
     shape = _unflatten(target.module, shape, family)
     if target.piece is None or len(shape) < 2:
-        return _entry(group, target.module, "model", shape, swap_halves=target.swap_halves)
+        return _entry(group, target.module, "model", shape, target.spelled, swap_halves=target.swap_halves)
     start, stop = target.piece(shape)
-    return _entry(group, f"{target.module}[{start}:{stop}]", "model", shape, rows=(start, stop))
+    return _entry(group, f"{target.module}[{start}:{stop}]", "model", shape, target.spelled, rows=(start, stop))
 
 
 def _unflatten(module: str, shape: tuple[int, ...], family: str) -> tuple[int, ...]:

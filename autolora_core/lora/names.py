@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 from . import names_dit, names_mmdit, names_unet
@@ -75,8 +76,8 @@ def find_module(family: str, path: str, shape: tuple[int, ...]) -> Target | None
     if target is None or len(shape) < 2:
         return target
     # SD3's last text block ends in a continuous AdaLN (2 parts, not 6), whose halves diffusers stores exchanged.
-    if path.replace("_", ".").endswith("norm1.context.linear") and shape[0] == 2 * shape[1]:
-        return Target(target.module, target.piece, swap_halves=True)
+    if target.spelled.endswith("norm1_context.linear") and shape[0] == 2 * shape[1]:
+        return replace(target, swap_halves=True)
     return target
 
 

@@ -145,7 +145,7 @@ _NATIVE_STREAM = ("attn.qkv", "attn.proj", "mlp.0", "mlp.2", "mod.lin", "attn.no
 
 
 def hunyuan_video_rules() -> list[Rule]:
-    """HunyuanVideo: ComfyUI's names are FLUX-like; the original code and trainers write ``fc1``, ``linear``, ``_qkv``."""
+    """HunyuanVideo: ComfyUI's names are FLUX-like; the original code writes ``fc1``, ``linear`` and ``_qkv``."""
     streams = [(s, f"double_blocks.{{}}.{s}_") for s in ("img", "txt")]
     rules: list[Rule] = []
     for _, head in streams:
@@ -163,7 +163,7 @@ def hunyuan_video_rules() -> list[Rule]:
         rules += same(
             f"txt_in.{part}.in_layer", f"txt_in.{part}.out_layer", f"txt_in.{part}.mlp.0", f"txt_in.{part}.mlp.2"
         )
-    return rules + flux_rules()
+    return rules + [Rule("x_embedder.proj", "img_in.proj"), *same("img_in.proj")] + flux_rules()
 
 
 def qwen_image_rules() -> list[Rule]:

@@ -1,4 +1,4 @@
-"""Module names of the Stable Diffusion UNets (SD1.x, SD2.x, SDXL): diffusers blocks -> ldm ``input_blocks`` by counting.
+"""Module names of the Stable Diffusion UNets (SD1.x, SD2.x, SDXL): diffusers' blocks -> ldm's, by counting.
 
 ldm numbers the blocks through: level x of n resnets starts at ``input_blocks[1 + (n + 1) * x]`` and ends in a
 downsampler; ``output_blocks[(n + 1) * x + i]`` holds resnet, attention (if any) and, last in a level, the upsampler.

@@ -1,7 +1,7 @@
 """Rules that turn the module names of a file into the base model's own names.
 
-A rule is a dotted pattern with ``{}`` for each block number. Compiled, every dot also matches an underscore, so one rule
-reads ``transformer.transformer_blocks.3.attn.to_q`` and kohya's or OneTrainer's ``transformer_blocks_3_attn_to_q``.
+A rule is a dotted pattern with ``{}`` for each block number. Compiled, every dot also matches an underscore, so one
+rule reads ``transformer.transformer_blocks.3.attn.to_q`` and OneTrainer's ``transformer_blocks_3_attn_to_q``.
 """
 
 from __future__ import annotations
@@ -16,9 +16,13 @@ Piece = Callable[[Shape], tuple[int, int]]  # (out, in, *k) of the part -> (star
 
 @dataclass(frozen=True)
 class Target:
-    """Where an update belongs: the base's module, the rows of it (None: all) and whether its halves are swapped."""
+    """Where an update belongs: the base's module, the rows of it (None: all) and whether its halves are swapped.
+
+    ``spelled`` is the file's own name for it with dots, also when the file writes underscores.
+    """
 
     module: str
+    spelled: str
     piece: Piece | None = None
     swap_halves: bool = False
 
@@ -87,16 +91,15 @@ class RuleTable:
 
     def __init__(self, rules: Iterable[Rule]):
         self._rules = [(_compile(rule.pattern), rule) for rule in rules]
-        self._cache: dict[str, tuple[Rule, str] | None] = {}
+        self._cache: dict[str, Target | None] = {}
 
     def find(self, path: str) -> Target | None:
         """The base's module for a dotted or underscored path, or None."""
         if path not in self._cache:
             self._cache[path] = self._search(path)
-        found = self._cache[path]
-        return None if found is None else Target(found[1], found[0].piece, found[0].swap_halves)
+        return self._cache[path]
 
-    def _search(self, path: str) -> tuple[Rule, str] | None:
+    def _search(self, path: str) -> Target | None:
         for regex, rule in self._rules:
             match = regex.match(path)
             if match is None:
@@ -104,7 +107,7 @@ class RuleTable:
             numbers = [int(n) for n in match.groups()]
             name = rule.target(*numbers) if callable(rule.target) else rule.target.format(*numbers)
             if name is not None:
-                return rule, name
+                return Target(name, rule.pattern.format(*numbers), rule.piece, rule.swap_halves)
         return None
 
 

@@ -1,8 +1,8 @@
 """The factor in front of each product: alpha / rank, or what the trainer's configuration says where no alpha is stored.
 
-kohya, LyCORIS and diffusers before 2025 store one ``alpha`` tensor a module. PEFT stores none: its alpha, rank patterns and
-``use_rslora`` (scale alpha/√rank, arXiv 2312.03732) are in ``adapter_config.json`` beside the file, or, from diffusers, as
-JSON in the metadata entry ``lora_adapter_metadata``. LyCORIS' rs_lora is already folded into the alpha it stores.
+kohya, LyCORIS and diffusers before 2025 store one ``alpha`` tensor a module. PEFT stores none: its alpha, patterns and
+``use_rslora`` (scale alpha/√rank, arXiv 2312.03732) are in ``adapter_config.json`` beside the file, or, from
+diffusers, as JSON in the metadata entry ``lora_adapter_metadata``. LyCORIS folds rs_lora into the alpha it stores.
 """
 
 from __future__ import annotations
