@@ -159,9 +159,9 @@ class AutoLoRAEncodeLibrary:
             bar.step = 2
             view = opened.view(scope)
             families = sorted({entry.family for entry in view.entries()} - {"unknown"})
-            near = {family: view.near_duplicates(family, bar) for family in families}
+            near = {family: view.compare_duplicates(family, bar) for family in families}
             bar(1, 1)
             report = encode_report(Summary(scan, fitted, view.entries(), view.exact_copies(), near, str(place)))
-            handle = opened.handle(scope)
+            handle = view.handle
         _filled.setdefault(str(place), 0)
         return {"ui": {"text": [report]}, "result": (handle, report)}

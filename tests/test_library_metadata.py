@@ -87,7 +87,7 @@ def test_constant_tag_is_a_trigger_only_when_under_every_picture(tmp_path):
 def test_sidecars_win_in_order(tmp_path):
     manager = {
         "model_name": "Otter in Ink", "base_model": "SDXL 1.0", "tags": ["ink"], "notes": "use at 0.8",
-        "civitai": {"trainedWords": ["inkotter", "inkotter, sitting"], "model": {"description": "<p>An &amp; otter</p>"}},
+        "civitai": {"trainedWords": ["inkotter", "inkotter, sitting"], "model": {"description": "<p>A &amp; B</p>"}},
     }  # fmt: skip
     info = {"baseModel": "Pony", "trainedWords": ["other"], "model": {"name": "Second", "tags": ["animal"]}}
     rgthree = {"name": "Third", "trainedWords": [{"word": "tag", "metadata": True}, {"word": "mine", "user": True}]}

@@ -132,7 +132,7 @@ def test_only_the_scope_is_touched(library, roots):
     assert (report.files, report.missing) == (1, 0)  # the fox is outside the scope, so nothing is said of it
     view = library.view(Scope.of({"loras": roots}, names="-fox"))
     assert names(view) == ["otter.safetensors", os.path.join("styles", "ink.safetensors")]
-    handle = json.loads(json.dumps(library.handle(Scope.of({"loras": roots}, under="styles"))))
+    handle = json.loads(json.dumps(library.view(Scope.of({"loras": roots}, under="styles")).handle))
     with Library.from_handle(handle) as opened:
         assert names(opened) == [os.path.join("styles", "ink.safetensors")]
 
@@ -180,7 +180,7 @@ def test_lora_folders_are_never_written_to(library, roots):
     before = snapshot(roots)
     library.scan({"loras": roots})
     library.scan({"loras": roots}, force=True)
-    library.near_duplicates("emoji")
+    library.compare_duplicates("emoji")
     assert snapshot(roots) == before
     for path in [roots, *roots.rglob("*")]:
         path.chmod(0o755)

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,8 @@ import numpy as np
 
 from ..encode.encoder import SAME_FILE_COSINE, RidgeEncoder
 from ..encode.features import FeatureSchema, ModuleFeatures
+from ..encode.generic import GENERIC_PROMPTS
+from ..encode.text_cache import CachedTower, cached
 from ..encode.towers import TextTower
 from ..errors import EncoderMismatchError, FileFormatError
 from .entries import Entry, EntryText
@@ -36,21 +38,6 @@ TEXT_BLOCK = 64
 FILE_NAME_WEIGHT = 0.5
 Progress = Callable[[int, int, str], None]
 _loaded: dict[str, RidgeEncoder] = {}
-
-
-class _Remembering:
-    """A text tower that encodes each text once: fitting asks for the same captions several times."""
-
-    def __init__(self, tower: TextTower):
-        self._tower, self._known = tower, {}
-        self.id, self.dim = tower.id, tower.dim
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        new = sorted({text for text in texts if text not in self._known})
-        for start in range(0, len(new), TEXT_BLOCK):
-            block = new[start : start + TEXT_BLOCK]
-            self._known.update(zip(block, self._tower.encode(block), strict=True))
-        return np.stack([self._known[text] for text in texts]) if texts else np.zeros((0, self.dim), np.float32)
 
 
 @dataclass(frozen=True)
@@ -101,17 +88,26 @@ def fit_library(
     """Fit what changed, encode what has no vector. The caller holds the writer lock. ``shipped`` encoders (family →
     encoder) are extended with the library's own files instead of starting from nothing."""
     report, started = FitReport(tower.id), time.monotonic()
-    tower, families = _Remembering(tower), _families(store)
+    progress, should_stop = progress or (lambda done, total, name: None), should_stop or (lambda: False)
+    tower, families = cached(tower), _families(store)
+    _read_captions(store, families, tower, progress)
     for index, family in enumerate(families):
-        if should_stop is not None and should_stop():
+        if should_stop():
             break
-        if progress is not None:
-            progress(index, len(families), family)
+        progress(index, len(families), family)
         report.families.append(_fit_family(store, family, tower, (shipped or {}).get(family)))
-    if progress is not None:
-        progress(len(families), len(families), "")
+    progress(len(families), len(families), "")
     report.seconds = time.monotonic() - started
     return report
+
+
+def _read_captions(store: Store, families: list[str], tower: CachedTower, progress: Progress) -> None:
+    """Put every caption through the tower in blocks, so that a large library can be interrupted and goes on."""
+    captions = {line for family in families for text in _texts(store, family).values() for line in text.captions}
+    wanted = sorted(line for line in captions | set(GENERIC_PROMPTS) if f"{tower.id}\n{line}" not in tower.store)
+    for start in range(0, len(wanted), TEXT_BLOCK):
+        progress(start, len(wanted), wanted[start])
+        tower.encode(wanted[start : start + TEXT_BLOCK])
 
 
 def _families(store: Store) -> list[str]:

@@ -1,10 +1,12 @@
 """A library: one folder that knows everything about a set of LoRA files.
 
-    library.sqlite               the truth (see store.py)
-    vectors-<encoder id>.faiss   a cache of one encoder's vectors (see vectors.py)
-    writer.lock                  one writer at a time (see locks.py)
+    library.sqlite                     the truth (see store.py)
+    encoder-<encoder id>.safetensors   the fitted encoders (see fit.py)
+    vectors-<encoder id>.faiss         a cache of one encoder's vectors (see vectors.py)
+    texts.sqlite                       a cache of text vectors (see texts.py)
+    writer.lock                        one writer at a time (see locks.py)
 
-Everything is incremental; LoRA folders are only read.
+Everything is incremental; LoRA folders are only read. :class:`Library` is a ``retrieve.view.LibraryView``.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..encode.encoder import RidgeEncoder
 from ..encode.features import ModuleFeatures, size_for
+from ..encode.text_cache import CachedTower
 from ..encode.towers import TextTower
 from ..errors import AutoLoRAError, LibraryError
 from ..lora.file import LoraFile
@@ -28,6 +32,7 @@ from .locks import writer_lock
 from .scan import Progress, Scanner
 from .sketches import ENCODABLE_KINDS, compute_sketch, has_sketch, read_sketches
 from .store import Store, now
+from .texts import TextStore
 from .vectors import VectorIndex, open_vectors
 from .walk import Scope
 
@@ -44,6 +49,7 @@ class Library:
     def __init__(self, store: Store, scope: Scope | None = None, wait: float = 30.0):
         self.store, self.scope, self.wait = store, scope, wait
         self._entries: tuple[int, list[Entry]] | None = None
+        self._texts: TextStore | None = None
 
     @classmethod
     def open(cls, folder: str | os.PathLike, *, wait: float = 30.0) -> Library:
@@ -72,8 +78,10 @@ class Library:
         """Grows with every change."""
         return self.store.generation
 
-    def handle(self, scope: Scope) -> dict:
-        """The JSON that travels between nodes: this library, restricted to ``scope``."""
+    @property
+    def handle(self) -> dict:
+        """The JSON that travels between nodes: folder, generation, and which part of the library is shown."""
+        scope = self.scope or Scope.of(self._roots())
         return {
             "format": INDEX_FORMAT,
             "folder": str(self.folder),
@@ -81,12 +89,25 @@ class Library:
             **scope.to_json(),
         }
 
+    def _roots(self) -> list[str]:
+        return sorted(os.fsdecode(row[0]) for row in self.store.db.execute("SELECT DISTINCT root FROM files"))
+
     def view(self, scope: Scope) -> Library:
         """The same library, showing only the entries inside ``scope``."""
         return Library(self.store, scope, self.wait)
 
+    def text_tower(self, tower: TextTower) -> CachedTower:
+        """``tower`` with this library's own store of text vectors behind it."""
+        if isinstance(tower, CachedTower) and isinstance(tower.store, TextStore):
+            return tower
+        if self._texts is None:
+            self._texts = TextStore(self.folder)
+        return CachedTower(tower.tower if isinstance(tower, CachedTower) else tower, self._texts)
+
     def close(self) -> None:
         self.store.close()
+        if self._texts is not None:
+            self._texts.close()
 
     def __enter__(self) -> Library:
         return self
@@ -139,11 +160,19 @@ class Library:
             return scanner.run()
 
     def fit(
-        self, tower: TextTower, *, progress: Progress | None = None, should_stop: Callable[[], bool] | None = None
+        self,
+        tower: TextTower,
+        *,
+        progress: Progress | None = None,
+        should_stop: Callable[[], bool] | None = None,
+        shipped: Mapping[str, RidgeEncoder] | None = None,
     ) -> fit.FitReport:
-        """Fit (or keep) one weight encoder per family against ``tower`` and bring all vectors up to date."""
+        """Fit (or keep) one weight encoder per family against ``tower`` and bring all vectors up to date.
+
+        ``shipped`` encoders (family → encoder, see :func:`.fit.find_encoders`) are extended with the library's files.
+        """
         with writer_lock(self.folder, self.wait, _checking(should_stop)):
-            return fit.fit_library(self.store, tower, progress, should_stop)
+            return fit.fit_library(self.store, self.text_tower(tower), progress, should_stop, shipped)
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -184,9 +213,9 @@ class Library:
         hashes = sorted({entry.hash for entry in self.entries(family) if entry.hash})
         return read_sketches(self.store.db, hashes, family)
 
-    def encoder(self, family: str):
-        """The fitted encoder of a family, or None: see :func:`.fit.current_encoder`."""
-        return fit.current_encoder(self.store, family)
+    def encoder(self, family: str, tower_id: str | None = None) -> RidgeEncoder | None:
+        """The encoder fitted for a family and text tower (any tower when None), or None."""
+        return fit.current_encoder(self.store, family, tower_id)
 
     def features(self, family: str) -> tuple[list[Entry], np.ndarray]:
         """``(entries, matrix (n, F) float32)`` on the family's current schema; entries without features left out."""
@@ -205,7 +234,15 @@ class Library:
         """Groups of present entries with the same content."""
         return duplicates.exact_copies(self.entries(include_shadowed=True))
 
-    def near_duplicates(self, family: str, tick: Callable[[int, int], None] = lambda done, total: None) -> list[Pair]:
+    def near_duplicates(self, family: str) -> list[tuple[str, str]]:
+        """Pairs of hashes that :meth:`compare_duplicates` found to be one LoRA; reads only what is stored."""
+        mine = {entry.hash for entry in self.entries(family)}
+        known = self._known_pairs()
+        return sorted(key for key, pair in known.items() if duplicates.is_near(pair) and mine.issuperset(key))
+
+    def compare_duplicates(
+        self, family: str, tick: Callable[[int, int], None] = lambda done, total: None
+    ) -> list[Pair]:
         """Pairs of different contents of one family that are one LoRA by their weights; compared once, then stored.
 
         ``tick(done, total)`` is called before each comparison and may raise to interrupt.
@@ -238,6 +275,7 @@ class Library:
         rows = [(p.hash_a, p.hash_b, p.cosine, p.ratio, p.common, p.only_a, p.only_b, now()) for p in pairs]
         with writer_lock(self.folder, self.wait), self.store.transaction() as db:
             db.executemany("INSERT OR REPLACE INTO pairs VALUES (?,?,?,?,?,?,?,?)", rows)
+            self.store.bump()
 
 
 def _checking(should_stop: Callable[[], bool] | None) -> Callable[[], None]:

@@ -1,0 +1,93 @@
+"""Text vectors kept on disk: a mapping for :class:`~autolora_core.encode.text_cache.CachedTower`.
+
+A file of its own beside the library, so that a reader that meets a new prompt never waits for a scan. It is a cache:
+whatever is wrong with it, texts are encoded again. Keys carry the tower's id, so towers never mix.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+FILE_NAME = "texts.sqlite"
+
+
+class TextStore(MutableMapping[str, bytes]):
+    """``"<tower id>\\n<text>"`` → float32 bytes. Falls back to memory when the file cannot be used."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / FILE_NAME
+        self._memory: dict[str, bytes] = {}
+        self._db: sqlite3.Connection | None = None
+        try:
+            self._db = self._open()
+        except sqlite3.DatabaseError as error:
+            log.warning("%s cannot be used (%s); starting a new one", self.path, error)
+            self._start_anew()
+
+    def _open(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self.path, timeout=5.0, isolation_level=None, check_same_thread=False)
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=NORMAL")
+            db.execute("CREATE TABLE IF NOT EXISTS texts (key TEXT PRIMARY KEY, vector BLOB NOT NULL)")
+        except sqlite3.Error:
+            db.close()
+            raise
+        return db
+
+    def _start_anew(self) -> None:
+        try:
+            for suffix in ("", "-wal", "-shm"):
+                Path(f"{self.path}{suffix}").unlink(missing_ok=True)
+            self._db = self._open()
+        except (OSError, sqlite3.Error) as error:
+            log.warning("%s cannot be written (%s); text vectors are kept in memory", self.path, error)
+
+    def __getitem__(self, key: str) -> bytes:
+        if key not in self._memory:
+            row = self._ask("SELECT vector FROM texts WHERE key = ?", (_plain(key),))
+            if row is None:
+                raise KeyError(key)
+            self._memory[key] = row[0]
+        return self._memory[key]
+
+    def __setitem__(self, key: str, value: bytes) -> None:
+        self._memory[key] = value
+        self._ask("INSERT OR REPLACE INTO texts VALUES (?, ?)", (_plain(key), value))
+
+    def __delitem__(self, key: str) -> None:
+        if key not in self:
+            raise KeyError(key)
+        self._memory.pop(key, None)
+        self._ask("DELETE FROM texts WHERE key = ?", (_plain(key),))
+
+    def _ask(self, query: str, values: tuple) -> tuple | None:
+        if self._db is None:
+            return None
+        try:
+            return self._db.execute(query, values).fetchone()
+        except sqlite3.Error as error:
+            log.warning("%s: %s; this text vector is kept in memory only", self.path, error)
+            return None
+
+    def __iter__(self) -> Iterator[str]:
+        rows = self._db.execute("SELECT key FROM texts ORDER BY key").fetchall() if self._db else []
+        return iter(dict.fromkeys([row[0] for row in rows] + list(self._memory)))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def close(self) -> None:
+        """Close the file; the mapping goes on in memory."""
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+
+def _plain(key: str) -> str:
+    """SQLite takes no lone surrogates; they only come from broken names, and are told apart by their code."""
+    return key.encode("utf-8", "backslashreplace").decode("utf-8")
