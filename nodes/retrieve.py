@@ -1,0 +1,196 @@
+"""Node "Retrieve LoRAs from Prompt": index and prompt → the LoRAs that fit, their trigger words, the reasons."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ..autolora_core.encode.towers import default_tower
+from ..autolora_core.library.index import Library
+from ..autolora_core.retrieve.selection import Pick, Selection
+
+AUTO = "auto"
+FAMILIES = (
+    "sd15", "sd2", "sdxl", "sd3", "flux", "flux2", "chroma", "qwen_image", "z_image", "lumina2", "wan", "hunyuan_video",
+    "ltxv", "pixart", "aura_flow", "anima", "krea2", "emoji",
+)  # fmt: skip
+TRIGGERS_A_PICK = 3
+
+
+def choose_family(asked: str, model: str | None, indexed: Sequence[str]) -> tuple[str | None, str]:
+    """The base family to search, and why. ``model`` is the connected MODEL's family (None when none is connected),
+    ``indexed`` the families in the index. None means all of them."""
+    if asked != AUTO:
+        other = f" The model connected looks like {model}." if model not in (None, asked, "unknown") else ""
+        return asked, f"Base model {asked}, as chosen.{other}"
+    if model not in (None, "unknown"):
+        return model, f"Base model {model}, recognised from the model's layers."
+    doubt = "The model's base is not one this pack knows. " if model == "unknown" else ""
+    if len(indexed) == 1:
+        return indexed[0], f"{doubt}Base model {indexed[0]}: the index holds no other."
+    advice = "connect the model or choose a family, so that LoRAs of other base models stay out."
+    return None, f"{doubt}All base models are searched: {advice}" if indexed else f"{doubt}The index holds no LoRA."
+
+
+def lines_of(text: str) -> tuple[str, ...]:
+    """Non-empty lines, as typed in pinned and banned."""
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _comparable(text: str) -> str:
+    return " ".join(re.sub(r"[\\_]", " ", text).casefold().split())
+
+
+def _escaped(trigger: str) -> str:
+    """Brackets are weights in a prompt; those of a trigger word are meant as they stand."""
+    return re.sub(r"(?<!\\)([()])", r"\\\1", trigger)
+
+
+def prompt_with_triggers(prompt: str, picks: Iterable[Pick]) -> tuple[str, list[str]]:
+    """The prompt with each pick's first trigger words appended, those left out that stand in it already."""
+    added: list[str] = []
+    for pick in picks:
+        for trigger in pick.triggers[:TRIGGERS_A_PICK]:
+            present = re.sub(r"\\(?=[()])", "", ", ".join([prompt, *added]))
+            wanted = _comparable(re.sub(r"\\(?=[()])", "", trigger))
+            if wanted and not re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", _comparable(present)):
+                added.append(_escaped(trigger))
+    head = prompt.rstrip().rstrip(",")
+    return (", ".join([head, *added] if head else added) if added else prompt), added
+
+
+def extend_stack(stack: Sequence[tuple] | None, picks: Iterable[Pick]) -> list[tuple[str, float, float]]:
+    """A new LORA_STACK: the incoming entries, then the picks that are not in it yet (whatever the separators)."""
+    extended = [tuple(entry) for entry in stack or ()]
+    present = {str(entry[0]).replace("\\", "/") for entry in extended if entry}
+    for pick in picks:
+        if pick.name.replace("\\", "/") not in present:
+            extended.append((pick.name, pick.strength, pick.strength))
+    return extended
+
+
+def _shown(name: str) -> str:
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _percent(part: float | None) -> str:
+    return "–" if part is None else f"{part:.0%}"
+
+
+def _line(pick: Pick) -> str:
+    parts = (("weights", pick.parts.weights), ("text", pick.parts.text), ("words", pick.parts.lexical))
+    shares = ", ".join(f"{name} {_percent(part)}" for name, part in parts)
+    role = f"{pick.role}, " if pick.role else ""
+    return f"  {_shown(pick.name)}: {role}{pick.score:.0%} ({shares}). {pick.reason}"
+
+
+def selection_report(selection: Selection, why_family: str, added: Sequence[str]) -> str:
+    """Every decision with its reason, as text."""
+    lines = [f"Prompt: {selection.prompt}", why_family, ""]
+    if selection.picks:
+        lines += ["Picked:", *(f"{_line(pick)} Strength {pick.strength:g}." for pick in selection.picks)]
+    if selection.none_reason:
+        lines.append(f"Nothing picked: {selection.none_reason}")
+    if added:
+        lines.append(f"Trigger words added to the prompt: {', '.join(added)}")
+    if selection.misses:
+        lines += ["", "Nearest of those left out:", *(_line(miss) for miss in selection.misses)]
+    if selection.notes:
+        lines += ["", *selection.notes]
+    return "\n".join(lines)
+
+
+class AutoLoRARetrieve:
+    """Finds the LoRAs that fit a prompt, or says that none does."""
+
+    TITLE = "Retrieve LoRAs from Prompt"
+    CATEGORY = "AutoLoRA"
+    DESCRIPTION = (
+        "Chooses the LoRAs that fit the prompt, by what their weights say and by their names, tags and trigger words, "
+        "and says why. Connect the model, so that LoRAs made for another base stay out. When nothing fits, nothing is "
+        "chosen."
+    )
+    RETURN_TYPES = ("LORA_SELECTION", "LORA_STACK", "STRING", "STRING")
+    RETURN_NAMES = ("selection", "lora_stack", "prompt", "report")
+    OUTPUT_TOOLTIPS = (
+        "The choice with its reasons, for Gated Multi-LoRA Apply.",
+        "The same as a LORA_STACK, for other packs' nodes. Connect this or the selection to Apply, not both.",
+        "The prompt with the trigger words of the chosen LoRAs that it lacked; for CLIP Text Encode.",
+        "What was chosen and why, and what was nearly chosen.",
+    )
+    FUNCTION = "retrieve"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": _required_inputs(), "optional": _optional_inputs()}
+
+    def retrieve(
+        self, index: dict, prompt: str, family: str, top_k: int, threshold: float, strength: float, pinned: str,
+        banned: str, use_weights: bool, use_text: bool, model: Any = None, lora_stack: list | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        from ..autolora_core.retrieve.retrieve import retrieve
+        from .bridge_paths import model_family, model_folders
+
+        base = model_family(model).name if model is not None else None
+        with Library.from_handle(index) as library:
+            indexed = sorted({entry.family for entry in library.entries()} - {"unknown"})
+            chosen, why = choose_family(family, base, indexed)
+            selection = retrieve(
+                library,
+                prompt,
+                family=chosen,
+                top_k=top_k,
+                threshold=threshold,
+                pinned=lines_of(pinned),
+                banned=lines_of(banned),
+                use_weights=use_weights,
+                use_text=use_text,
+                strength=strength,
+                tower=default_tower(model_folders()),
+            )
+        words, added = prompt_with_triggers(prompt, selection.picks)
+        report = selection_report(selection, why, added)
+        result = (selection.to_json(), extend_stack(lora_stack, selection.picks), words, report)
+        return {"ui": {"text": [report]}, "result": result}
+
+
+def _required_inputs() -> dict[str, tuple]:
+    def number(kind: str, default: float, low: float, high: float, step: float, tooltip: str) -> tuple:
+        return (kind, {"default": default, "min": low, "max": high, "step": step, "tooltip": tooltip})
+
+    names = "one name a line, as the LoRA menus show it; the end of the name is enough if it is the only one"
+    return {
+        "index": ("LORA_INDEX", {"tooltip": "The index from Encode LoRA Library."}),
+        "prompt": (
+            "STRING",
+            {"multiline": True, "default": "", "tooltip": "What the picture should show; the search goes by this."},
+        ),
+        "family": (
+            [AUTO, *FAMILIES],
+            {"tooltip": "Base model whose LoRAs are searched. auto: that of the model connected."},
+        ),
+        "top_k": number("INT", 3, 0, 32, 1, "At most this many LoRAs are chosen, pinned ones not counted."),
+        "threshold": number(
+            "FLOAT", 0.5, 0.0, 1.0, 0.01, "How sure it must be that a LoRA fits (0 to 1). Higher chooses fewer."
+        ),
+        "strength": number("FLOAT", 1.0, -10.0, 10.0, 0.05, "Strength given to every chosen LoRA."),
+        "pinned": ("STRING", {"multiline": True, "default": "", "tooltip": f"Always choose these: {names}."}),
+        "banned": ("STRING", {"multiline": True, "default": "", "tooltip": f"Never choose these: {names}."}),
+        "use_weights": (
+            "BOOLEAN",
+            {"default": True, "tooltip": "Use what the weights say. This works for files without any description."},
+        ),
+        "use_text": (
+            "BOOLEAN",
+            {"default": True, "tooltip": "Use names, tags, trigger words and descriptions."},
+        ),
+    }
+
+
+def _optional_inputs() -> dict[str, tuple]:
+    return {
+        "model": ("MODEL", {"tooltip": "The base model, to leave out LoRAs made for another one. Not changed."}),
+        "lora_stack": ("LORA_STACK", {"tooltip": "A stack to extend: its entries come first and stay as they are."}),
+    }
