@@ -10,8 +10,8 @@ import pytest
 from autolora_core.errors import SelectionError
 from autolora_core.retrieve.selection import FORMAT, Parts, Pick, Selection
 
-PICK = Pick("a.safetensors", "ab" * 32, "/l/a.safetensors", "style", 0.8, 0.91, Parts(0.5, None, 0.2), "because", ("t",))
-MISS = Pick("b.safetensors", "cd" * 32, "/l/b.safetensors", None, 1.0, 0.3, Parts(), "not enough", ())
+PICK = Pick("a.safetensors", "ab" * 32, "/a.safetensors", "style", 0.8, 0.91, Parts(0.5, None, 0.2), "because", ("t",))
+MISS = Pick("b.safetensors", "cd" * 32, "/b.safetensors", None, 1.0, 0.3, Parts(), "not enough", ())
 WHOLE = Selection("an otter", "emoji", (PICK,), (MISS,), None, {"folder": "x"}, "ridge-1", "minilm-1", ("note",))
 
 

@@ -1,0 +1,209 @@
+"""How well each LoRA explains each phrase of a prompt, part by part.
+
+    weights   z-score of  ⟨query(tower(phrase)), vector⟩  over the generic prompts → logistic, calibrated on the library
+    text      tower cosine with the LoRA's own words, and its z-score over the generic prompts → logistic, stated
+    lexical   overlap of exact words, rare ones counting more → logistic, stated
+
+A part that has nothing to go on is absent, not zero. Text and lexical speak of the same words, so the larger counts;
+weights are evidence of their own: ``p = 1 − (1 − p_weights)(1 − max(p_text, p_lexical))``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..encode.calibrate import Logistic, Ruler, sigmoid
+from ..encode.encoder import WeightEncoder
+from ..encode.generic import GENERIC_MANNERS, GENERIC_PROMPTS, GENERIC_SUBJECTS
+from ..encode.towers import TextTower
+from .lexicon import Lexicon, Phrase
+from .spans import Span
+from .view import EntryLike, VectorsLike
+from .words import MANNERS, content_stems, words_of
+
+# Stated, not fitted: on (z-score, cosine). Half-way at z = 6.5 with cosine 0.62, which with MiniLM is where a phrase and a
+# caption are as likely to be the same thing as to be neighbours ("alarm clock", "timer clock").
+TEXT_MODEL = Logistic(-0.5 * 6.5 - 12 * 0.62, np.array([0.5, 12.0]))
+# On the overlap of words: 0.95 for the very same words, a half at 0.62.
+LEXICAL_MODEL = Logistic(-8 * 0.62, np.array([8.0]))
+# One tag among many says less than a title: log odds.
+FIELD_PENALTY = {"title": 0.0, "trigger": 0.0, "tags": 0.0, "description": 0.0, "tag": 1.5}
+TEXT_FLOOR, WEIGHT_FLOOR = 0.05, 0.02
+MAX_LOGIT = 7.0
+# Log odds that a phrase loses per word left out, for lacking its head, and for being several phrases together.
+PARTIAL_PENALTY, HEADLESS_PENALTY, JOINED_PENALTY = 0.15, 1.5, 0.3
+# Log odds won or lost when grammar says style or subject and the LoRA is clearly one of the two.
+ROLE_WEIGHT = 1.0
+_STYLE_TAGS = frozenset({"style", "art style", "artstyle", "artist", "aesthetic"})
+_SUBJECT_TAGS = frozenset({"character", "subject", "object", "animal", "person", "celebrity", "clothing", "vehicle", "food"})
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """(spans, LoRAs) each: probabilities of the parts (NaN where absent), ``logit`` of them all with the adjustments.
+
+    ``phrase`` is the index of the LoRA's phrase that matched best by text or words, −1 where it has none.
+    """
+
+    weights: np.ndarray
+    text: np.ndarray
+    lexical: np.ndarray
+    logit: np.ndarray
+    phrase: np.ndarray
+
+
+def phrases_of(entry: EntryLike, owner: int) -> list[Phrase]:
+    """What a LoRA says of itself, once each: title, triggers, tags together and the first six alone, description."""
+    text = entry.text
+    found = [("title", text.title), *(("trigger", word) for word in text.triggers[:8])]
+    found += [("tags", ", ".join(text.tags[:12])), *(("tag", tag) for tag in text.tags[:6])]
+    found.append(("description", text.description[:200]))
+    seen, phrases = set(), []
+    for name, words in found:
+        key = " ".join(words_of(words))
+        if key and key not in seen:
+            seen.add(key)
+            phrases.append(Phrase(owner, name, " ".join(words.split())))
+    return phrases
+
+
+class Scorer:
+    """A family's LoRAs made ready to be asked. ``entries`` (N) are sorted by hash and name.
+
+    ``weight_model`` maps a z-score to log odds; it starts as the stated prior and is replaced by calibration.
+    """
+
+    def __init__(
+        self, entries: Sequence[EntryLike], tower: TextTower, encoder: WeightEncoder | None, vectors: VectorsLike | None
+    ):
+        self.entries = sorted(entries, key=lambda entry: (entry.hash, entry.name))
+        self.tower, self.encoder = tower, encoder
+        self.phrases = [phrase for i, entry in enumerate(self.entries) for phrase in phrases_of(entry, i)]
+        self.has_text = np.zeros(len(self.entries), bool)
+        self.has_text[[phrase.owner for phrase in self.phrases]] = True
+        self.lexicon = Lexicon(self.phrases, len(self.entries))
+        self._penalty = np.array([FIELD_PENALTY[phrase.field] for phrase in self.phrases])
+        self._words = tower.encode([phrase.text for phrase in self.phrases])
+        generic = tower.encode(list(GENERIC_PROMPTS))
+        self._phrase_ruler = Ruler.measure(self._words @ generic.T, TEXT_FLOOR)
+        self.vectors, self.has_vector = self._vectors(vectors)
+        self._generic_query = encoder.query(generic) if encoder is not None else generic
+        self._weight_ruler = Ruler.measure(self.vectors @ self._generic_query.T, WEIGHT_FLOOR)
+        self.weight_model = weight_prior(int(self.has_vector.sum()))
+        self.roles = self._roles(generic)
+
+    def _vectors(self, vectors: VectorsLike | None) -> tuple[np.ndarray, np.ndarray]:
+        matrix = np.zeros((len(self.entries), self.tower.dim), np.float32)
+        if vectors is not None:
+            row_of = {digest: row for row, digest in enumerate(vectors.hashes)}
+            for i, entry in enumerate(self.entries):
+                if entry.hash in row_of:
+                    matrix[i] = vectors.matrix[row_of[entry.hash]]
+        return matrix, np.any(matrix != 0, axis=1)
+
+    def evidence(self, spans: Sequence[Span], use_weights: bool = True, use_text: bool = True) -> Evidence:
+        """Score every span against every LoRA."""
+        asked = self.tower.encode([span.text for span in spans])
+        weights = self.weight_evidence(asked) if use_weights else np.full((len(spans), len(self.entries)), np.nan)
+        if use_text:
+            text, lexical, phrase = self.word_evidence(asked, [span.text for span in spans])
+        else:
+            text = lexical = np.full(weights.shape, np.nan)
+            phrase = np.full(weights.shape, -1)
+        logit = combine(weights, text, lexical) + self._adjustment(spans)
+        return Evidence(weights, text, lexical, logit, phrase)
+
+    def weight_z(self, asked: np.ndarray) -> np.ndarray:
+        """Tower vectors (S, dim) → z-scores of the weights part (S, N); NaN for LoRAs without a vector."""
+        query = self.encoder.query(asked) if self.encoder is not None else asked
+        z = self._weight_ruler.z(self.vectors @ query.T).T
+        return np.where(self.has_vector[None], z, np.nan)
+
+    def weight_evidence(self, asked: np.ndarray) -> np.ndarray:
+        """(S, dim) → probability-like (S, N), NaN where there is no vector."""
+        return self.weight_model.probability(self.weight_z(asked)[..., None])
+
+    def word_evidence(self, asked: np.ndarray, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Text and lexical probabilities (S, N), NaN for LoRAs without words, and the best phrase's index."""
+        shape = (len(texts), len(self.entries))
+        text, lexical, best = np.full(shape, np.nan), np.full(shape, np.nan), np.full(shape, -1)
+        if not self.phrases:
+            return text, lexical, best
+        cosine = (self._words @ asked.T).astype(np.float64)
+        by_text = TEXT_MODEL.logit(np.stack([self._phrase_ruler.z(cosine), cosine], axis=-1)).T - self._penalty
+        overlap = np.stack([self.lexicon.overlap(words) for words in texts])
+        by_word = LEXICAL_MODEL.logit(overlap[..., None]) - self._penalty
+        owners = np.array([phrase.owner for phrase in self.phrases])
+        starts = np.flatnonzero(np.diff(owners, prepend=-1))
+        holders = owners[starts]
+        text[:, holders] = sigmoid(np.maximum.reduceat(by_text, starts, axis=1))
+        lexical[:, holders] = sigmoid(np.maximum.reduceat(by_word, starts, axis=1))
+        either = np.maximum(by_text, by_word)
+        for start, stop, holder in zip(starts, [*starts[1:], len(owners)], holders, strict=True):
+            best[:, holder] = start + either[:, start:stop].argmax(axis=1)
+        return text, lexical, best
+
+    def _adjustment(self, spans: Sequence[Span]) -> np.ndarray:
+        """(S, N) log odds for incomplete phrases and for roles that agree or clash."""
+        loss = [
+            PARTIAL_PENALTY * span.partial + HEADLESS_PENALTY * span.headless + JOINED_PENALTY * span.joined
+            for span in spans
+        ]
+        hint = [{"style": 1.0, "subject": -1.0, None: 0.0}[span.hint] for span in spans]
+        return ROLE_WEIGHT * np.outer(hint, self.roles) - np.array(loss)[:, None]
+
+    def _roles(self, generic: np.ndarray) -> np.ndarray:
+        """(N,) from −1 (subject) to 1 (style), 0 unknown: from tags and words, else from the nearer kind of generic prompt."""
+        roles = np.zeros(len(self.entries))
+        by_weights = _kind_axis(self._generic_query)
+        by_words = _kind_axis(generic)
+        for i, entry in enumerate(self.entries):
+            said = said_role(entry)
+            own = [row for row, phrase in enumerate(self.phrases) if phrase.owner == i and phrase.field != "tag"][:1]
+            if said:
+                roles[i] = said
+            elif own:
+                roles[i] = float(by_words(self._words[own[0]]))
+            elif self.has_vector[i]:
+                roles[i] = 0.5 * float(by_weights(self.vectors[i]))
+        return roles
+
+
+def weight_prior(candidates: int) -> Logistic:
+    """The stated model of the weights part, for the best of ``candidates``.
+
+    z-scores of strangers are about normal, so the largest of N lies near √(2 ln N): the half-way point is one above.
+    """
+    middle = 1 + (2 * np.log(max(candidates, 2))) ** 0.5
+    return Logistic(-1.2 * middle, np.array([1.2]))
+
+
+def combine(weights: np.ndarray, text: np.ndarray, lexical: np.ndarray) -> np.ndarray:
+    """Log odds of all parts together, each (…) in [0, 1] or NaN; absent parts say nothing, nothing at all is −7."""
+    words = np.fmax(text, lexical)
+    miss = (1 - np.nan_to_num(weights, nan=0.0)) * (1 - np.nan_to_num(words, nan=0.0))
+    miss = np.clip(miss, sigmoid(-MAX_LOGIT), sigmoid(MAX_LOGIT))
+    return np.log1p(-miss) - np.log(miss)
+
+
+def said_role(entry: EntryLike) -> float:
+    """1 when a LoRA's own words call it a style, −1 when they call it a subject, 0 when they do not say."""
+    tags = {" ".join(words_of(tag)) for tag in entry.text.tags}
+    title = words_of(entry.text.title)
+    if tags & _STYLE_TAGS or {"style", "aesthetic"} & set(title):
+        return 1.0
+    if tags & _SUBJECT_TAGS:
+        return -1.0
+    return 1.0 if " ".join(content_stems(entry.text.title)) in MANNERS else 0.0
+
+
+def _kind_axis(generic: np.ndarray):
+    """A function from a vector to −1 … 1 along the line from the generic subjects to the generic manners."""
+    subjects = generic[: len(GENERIC_SUBJECTS)].mean(axis=0)
+    manners = generic[-len(GENERIC_MANNERS) :].mean(axis=0)
+    axis = manners - subjects
+    middle, half = axis @ (manners + subjects) / 2, max(float(axis @ axis) / 2, 1e-9)
+    return lambda vector: np.clip((vector @ axis - middle) / half, -1, 1)
