@@ -1,0 +1,1 @@
+"""EmojiMatrix: the small world with right answers that this pack is trained, tested and demonstrated on."""
