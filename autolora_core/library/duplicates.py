@@ -21,7 +21,8 @@ from ..lora.adapters import Update
 from .entries import Entry
 
 NEAR_COSINE = 0.98  # two files count as one LoRA above this
-SKETCH_COSINE = 0.8  # sketches of near-duplicates lie above this; below, files are not opened
+# Sketches of unrelated files lie within 0.2 of zero; of a file and its two thirds, at 0.8. Below this, none is opened.
+SKETCH_COSINE = 0.6
 NEIGHBOURS = 16
 _SLICE = re.compile(r"^(?P<base>.*)\[(?P<start>\d+):(?P<stop>\d+)\]$")
 

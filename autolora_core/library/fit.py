@@ -211,7 +211,7 @@ def _bring_up_to_date(store: Store, encoder: RidgeEncoder, hashes: list[str], in
     have = {row[0] for row in store.db.execute("SELECT hash FROM vectors WHERE encoder_id = ?", (encoder.id,))}
     missing = [digest for digest in hashes if digest not in have]
     path = encoder_path(store.folder, encoder.id)
-    if not path.is_file():
+    if fit.refitted or not path.is_file():
         encoder.save(path)
     _loaded[encoder.id] = encoder
     row = (

@@ -31,7 +31,7 @@ from .entries import Entry, EntryText, ScanReport
 from .locks import writer_lock
 from .scan import Progress, Scanner
 from .sketches import ENCODABLE_KINDS, compute_sketch, has_sketch, read_sketches
-from .store import Store, now
+from .store import Store, now, sweep
 from .texts import TextStore
 from .vectors import VectorIndex, open_vectors
 from .walk import Scope
@@ -149,6 +149,7 @@ class Library:
             return True
 
         with writer_lock(self.folder, self.wait, _checking(should_stop)):
+            sweep(self.folder)
             scanner = Scanner(
                 self.store,
                 scope,

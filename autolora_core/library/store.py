@@ -7,15 +7,18 @@ Vectors are stored as raw little-endian float32; nothing is ever pickled.
 from __future__ import annotations
 
 import datetime
+import logging
 import os
 import sqlite3
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import LibraryError, LibraryVersionError
 
+log = logging.getLogger(__name__)
 DATABASE_NAME = "library.sqlite"
 SCHEMA_VERSION = 1
 
@@ -74,6 +77,16 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def sweep(folder: Path, older_than: float = 600.0) -> None:
+    """Delete what a killed process left half written. Young files may be another process's, at work just now."""
+    for path in folder.glob("*.tmp"):
+        try:
+            if time.time() - path.stat().st_mtime > older_than:
+                path.unlink()
+        except OSError as error:
+            log.info("%s stays: %s", path, error)
 
 
 class Store:

@@ -48,21 +48,23 @@ class TextStore(MutableMapping[str, bytes]):
             log.warning("%s cannot be written (%s); text vectors are kept in memory", self.path, error)
 
     def __getitem__(self, key: str) -> bytes:
+        key = _plain(key)
         if key not in self._memory:
-            row = self._ask("SELECT vector FROM texts WHERE key = ?", (_plain(key),))
+            row = self._ask("SELECT vector FROM texts WHERE key = ?", (key,))
             if row is None:
                 raise KeyError(key)
             self._memory[key] = row[0]
         return self._memory[key]
 
     def __setitem__(self, key: str, value: bytes) -> None:
+        key = _plain(key)
         self._memory[key] = value
-        self._ask("INSERT OR REPLACE INTO texts VALUES (?, ?)", (_plain(key), value))
+        self._ask("INSERT OR REPLACE INTO texts VALUES (?, ?)", (key, value))
 
     def __delitem__(self, key: str) -> None:
         if key not in self:
             raise KeyError(key)
-        self._memory.pop(key, None)
+        self._memory.pop(_plain(key), None)
         self._ask("DELETE FROM texts WHERE key = ?", (_plain(key),))
 
     def _ask(self, query: str, values: tuple) -> tuple | None:
