@@ -16,6 +16,7 @@ from comfy.weight_adapter import WeightAdapterBase
 from ..autolora_core.errors import NothingMatchesError, SelectionError
 from ..autolora_core.fusion.branches import Branch
 from ..autolora_core.fusion.requests import Request
+from ..autolora_core.lora.comfy_keys import comfy_stem
 from ..autolora_core.lora.file import LoraFile
 from .bridge_layers import NotABranch, branch_of, describe_layer
 
@@ -24,12 +25,12 @@ PREFIX = "diffusion_model."
 
 @dataclass
 class LoadedLora:
-    """One file: what it says about itself, and its tensors under keys that ComfyUI reads."""
+    """One file: what it says about itself, its tensors as stored, and under ComfyUI's keys where those differ."""
 
     request: Request
     file: LoraFile
-    state: dict[str, Any]
-    renamed: bool = False
+    stored: dict[str, Any]
+    renamed: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -73,15 +74,12 @@ def load(path: str, request: Request) -> LoadedLora:
     file.check_values()
     if file.kind != "all_zero":
         file.require_usable()
-    state = file.comfy_state_dict()
-    if state is None:
-        return LoadedLora(request, file, comfy.utils.load_torch_file(path, safe_load=True))
-    return LoadedLora(request, file, state, renamed=True)
+    return LoadedLora(request, file, comfy.utils.load_torch_file(path, safe_load=True), file.comfy_state_dict())
 
 
 def model_half(lora: LoadedLora, model: Any, key_map: Mapping[str, Any], lora_index: int) -> ModelHalf:
     """Sort the LoRA's updates of the diffusion model into branches and forwarded patches."""
-    patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(lora.state), dict(key_map), log_missing=False)
+    patches = _patches(lora, key_map)
     half = ModelHalf(matched=_count_layers(patches))
     for target, patch in patches.items():
         weight = target if isinstance(target, str) else target[0]
@@ -101,8 +99,17 @@ def model_half(lora: LoadedLora, model: Any, key_map: Mapping[str, Any], lora_in
 
 def clip_half(lora: LoadedLora, key_map: Mapping[str, Any]) -> dict[Any, Any]:
     """ComfyUI patches for the text encoders; there the sum is all we want, and weight patches are exactly that."""
-    state = comfy.lora_convert.convert_lora(lora.state)
-    return comfy.lora.load_lora(state, dict(key_map), log_missing=False)
+    return _patches(lora, key_map)
+
+
+def _patches(lora: LoadedLora, key_map: Mapping[str, Any]) -> dict[Any, Any]:
+    """ComfyUI's reading of the file: of our renamed keys, or of the stored ones where it finds more under those."""
+    states = [state for state in (lora.renamed, lora.stored) if state is not None]
+    found = [
+        comfy.lora.load_lora(comfy.lora_convert.convert_lora(state), dict(key_map), log_missing=False)
+        for state in states
+    ]
+    return max(found, key=_count_layers)
 
 
 def require_match(lora: LoadedLora, half: ModelHalf | None, clip_layers: int, clip: Any, model_family: Any) -> None:
@@ -143,10 +150,13 @@ def _count_layers(patches: Mapping[Any, Any]) -> int:
 def _missing_layers(lora: LoadedLora, patches: Mapping[Any, Any]) -> list[str]:
     """Layers of the file that ComfyUI found no place for. Every adapter shares one set of all keys used."""
     used = next((patch.loaded_keys for patch in patches.values() if isinstance(patch, WeightAdapterBase)), None)
-    if used is None or lora.renamed:
+    if used is None:
         return []
+    stems = {key.rpartition(part)[0] for key in used for part in (".lora", ".hada_", ".lokr_", ".alpha", "_lora.")}
     return [
         name
         for name, entry in lora.file.modules.items()
-        if entry.half == "model" and not any(key in used for key in entry.keys.values())
+        if entry.half == "model"
+        and not any(key in used for key in entry.keys.values())
+        and comfy_stem(entry, lora.file.family.name) not in stems
     ]

@@ -72,11 +72,11 @@ def sd15_state(seed: int = SEED) -> dict[str, torch.Tensor]:
     return random_state(network, seed, 0.02)
 
 
-def load(state: dict[str, torch.Tensor], **model_options: Any) -> Any:
+def load(state: dict[str, torch.Tensor], metadata: dict[str, str] | None = None, **model_options: Any) -> Any:
     """A MODEL from a state dict, by ComfyUI's own detection."""
     import comfy.sd
 
-    model = comfy.sd.load_diffusion_model_state_dict(dict(state), model_options=model_options)
+    model = comfy.sd.load_diffusion_model_state_dict(dict(state), model_options=model_options, metadata=metadata)
     assert model is not None, "ComfyUI does not recognise the tiny model"
     return model
 
@@ -85,8 +85,8 @@ def conditioning(
     seed: int, tokens: int = 6, width: int = SD3_CONTEXT, pooled: int = SD3_POOLED, batch: int = 1
 ) -> list:
     generator = torch.Generator().manual_seed(seed)
-    states = torch.randn(batch, tokens, width, generator=generator)
-    return [[states, {"pooled_output": torch.randn(batch, pooled, generator=generator)}]]
+    states = torch.randn(1, tokens, width, generator=generator)
+    return [[states, {"pooled_output": torch.randn(1, pooled, generator=generator)}]]
 
 
 def sample(model: Any, *, batch: int = 1, cfg: float = 3.0, steps: int = 2, seed: int = 0) -> torch.Tensor:
@@ -113,7 +113,7 @@ def sample(model: Any, *, batch: int = 1, cfg: float = 3.0, steps: int = 2, seed
 
 
 def save_lora(path: Any, layers: dict[str, tuple[int, ...]], rank: int = 4, seed: int = 0, scale: float = 0.15) -> Any:
-    """A LoRA for ``layers`` (key prefix → weight shape (out, in, *k)) with kohya suffixes, float32; returns ``path``."""
+    """A float32 LoRA for ``layers`` (key prefix → weight shape (out, in, *k)) with kohya suffixes; returns ``path``."""
     from safetensors.torch import save_file
 
     generator = torch.Generator().manual_seed(seed)
