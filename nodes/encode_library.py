@@ -57,20 +57,21 @@ class _Bar:
     """Drives ComfyUI's progress bar through the three steps, and gives Cancel a chance at every step."""
 
     WEIGHTS = (0.8, 0.1, 0.1)  # reading files, fitting, comparing duplicates
+    INTERVAL = 0.1  # every message goes to the browser: ten a second are enough
 
     def __init__(self) -> None:
         from . import bridge_paths
 
         self._interrupt, self._update = bridge_paths.throw_if_interrupted, bridge_paths.progress_bar(1000)
-        self.step, self._shown = 0, -1.0
+        self.step, self._shown, self._share = 0, -1.0, 0.0
 
     def __call__(self, done: int, total: int, name: str = "") -> None:
         self._interrupt()
         share = sum(self.WEIGHTS[: self.step]) + self.WEIGHTS[self.step] * done / max(total, 1)
+        self._share = max(self._share, share)  # a step may count twice, captions and then families: never run backwards
         moment = time.monotonic()
-        # Every message goes to the browser: ten a second are enough.
-        if moment - self._shown >= 0.1 or done == total:
-            self._update(int(1000 * share), 1000)
+        if moment - self._shown >= self.INTERVAL or done == total:
+            self._update(round(1000 * self._share), 1000)
             self._shown = moment
 
     def stopped(self) -> bool:

@@ -1,4 +1,4 @@
-"""Proves that one LoRA saved in many ways is seen to be one, and other LoRAs are not, against dense float64 products."""
+"""Proves that one LoRA saved in many ways is seen to be one, and others are not, against dense float64 products."""
 
 from __future__ import annotations
 

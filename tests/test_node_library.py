@@ -1,0 +1,171 @@
+"""Proves that the Encode node, inside the real ComfyUI, indexes what its lora menus show, reports, can be cancelled,
+and runs again exactly when files have changed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import tiny_models
+from comfy_local import pack_module
+from conftest import emoji_factors, write_lora
+
+EMPTY = {"folder": "all loras", "name_filter": "", "library": "default", "force": False}
+
+
+@pytest.fixture
+def encode_module(comfy, tmp_path, monkeypatch):
+    """The node's module; ComfyUI has two loras roots in tmp_path and a fresh user directory; the tower is lexical."""
+    module = pack_module("nodes.encode_library")
+    towers = pack_module("autolora_core.encode.towers")
+    monkeypatch.setattr(module, "default_tower", lambda folders=(): towers.LexicalTower())
+    roots = [str(tmp_path / "loras"), str(tmp_path / "drive" / "loras")]
+    extensions = comfy.folder_names_and_paths["loras"][1]
+    monkeypatch.setitem(comfy.folder_names_and_paths, "loras", (roots, extensions))
+    monkeypatch.setattr(comfy, "filename_list_cache", {})
+    comfy.set_user_directory(str(tmp_path / "user"))
+    for seed, name in enumerate(("otter", "fox", "styles/ink", "styles/old/neon")):
+        write_lora(tmp_path / "loras" / f"{name}.safetensors", emoji_factors(seed, blocks=1))
+    write_lora(tmp_path / "drive" / "loras" / "castle.safetensors", emoji_factors(9, blocks=1))
+    return module
+
+
+@pytest.fixture
+def node(encode_module):
+    return encode_module.AutoLoRAEncodeLibrary()
+
+
+def run(node, **inputs):
+    out = node.encode(**{**EMPTY, **inputs})
+    (index, report), ui = out["result"], out["ui"]
+    assert ui == {"text": [report]} and json.loads(json.dumps(index)) == index
+    return index, report
+
+
+def entries(index: dict) -> list:
+    library = pack_module("autolora_core.library.index").Library
+    with library.from_handle(index) as opened:
+        return opened.entries()
+
+
+def test_every_input_and_output_is_explained(encode_module):
+    node = encode_module.AutoLoRAEncodeLibrary
+    inputs = {name: spec for group in node.INPUT_TYPES().values() for name, spec in group.items()}
+    assert list(inputs) == list(EMPTY)
+    assert all(len(spec[1]["tooltip"]) > 20 for spec in inputs.values())
+    assert len(node.RETURN_TYPES) == len(node.RETURN_NAMES) == len(node.OUTPUT_TOOLTIPS) == 2
+    assert node.OUTPUT_NODE and node.CATEGORY == "AutoLoRA" and node.DESCRIPTION and node.TITLE == "Encode LoRA Library"
+
+
+def test_names_are_those_of_comfyuis_own_menu(comfy, node):
+    index, _ = run(node)
+    assert [entry.name for entry in entries(index)] == sorted(comfy.get_filename_list("loras"))
+    for entry in entries(index):
+        assert entry.path == comfy.get_full_path("loras", entry.name)
+
+
+def test_folder_menu(encode_module, node, tmp_path):
+    choices = node.INPUT_TYPES()["required"]["folder"][0]
+    assert choices == ["all loras", "loras", "loras/styles", "drive/loras"]
+    assert [e.name for e in entries(run(node, folder="drive/loras")[0])] == ["castle.safetensors"]
+    below = [os.path.join("styles", "ink.safetensors"), os.path.join("styles", "old", "neon.safetensors")]
+    assert [e.name for e in entries(run(node, folder="loras/styles")[0])] == below
+    assert [e.name for e in entries(run(node, folder="loras", name_filter="*o*, -styles")[0])] == [
+        "fox.safetensors", "otter.safetensors"
+    ]  # fmt: skip
+    with pytest.raises(Exception, match="no such loras folder.*gone.*What to do"):
+        run(node, folder="gone")
+
+
+def test_index_lies_in_the_user_directory_and_nowhere_else(node, tmp_path):
+    before = sorted(path.name for path in (tmp_path / "loras").rglob("*"))
+    index, _ = run(node, library="my index")
+    assert Path(index["folder"]) == tmp_path / "user" / "autolora" / "my index"
+    assert (tmp_path / "user" / "autolora" / "my index" / "library.sqlite").is_file()
+    assert sorted(path.name for path in (tmp_path / "loras").rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "a\\b", ".", "..", "x" * 65, "a:b", "nul\0", "end."])
+def test_library_names_that_are_paths_are_refused(node, name):
+    with pytest.raises(Exception, match="library name"):
+        run(node, library=name)
+
+
+def test_report_says_what_matters(node, tmp_path):
+    (tmp_path / "loras" / "page.safetensors").write_bytes(b"<!DOCTYPE html><html></html>")
+    otter = emoji_factors(0, blocks=1)
+    write_lora(tmp_path / "loras" / "otter again.safetensors", {n: (d * 2, u) for n, (d, u) in otter.items()})
+    (tmp_path / "loras" / "fox copy.safetensors").write_bytes((tmp_path / "loras" / "fox.safetensors").read_bytes())
+    _, report = run(node)
+    assert "8 LoRA files: 8 new." in report and "emoji: 7" in report
+    assert "page.safetensors" in report and "HTML" in report
+    assert "fox copy.safetensors = fox.safetensors: identical files" in report
+    assert "otter again.safetensors ~ otter.safetensors" in report.replace(
+        "otter.safetensors ~ otter again.safetensors", "otter again.safetensors ~ otter.safetensors"
+    )
+    assert "kB in" in report and "/s)" in report
+    _, report = run(node)
+    assert "8 unchanged" in report and "kB in" not in report
+
+
+def test_runs_again_exactly_when_files_changed(encode_module, tmp_path):
+    node = encode_module.AutoLoRAEncodeLibrary
+    state = node.IS_CHANGED(**EMPTY)
+    run(node())
+    assert node.IS_CHANGED(**EMPTY) == state == node.IS_CHANGED(**EMPTY)
+    write_lora(tmp_path / "loras" / "new.safetensors", emoji_factors(20, blocks=1))
+    assert node.IS_CHANGED(**EMPTY) != state
+    (tmp_path / "loras" / "new.safetensors").unlink()
+    assert node.IS_CHANGED(**EMPTY) == state
+    assert node.IS_CHANGED(**{**EMPTY, "folder": "loras/styles"}) != state
+    assert node.IS_CHANGED(**{**EMPTY, "force": True}) != node.IS_CHANGED(**{**EMPTY, "force": True})
+
+
+def test_deleted_library_runs_the_node_again(encode_module, tmp_path):
+    import shutil
+
+    node = encode_module.AutoLoRAEncodeLibrary
+    state = node.IS_CHANGED(**EMPTY)
+    run(node())
+    shutil.rmtree(tmp_path / "user" / "autolora")
+    after = node.IS_CHANGED(**EMPTY)
+    assert after != state
+    run(node())
+    assert node.IS_CHANGED(**EMPTY) == after
+
+
+def test_cancel_stops_it_and_the_next_run_goes_on(comfy, node, monkeypatch):
+    import comfy.model_management as management
+    import comfy.utils
+
+    seen = []
+
+    def hook(value, total, preview, node_id=None):
+        seen.append(value)
+        if len(seen) == 2:
+            management.interrupt_current_processing(True)
+
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
+    monkeypatch.setattr(pack_module("nodes.encode_library")._Bar, "INTERVAL", 0.0)
+    with pytest.raises(management.InterruptProcessingException):
+        run(node)
+    assert not management.processing_interrupted()
+    _, report = run(node)
+    assert "1 unchanged" in report and "4 new" in report
+    assert seen == sorted(seen[:2]) + sorted(seen[2:]) and seen[-1] == 1000
+
+
+@pytest.mark.parametrize("state, expected", [("sd15", "sd15"), ("sd3", "sd3"), ("emoji", "emoji")])
+def test_family_of_a_loaded_model(comfy, state, expected):
+    states = {
+        "sd15": tiny_models.sd15_state,
+        "sd3": tiny_models.sd3_state,
+        "emoji": lambda: tiny_models.sd3_state(hidden=256),
+    }
+    model = tiny_models.load(states[state]())
+    before = {name: (value.data_ptr(), value.device) for name, value in model.model.state_dict().items()}
+    family = pack_module("nodes.bridge_paths").model_family(model)
+    assert family.name == expected and family.evidence
+    assert {name: (value.data_ptr(), value.device) for name, value in model.model.state_dict().items()} == before
