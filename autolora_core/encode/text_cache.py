@@ -36,8 +36,10 @@ class CachedTower:
         found = {key: raw for key in set(keys) if (raw := self.store.get(key)) is not None}
         missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}
         if missing:
-            for key, row in zip(missing, self.tower.encode(list(missing.values())), strict=True):
-                found[key] = self.store[key] = np.ascontiguousarray(row, np.float32).tobytes()
+            rows = self.tower.encode(list(missing.values()))
+            new = {key: np.ascontiguousarray(row, np.float32).tobytes() for key, row in zip(missing, rows, strict=True)}
+            self.store.update(new)
+            found |= new
         rows = [np.frombuffer(found[key], np.float32) for key in keys]
         return np.stack(rows) if rows else np.zeros((0, self.dim), np.float32)
 

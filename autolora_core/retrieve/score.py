@@ -10,6 +10,7 @@ weights are evidence of their own: ``p = 1 − (1 − p_weights)(1 − max(p_tex
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,13 +19,14 @@ import numpy as np
 from ..encode.calibrate import Logistic, Ruler, sigmoid
 from ..encode.encoder import WeightEncoder
 from ..encode.generic import GENERIC_MANNERS, GENERIC_PROMPTS, GENERIC_SUBJECTS
+from ..encode.text_cache import CachedTower, cached
 from ..encode.towers import TextTower
 from .lexicon import Lexicon, Phrase
 from .spans import Span
 from .view import EntryLike, VectorsLike
 from .words import MANNERS, content_stems, words_of
 
-# Stated, not fitted: on (z-score, cosine). Half-way at z = 6.5 with cosine 0.62, which with MiniLM is where a phrase and a
+# Stated, not fitted: on (z-score, cosine). Half-way at z = 6.5 with cosine 0.62: there, with MiniLM, a phrase and a
 # caption are as likely to be the same thing as to be neighbours ("alarm clock", "timer clock").
 TEXT_MODEL = Logistic(-0.5 * 6.5 - 12 * 0.62, np.array([0.5, 12.0]))
 # On the overlap of words: 0.95 for the very same words, a half at 0.62.
@@ -33,12 +35,13 @@ LEXICAL_MODEL = Logistic(-8 * 0.62, np.array([8.0]))
 FIELD_PENALTY = {"title": 0.0, "trigger": 0.0, "tags": 0.0, "description": 0.0, "tag": 1.5}
 TEXT_FLOOR, WEIGHT_FLOOR = 0.05, 0.02
 MAX_LOGIT = 7.0
-# Log odds that a phrase loses per word left out, for lacking its head, and for being several phrases together.
-PARTIAL_PENALTY, HEADLESS_PENALTY, JOINED_PENALTY = 0.15, 1.5, 0.3
+# Log odds that a phrase loses per word left out, for lacking its head, for being several phrases together, and for
+# being a time or place.
+PARTIAL_PENALTY, HEADLESS_PENALTY, JOINED_PENALTY, SETTING_PENALTY = 0.15, 1.5, 0.3, 1.0
 # Log odds won or lost when grammar says style or subject and the LoRA is clearly one of the two.
 ROLE_WEIGHT = 1.0
 _STYLE_TAGS = frozenset({"style", "art style", "artstyle", "artist", "aesthetic"})
-_SUBJECT_TAGS = frozenset({"character", "subject", "object", "animal", "person", "celebrity", "clothing", "vehicle", "food"})
+_SUBJECT_TAGS = frozenset({"character", "subject", "object", "animal", "person", "clothing", "vehicle", "food"})
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,9 @@ class Scorer:
         self, entries: Sequence[EntryLike], tower: TextTower, encoder: WeightEncoder | None, vectors: VectorsLike | None
     ):
         self.entries = sorted(entries, key=lambda entry: (entry.hash, entry.name))
-        self.tower, self.encoder = tower, encoder
+        self.tower, self.encoder = cached(tower), encoder
+        # Prompts are remembered in memory only: what is kept on disk stays as small as the library.
+        self._asking = CachedTower(self.tower.tower, ChainMap({}, self.tower.store))
         self.phrases = [phrase for i, entry in enumerate(self.entries) for phrase in phrases_of(entry, i)]
         self.has_text = np.zeros(len(self.entries), bool)
         self.has_text[[phrase.owner for phrase in self.phrases]] = True
@@ -106,7 +111,7 @@ class Scorer:
 
     def evidence(self, spans: Sequence[Span], use_weights: bool = True, use_text: bool = True) -> Evidence:
         """Score every span against every LoRA."""
-        asked = self.tower.encode([span.text for span in spans])
+        asked = self._asking.encode([span.text for span in spans])
         weights = self.weight_evidence(asked) if use_weights else np.full((len(spans), len(self.entries)), np.nan)
         if use_text:
             text, lexical, phrase = self.word_evidence(asked, [span.text for span in spans])
@@ -130,13 +135,13 @@ class Scorer:
         """Text and lexical probabilities (S, N), NaN for LoRAs without words, and the best phrase's index."""
         shape = (len(texts), len(self.entries))
         text, lexical, best = np.full(shape, np.nan), np.full(shape, np.nan), np.full(shape, -1)
-        if not self.phrases:
+        if not self.phrases or not len(texts):
             return text, lexical, best
         cosine = (self._words @ asked.T).astype(np.float64)
         by_text = TEXT_MODEL.logit(np.stack([self._phrase_ruler.z(cosine), cosine], axis=-1)).T - self._penalty
         overlap = np.stack([self.lexicon.overlap(words) for words in texts])
         by_word = LEXICAL_MODEL.logit(overlap[..., None]) - self._penalty
-        owners = np.array([phrase.owner for phrase in self.phrases])
+        owners = np.array(self.lexicon.owners)
         starts = np.flatnonzero(np.diff(owners, prepend=-1))
         holders = owners[starts]
         text[:, holders] = sigmoid(np.maximum.reduceat(by_text, starts, axis=1))
@@ -149,14 +154,17 @@ class Scorer:
     def _adjustment(self, spans: Sequence[Span]) -> np.ndarray:
         """(S, N) log odds for incomplete phrases and for roles that agree or clash."""
         loss = [
-            PARTIAL_PENALTY * span.partial + HEADLESS_PENALTY * span.headless + JOINED_PENALTY * span.joined
+            PARTIAL_PENALTY * span.partial
+            + HEADLESS_PENALTY * span.headless
+            + JOINED_PENALTY * span.joined
+            + SETTING_PENALTY * span.setting
             for span in spans
         ]
         hint = [{"style": 1.0, "subject": -1.0, None: 0.0}[span.hint] for span in spans]
         return ROLE_WEIGHT * np.outer(hint, self.roles) - np.array(loss)[:, None]
 
     def _roles(self, generic: np.ndarray) -> np.ndarray:
-        """(N,) from −1 (subject) to 1 (style), 0 unknown: from tags and words, else from the nearer kind of generic prompt."""
+        """(N,) from −1 (subject) to 1 (style), 0 unknown: what tags say, else the nearer kind of generic prompt."""
         roles = np.zeros(len(self.entries))
         by_weights = _kind_axis(self._generic_query)
         by_words = _kind_axis(generic)

@@ -15,6 +15,7 @@ from .words import FILLER, FUNCTION, MANNERS, WORD, stem
 
 MAX_PHRASE = 6
 MAX_WORDS = 200
+_SETTING = frozenset({"at", "during", "by"})
 _STYLE_WORDS = frozenset({"style", "styled", "styles", "aesthetic"})
 _NOISE = re.compile(r"<[^<>]*>|\bembedding:\S+|\bBREAK\b|(?<=\d):(?=\d)|:\s*-?\d+(?:\.\d+)?(?=\s*[)\]])")
 _LITERAL = re.compile(r"\\([()\[\]])")
@@ -39,7 +40,7 @@ class Span:
 
     ``partial`` counts meaningful words of its phrase that it leaves out; ``headless`` is true when the phrase's head
     (its last word) is among them: then it is a modifier ("snowy" of "snowy mountain"). ``joined`` is true for several
-    phrases taken together.
+    phrases taken together, ``setting`` for a time or place ("at dusk") that seldom calls for a LoRA.
     """
 
     text: str
@@ -48,6 +49,7 @@ class Span:
     partial: int = 0
     headless: bool = False
     joined: bool = False
+    setting: bool = False
 
 
 def tokenise(prompt: str) -> list[Token]:
@@ -134,14 +136,18 @@ def _manner_at(tokens: list[Token], start: int, stop: int, from_end: bool) -> in
 
 
 def _parts(tokens: list[Token], start: int, stop: int, hint: Hint) -> list[Span]:
-    """A piece and every window of it; windows that lack the head are modifiers."""
+    """A piece and every window of it; windows that lack the head are modifiers. A known manner is one word in effect
+    ("pixel art" is no kind of "art")."""
     inside = _meaning(tokens, start, stop)
+    setting = start > 0 and tokens[start - 1].text in _SETTING
+    if _manner_at(tokens, start, stop, from_end=True) == stop - start:
+        return [Span(_text(tokens, start, stop), inside, hint, setting=setting)]
     spans = []
     for i in range(start, stop):
         for j in range(i + 1, min(stop, i + MAX_PHRASE) + 1):
             words = _meaning(tokens, i, j)
             headless = bool(inside) and max(inside) not in words
-            spans.append(Span(_text(tokens, i, j), words, hint, len(inside - words), headless))
+            spans.append(Span(_text(tokens, i, j), words, hint, len(inside - words), headless, setting=setting))
     return spans
 
 

@@ -1,0 +1,63 @@
+"""One plain sentence for every decision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from .score import Evidence, Scorer
+from .select import Choice
+from .spans import Span
+
+_FIELDS = {
+    "title": "its title",
+    "trigger": "its trigger word",
+    "tag": "its tag",
+    "tags": "its tags",
+    "description": "its description",
+}
+CLEAR = 0.5
+
+
+def reason(scorer: Scorer, spans: Sequence[Span], evidence: Evidence, choice: Choice) -> str:
+    """Which words of the prompt a LoRA matched, and by what evidence."""
+    at = choice.span, choice.lora
+    proofs = []
+    phrase = int(evidence.phrase[at])
+    if phrase >= 0:
+        field, said = _FIELDS[scorer.phrases[phrase].field], _short(scorer.phrases[phrase].text)
+        text, lexical = float(evidence.text[at]), float(evidence.lexical[at])
+        if lexical >= CLEAR:
+            proofs.append((lexical, f"{field} says “{said}”"))
+        elif text >= CLEAR:
+            proofs.append((text, f"{field} “{said}” means nearly the same"))
+        else:
+            proofs.append((text, f"{field} “{said}” is only distantly related"))
+    weights = float(evidence.weights[at])
+    if not math.isnan(weights):
+        strength = "point clearly to it" if weights >= CLEAR else "hint at it" if weights >= 0.2 else "do not show it"
+        proofs.append((weights, f"its weights {strength} ({weights:.0%})"))
+    if not proofs:
+        return f"Compared with “{spans[choice.span].text}”: neither words nor usable weights to go on."
+    proofs.sort(key=lambda proof: -proof[0])
+    return f"Matches “{spans[choice.span].text}”: {' and '.join(text for _, text in proofs)}."
+
+
+def miss_reason(why: str, matched: str) -> str:
+    """A miss: the same evidence, after why it was left out."""
+    return f"{why} {matched}"
+
+
+def none_reason(scorer: Scorer, threshold: float, misses: Sequence[tuple[str, float, str]], families: str) -> str:
+    """Why nothing was chosen. ``misses`` holds (name, probability, words) of the nearest, best first."""
+    count = len(scorer.entries)
+    if not count:
+        return f"No LoRA was added: the library holds none for this base model{families}."
+    nearest = "; ".join(f"{name} for “{words}” ({score:.0%})" for name, score, words in misses)
+    near = f" Nearest: {nearest}." if nearest else ""
+    plural = f"none of the {count} LoRAs fits" if count > 1 else "the only LoRA does not fit"
+    return f"No LoRA was added: {plural} this prompt with a probability of {threshold:.0%} or more.{near}"
+
+
+def _short(text: str, limit: int = 60) -> str:
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"

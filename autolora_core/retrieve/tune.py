@@ -1,0 +1,133 @@
+"""Calibrating a library on itself: which scores mean that a LoRA fits, and which that nothing does.
+
+Every captioned LoRA is asked for by its own words, once with its words and once with its weights alone (as if nobody
+had captioned it; its vector is a leave-one-out prediction anyway). When it comes first that is a positive. The same
+prompts with it and its near-duplicates taken away, and the generic prompts, are what "nothing fits" looks like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..encode.calibrate import NoneFits, Ruler, fit_logistic
+from ..encode.generic import GENERIC_PROMPTS
+from .score import MAX_LOGIT, Scorer, combine, weight_prior
+
+MAX_OWN_PROMPTS = 200
+LOGIT_FLOOR = 0.5
+# A generic prompt that a LoRA's own words claim this surely is not an example of "nothing fits".
+CLAIMED = 0.5
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """``none_fits`` and the ruler of combined log odds over the generic prompts; ``examples`` says from how many."""
+
+    none_fits: NoneFits
+    ruler: Ruler
+    examples: tuple[int, int]
+
+
+def near_groups(scorer: Scorer, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+    """(N,) group numbers: LoRAs of one content or joined by near-duplicate ``pairs`` share one."""
+    hashes = [entry.hash or entry.name for entry in scorer.entries]
+    parent = {digest: digest for digest in hashes}
+
+    def root(digest: str) -> str:
+        while parent[digest] != digest:
+            digest = parent[digest]
+        return digest
+
+    for a, b in pairs:
+        if a in parent and b in parent:
+            first, second = sorted((root(a), root(b)))
+            parent[second] = first
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(root(digest), len(numbers)) for digest in hashes], int)
+
+
+def calibrate(scorer: Scorer, groups: np.ndarray, use_weights: bool, use_text: bool) -> Calibration:
+    """Fit the weights part of ``scorer`` (in place) and :class:`NoneFits` on the library itself."""
+    texts, owners = _own_prompts(scorer)
+    asked = scorer.tower.encode(texts)
+    same = groups[None] == groups[owners][:, None] if len(owners) else np.zeros((0, len(groups)), bool)
+    if use_weights and len(owners):
+        _calibrate_weights(scorer, asked, owners, same)
+    generic = _Parts.of(scorer, scorer.tower.encode(list(GENERIC_PROMPTS)), GENERIC_PROMPTS, use_weights, use_text)
+    logit = combine(generic.weights, generic.words, np.full_like(generic.words, np.nan))
+    ruler = Ruler.measure(logit.T, LOGIT_FLOOR)
+    if not len(scorer.entries):
+        return Calibration(NoneFits.fit([], []), ruler, (0, 0))
+    claimed = np.nan_to_num(generic.words).max(axis=1) > CLAIMED
+    negatives = [top_evidence(logit, groups, ruler)[0][~claimed]]
+    own = _Parts.of(scorer, asked, texts, use_weights, use_text)
+    positives = []
+    for words in _variants(own.words, owners, scorer, use_weights):
+        logit = combine(own.weights, words, np.full_like(words, np.nan))
+        if len(logit):
+            found, best = top_evidence(logit, groups, ruler)
+            right = same[np.arange(len(owners)), best]
+            positives.append(found[right])
+            without = np.where(same, -np.inf, logit)
+            other = np.isfinite(without).any(axis=1)
+            negatives += [found[~right], top_evidence(without[other], groups, ruler)[0]]
+    good = np.concatenate(positives) if positives else np.zeros((0, 3))
+    bad = np.concatenate(negatives)
+    return Calibration(NoneFits.fit(good, bad), ruler, (len(good), len(bad)))
+
+
+def top_evidence(logit: np.ndarray, groups: np.ndarray, ruler: Ruler) -> tuple[np.ndarray, np.ndarray]:
+    """(Q, N) log odds → what :class:`NoneFits` reads of the best LoRA of each row (Q, 3), and which it is (Q,).
+
+    Columns: its log odds; its lead over the best LoRA of another group; its z-score over generic prompts.
+    """
+    best = logit.argmax(axis=1)
+    rows = np.arange(len(logit))
+    top = logit[rows, best]
+    rest = np.where(groups[None] == groups[best][:, None], -MAX_LOGIT, logit).max(axis=1, initial=-MAX_LOGIT)
+    z = (top - ruler.mean[best]) / ruler.deviation[best]
+    return np.stack([top, top - np.maximum(rest, -MAX_LOGIT), z], axis=1), best
+
+
+@dataclass(frozen=True)
+class _Parts:
+    weights: np.ndarray
+    words: np.ndarray
+
+    @classmethod
+    def of(cls, scorer: Scorer, asked: np.ndarray, texts: Sequence[str], weights: bool, text: bool) -> _Parts:
+        absent = np.full((len(texts), len(scorer.entries)), np.nan)
+        by_word = np.fmax(*scorer.word_evidence(asked, texts)[:2]) if text and len(texts) else absent
+        return cls(scorer.weight_evidence(asked) if weights and len(texts) else absent, by_word)
+
+
+def _own_prompts(scorer: Scorer) -> tuple[list[str], np.ndarray]:
+    """The first phrase of up to :data:`MAX_OWN_PROMPTS` LoRAs that have words (by hash), and whose each is."""
+    first: dict[int, str] = {}
+    for phrase in scorer.phrases:
+        first.setdefault(phrase.owner, phrase.text)
+    chosen = sorted(first)[:MAX_OWN_PROMPTS]  # entries are sorted by hash: a fixed, unbiased sample
+    return [first[i] for i in chosen], np.array(chosen, int)
+
+
+def _calibrate_weights(scorer: Scorer, asked: np.ndarray, owners: np.ndarray, same: np.ndarray) -> None:
+    z = scorer.weight_z(asked)
+    own = z[np.arange(len(owners)), owners]
+    strangers = np.where(same | np.isnan(z), -np.inf, z).max(axis=1, initial=-np.inf)
+    usable = np.isfinite(own) & np.isfinite(strangers)
+    scorer.weight_model = fit_logistic(
+        own[usable, None], strangers[usable, None], weight_prior(int(scorer.has_vector.sum()))
+    )
+
+
+def _variants(words: np.ndarray, owners: np.ndarray, scorer: Scorer, use_weights: bool) -> list[np.ndarray]:
+    """The words part as it is, and, where there are weights to go on, with each LoRA's own words hidden."""
+    if not use_weights or not scorer.has_vector[owners].any():
+        return [words]
+    hidden = words.copy()
+    mine = np.arange(len(owners)), owners
+    hidden[mine] = np.where(scorer.has_vector[owners], np.nan, hidden[mine])
+    return [words, hidden]
