@@ -6,9 +6,11 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny_models
+import torch
 from comfy_local import pack_module
 from conftest import emoji_factors, write_lora
 
@@ -157,14 +159,43 @@ def test_cancel_stops_it_and_the_next_run_goes_on(comfy, node, monkeypatch):
     assert seen == sorted(seen[:2]) + sorted(seen[2:]) and seen[-1] == 1000
 
 
-@pytest.mark.parametrize("state, expected", [("sd15", "sd15"), ("sd3", "sd3"), ("emoji", "emoji")])
-def test_family_of_a_loaded_model(comfy, state, expected):
-    states = {
-        "sd15": tiny_models.sd15_state,
-        "sd3": tiny_models.sd3_state,
-        "emoji": lambda: tiny_models.sd3_state(hidden=256),
-    }
-    model = tiny_models.load(states[state]())
+def unet(context: int, depth: list[int]):
+    """ComfyUI's own UNet, shapes only."""
+    import comfy.ops
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    return UNetModel(
+        image_size=32, in_channels=4, out_channels=4, model_channels=320, num_res_blocks=[1] * len(depth),
+        channel_mult=list(range(1, len(depth) + 1)), transformer_depth=depth, transformer_depth_output=depth * 2,
+        context_dim=context, num_head_channels=64, use_spatial_transformer=True, use_linear_in_transformer=True,
+        transformer_depth_middle=-2, device="meta", dtype=torch.float16, operations=comfy.ops.disable_weight_init,
+    )  # fmt: skip
+
+
+def flux():
+    import comfy.ops
+    from comfy.ldm.flux.model import Flux
+
+    return Flux(
+        in_channels=16, out_channels=16, vec_in_dim=768, context_in_dim=4096, hidden_size=3072, mlp_ratio=4.0,
+        num_heads=24, depth=1, depth_single_blocks=1, axes_dim=[16, 56, 56], theta=10000, patch_size=2, qkv_bias=True,
+        guidance_embed=True, device="meta", dtype=torch.float16, operations=comfy.ops.disable_weight_init,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [(lambda: unet(768, [1]), "sd15"), (lambda: unet(2048, [0, 2]), "sdxl"), (flux, "flux")],
+    ids=["sd15", "sdxl", "flux"],
+)
+def test_family_of_a_model_by_its_layers(comfy, build, expected):
+    model = SimpleNamespace(model=SimpleNamespace(diffusion_model=build()))
+    assert pack_module("nodes.bridge_paths").model_family(model).name == expected
+
+
+@pytest.mark.parametrize(("hidden", "expected"), [(128, "sd3"), (256, "emoji")])
+def test_family_of_a_loaded_model(comfy, hidden, expected):
+    model = tiny_models.load(tiny_models.sd3_state(hidden=hidden))
     before = {name: (value.data_ptr(), value.device) for name, value in model.model.state_dict().items()}
     family = pack_module("nodes.bridge_paths").model_family(model)
     assert family.name == expected and family.evidence
