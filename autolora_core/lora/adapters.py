@@ -153,7 +153,7 @@ def _from_factors(name: str, up: Tensor, down: Tensor, scale: float, shape: tupl
 
 def _tucker(core: Tensor, wa: Tensor, wb: Tensor) -> tuple[Tensor, Tensor]:
     """LyCORIS' rebuild ``W[p, q, …] = Σ_ij t[i, j, …] wb[j, q] wa[i, p]`` as up (p, i) and down (i, q, …)."""
-    return wa.double().T, torch.einsum("ij...,jq->iq...", core.double(), wb.double())
+    return wa.double().T.contiguous(), torch.einsum("ij...,jq->iq...", core.double(), wb.double()).contiguous()
 
 
 def _loha_half(tensors: Mapping[str, Tensor], n: int) -> tuple[Tensor, Tensor]:

@@ -156,7 +156,7 @@ def _joint_transformer(layers: Layers) -> Verdict:
     if layers.example(r"transformer_blocks_\d+_(norm1_context|ff_context|ff_net)"):
         return "flux", None, ["Its width is 3072 and it has FLUX's feed-forward or modulation names."]
     last = layers.highest(r"(?:^|_)transformer_blocks_(\d+)_")
-    reach = f"reaches block {last} (FLUX ends at 18)" if last > 18 else "has no single blocks as FLUX would"
+    reach = f"reaches block {last} (FLUX ends at 18)" if last > 18 else "has no single blocks"
     return "qwen_image", None, [f"Its width is 3072 and it {reach}."]
 
 
@@ -188,8 +188,8 @@ _WAN_INPUT = r"self_attn_[qkvo]$|attn1_to_[qkv]$|cross_attn_[qo]$|attn2_to_q$|ff
 _CLUES: tuple[tuple[str, Callable[[Layers], Verdict]], ...] = (
     (r"^(noise_refiner|context_refiner|layers)_\d+_(attention|attn|feed_forward|adaLN)", _lumina_like),
     (r"^unet:\d+$", lambda layers: ("sd15", None, ["cloneofsimo's numbered layers; their shapes are those of SD1.x."])),
-    (r"^(input_blocks|output_blocks|middle_block|down_blocks|up_blocks|mid_block|time_embedding_linear|conv_in)_", _unet),
-    (r"^(add_embedding|class_embedding)_linear_", _unet),
+    (r"^(input_blocks|output_blocks|middle_block|down_blocks|up_blocks|mid_block|conv_in)_", _unet),
+    (r"^(time|add|class)_embedding_linear_", _unet),
     (r"^joint_blocks_\d+_(x|context)_block", _sd3_or_emoji),
     (r"txtfusion|text_fusion|blocks_\d+_attn_(w[qkvo]|gate)$|attn_to_gate$", _by_width("krea2", r"attn_w[qkvo]$", {})),
     (r"^(double_layers|single_layers|joint_transformer_blocks)_", _plain("aura_flow")),

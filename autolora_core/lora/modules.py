@@ -10,7 +10,7 @@ from .header import Header
 from .keys import KeyForm, ignored_reason, parse_key
 from .names import find_module
 from .names_text import find_text_module
-from .names_unet import cloneofsimo_order, cloneofsimo_text_order, is_three_by_three
+from .names_unet import cloneofsimo_order, cloneofsimo_text_order, unet_kernel
 from .shapes import AdapterShape, ShapeError, describe
 
 _DOTTED_FORMS = (
@@ -226,11 +226,11 @@ def _model_entry(group: _Group, family: str) -> ModuleEntry | None:
 
 
 def _unflatten(module: str, shape: tuple[int, ...], family: str) -> tuple[int, ...]:
-    """3×3 convolutions whose factors were stored as matrices: (out, in·9) -> (out, in, 3, 3)."""
-    unet = family in ("sd15", "sd2", "sdxl")
-    if unet and len(shape) == 2 and shape[1] % 9 == 0 and is_three_by_three(module):
-        return (shape[0], shape[1] // 9, 3, 3)
-    return shape
+    """UNet convolutions whose factors were stored as matrices: (out, in·k·k) -> (out, in, k, k)."""
+    size = unet_kernel(family, module) if family in ("sd15", "sd2", "sdxl") and len(shape) == 2 else None
+    if size is None or shape[1] % (size * size):
+        return shape
+    return (shape[0], shape[1] // (size * size), size, size)
 
 
 def _forms(groups: list[_Group]) -> list[str]:

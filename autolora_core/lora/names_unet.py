@@ -37,9 +37,16 @@ _BASIC = (
 _THREE_BY_THREE = (".in_layers.2", ".out_layers.3", ".op", ".conv", "input_blocks.0.0", "out.2")
 
 
-def is_three_by_three(module: str) -> bool:
-    """Whether a UNet layer is a 3×3 convolution (its factors may be stored flattened to matrices)."""
-    return module.endswith(_THREE_BY_THREE)
+_ONE_BY_ONE = (".skip_connection",)
+_ONE_BY_ONE_SD1 = (".1.proj_in", ".1.proj_out")
+
+
+def unet_kernel(family: str, module: str) -> int | None:
+    """3 or 1 for the convolutions of a UNet (their factors may be stored as matrices), None for linear layers."""
+    if module.endswith(_THREE_BY_THREE):
+        return 3
+    one = module.endswith(_ONE_BY_ONE) or (family == "sd15" and module.endswith(_ONE_BY_ONE_SD1))
+    return 1 if one else None
 
 
 def unet_rules(levels: int, resnets: int, levels_up_with_attention: frozenset[int]) -> list[Rule]:
