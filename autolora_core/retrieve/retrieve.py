@@ -58,7 +58,7 @@ def retrieve(
 ) -> Selection:
     """Choose the LoRAs for ``prompt``.
 
-    ``library``: a :class:`LibraryView`, or the pack's own ``Library``. ``family``: only LoRAs of this base family;
+    ``library``: a :class:`LibraryView`, such as the pack's own ``Library``. ``family``: only LoRAs of this base family;
     None takes the library's largest. ``top_k`` bounds the picks, pinned ones included; ``threshold`` is the least
     probability of fitting. ``pinned``: names (or unique stems, or hashes) that are always in, ``name:0.7`` sets their
     strength; ``banned``: names or patterns with ``*``. ``tower``: default MiniLM, or the lexical tower where it is not
@@ -66,10 +66,9 @@ def retrieve(
     :class:`SelectionError` for a pinned name that is not there and ``FamilyError`` for one of another family.
     """
     _check(top_k, threshold, strength)
-    view = _as_view(library)
-    everything = list(view.entries())
+    everything = list(library.entries())
     family, notes = _family(everything, family)
-    prepared = _prepare(view, family, tower or default_tower(), use_weights, use_text)
+    prepared = _prepare(library, family, tower or default_tower(), use_weights, use_text)
     scorer = prepared.scorer
     taken, shut, said = _wishes(scorer.entries, everything, family, pinned, banned, strength)
     spans = decompose(prompt)
@@ -89,7 +88,7 @@ def retrieve(
         if not spans:
             none = "No LoRA was added: the prompt has no words to match."
     return Selection(
-        prompt, family, tuple(picks), tuple(misses), none, view.handle, prepared.encoder, scorer.tower.id,
+        prompt, family, tuple(picks), tuple(misses), none, library.handle, prepared.encoder, scorer.tower.id,
         (*notes, *said, *prepared.notes),
     )  # fmt: skip
 
@@ -101,13 +100,6 @@ def _check(top_k: int, threshold: float, strength: float) -> None:
         raise SelectionError(f"threshold must lie between 0 and 1, it is {threshold}", key="threshold")
     if not math.isfinite(strength):
         raise SelectionError(f"strength must be a finite number, it is {strength}", key="strength")
-
-
-def _as_view(library: LibraryView) -> LibraryView:
-    from ..library.index import Library
-    from .library_view import LibraryAdapter
-
-    return LibraryAdapter(library) if isinstance(library, Library) else library
 
 
 def _family(entries: Sequence[EntryLike], family: str | None) -> tuple[str, list[str]]:
