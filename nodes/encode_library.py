@@ -10,12 +10,14 @@ from typing import Any
 
 from ..autolora_core.encode.towers import default_tower
 from ..autolora_core.errors import LibraryError
+from ..autolora_core.library.fit import find_encoders
 from ..autolora_core.library.index import Library
 from ..autolora_core.library.report import Summary, encode_report
 from ..autolora_core.library.walk import Scope, folder_state
 
 ALL_LORAS = "all loras"
 MAX_FOLDERS = 500
+PACK_MODELS = Path(__file__).resolve().parents[1] / "models"
 # Library folders this process has filled, and how often each had vanished since: a deleted library runs the node again.
 _filled: dict[str, int] = {}
 
@@ -156,7 +158,8 @@ class AutoLoRAEncodeLibrary:
             scan = opened.scan(scope, force=force, progress=bar, should_stop=bar.stopped)
             bar.step = 1
             tower = default_tower(model_folders())
-            fitted = opened.fit(tower, progress=bar, should_stop=bar.stopped)
+            shipped = find_encoders([*model_folders(), PACK_MODELS])
+            fitted = opened.fit(tower, progress=bar, should_stop=bar.stopped, shipped=shipped)
             bar.step = 2
             view = opened.view(scope)
             families = sorted({entry.family for entry in view.entries()} - {"unknown"})

@@ -20,7 +20,7 @@ TRIGGERS_A_PICK = 3
 
 def choose_family(asked: str, model: str | None, indexed: Sequence[str]) -> tuple[str | None, str]:
     """The base family to search, and why. ``model`` is the connected MODEL's family (None when none is connected),
-    ``indexed`` the families in the index. None means all of them."""
+    ``indexed`` the families in the index. None leaves the choice to the search (the largest family)."""
     if asked != AUTO:
         other = f" The model connected looks like {model}." if model not in (None, asked, "unknown") else ""
         return asked, f"Base model {asked}, as chosen.{other}"
@@ -29,8 +29,9 @@ def choose_family(asked: str, model: str | None, indexed: Sequence[str]) -> tupl
     doubt = "The model's base is not one this pack knows. " if model == "unknown" else ""
     if len(indexed) == 1:
         return indexed[0], f"{doubt}Base model {indexed[0]}: the index holds no other."
-    advice = "connect the model or choose a family, so that LoRAs of other base models stay out."
-    return None, f"{doubt}All base models are searched: {advice}" if indexed else f"{doubt}The index holds no LoRA."
+    if not indexed:
+        return None, f"{doubt}The index holds no LoRA of a known base model."
+    return None, f"{doubt}No base model is given: connect the model or choose a family."
 
 
 def lines_of(text: str) -> tuple[str, ...]:
@@ -160,7 +161,9 @@ def _required_inputs() -> dict[str, tuple]:
     def number(kind: str, default: float, low: float, high: float, step: float, tooltip: str) -> tuple:
         return (kind, {"default": default, "min": low, "max": high, "step": step, "tooltip": tooltip})
 
-    names = "one name a line, as the LoRA menus show it; the end of the name is enough if it is the only one"
+    names = "one name a line, as the LoRA menus show it (folder and ending may be left out)"
+    pinned = f"Always choose these: {names}. name:0.7 sets a strength."
+    banned = f"Never choose these: {names}. * stands for any letters."
     return {
         "index": ("LORA_INDEX", {"tooltip": "The index from Encode LoRA Library."}),
         "prompt": (
@@ -171,13 +174,13 @@ def _required_inputs() -> dict[str, tuple]:
             [AUTO, *FAMILIES],
             {"tooltip": "Base model whose LoRAs are searched. auto: that of the model connected."},
         ),
-        "top_k": number("INT", 3, 0, 32, 1, "At most this many LoRAs are chosen, pinned ones not counted."),
+        "top_k": number("INT", 3, 0, 32, 1, "At most this many LoRAs are chosen, pinned ones included."),
         "threshold": number(
             "FLOAT", 0.5, 0.0, 1.0, 0.01, "How sure it must be that a LoRA fits (0 to 1). Higher chooses fewer."
         ),
         "strength": number("FLOAT", 1.0, -10.0, 10.0, 0.05, "Strength given to every chosen LoRA."),
-        "pinned": ("STRING", {"multiline": True, "default": "", "tooltip": f"Always choose these: {names}."}),
-        "banned": ("STRING", {"multiline": True, "default": "", "tooltip": f"Never choose these: {names}."}),
+        "pinned": ("STRING", {"multiline": True, "default": "", "tooltip": pinned}),
+        "banned": ("STRING", {"multiline": True, "default": "", "tooltip": banned}),
         "use_weights": (
             "BOOLEAN",
             {"default": True, "tooltip": "Use what the weights say. This works for files without any description."},

@@ -1,0 +1,163 @@
+"""Proves that the Retrieve node hands on the choice in every form (selection, stack, prompt, report) without touching
+what it was given, and that the family of the connected model decides."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from comfy_local import pack_module
+from conftest import emoji_factors, write_lora
+
+WORDS = ("otter", "fox", "castle", "rocket", "guitar", "cactus", "crown", "harbour", "violin", "lantern")
+DEFAULTS = {
+    "family": "auto", "top_k": 3, "threshold": 0.5, "strength": 0.8, "pinned": "", "banned": "", "use_weights": True,
+    "use_text": True,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def indexed(comfy, tmp_path_factory):
+    """An index of twelve demo LoRAs and one SDXL LoRA; its words come from the lexical tower."""
+    base = tmp_path_factory.mktemp("retrieve")
+    for seed, word in enumerate(WORDS):
+        metadata = {"modelspec.title": f"A {word}", "modelspec.trigger_phrase": f"tok{word} (a)"} if seed < 3 else None
+        write_lora(base / "loras" / f"{word}.safetensors", emoji_factors(seed, blocks=1), metadata)
+    sdxl = "input_blocks.4.1.transformer_blocks.0.attn2.to_k"
+    write_lora(base / "loras" / "sdxl otter.safetensors", {sdxl: (torch.randn(2, 2048), torch.randn(640, 2))})
+    library = pack_module("autolora_core.library.index")
+    tower = pack_module("autolora_core.encode.towers").LexicalTower()
+    with library.Library.open(base / "library") as opened:
+        opened.scan({"loras": base / "loras"})
+        opened.fit(tower)
+        return json.loads(json.dumps(opened.handle)), tower
+
+
+@pytest.fixture
+def run(indexed, monkeypatch):
+    index, tower = indexed
+    module = pack_module("nodes.retrieve")
+    monkeypatch.setattr(module, "default_tower", lambda folders=(): tower)
+
+    def call(prompt: str, **inputs):
+        out = module.AutoLoRARetrieve().retrieve(**{**DEFAULTS, "index": index, "prompt": prompt, **inputs})
+        selection, stack, words, report = out["result"]
+        assert out["ui"] == {"text": [report]} and json.loads(json.dumps(selection)) == selection
+        return selection, stack, words, report
+
+    return call
+
+
+def names(selection: dict) -> list[str]:
+    return [pick["name"] for pick in selection["picks"]]
+
+
+def test_every_input_and_output_is_explained(comfy):
+    node = pack_module("nodes.retrieve").AutoLoRARetrieve
+    groups = node.INPUT_TYPES()
+    assert list(groups["required"]) == ["index", "prompt", *DEFAULTS]
+    assert list(groups["optional"]) == ["model", "lora_stack"]
+    assert all(len(spec[1]["tooltip"]) > 20 for group in groups.values() for spec in group.values())
+    assert len(node.RETURN_TYPES) == len(node.RETURN_NAMES) == len(node.OUTPUT_TOOLTIPS) == 4
+    assert node.OUTPUT_NODE and node.CATEGORY == "AutoLoRA" and node.DESCRIPTION
+    assert node.TITLE == "Retrieve LoRAs from Prompt"
+
+
+def test_the_right_lora_in_every_form(run):
+    selection, stack, prompt, report = run("a fox in the snow", family="emoji")
+    assert selection["format"] == "autolora-selection/1" and names(selection) == ["fox.safetensors"]
+    assert stack == [("fox.safetensors", 0.8, 0.8)]
+    assert prompt == "a fox in the snow, tokfox \\(a\\)"
+    assert "fox.safetensors" in report and "Base model emoji, as chosen." in report and "Strength 0.8" in report
+
+
+def test_nothing_fits(run):
+    selection, stack, prompt, report = run("a bowl of noodle soup", family="emoji")
+    assert selection["picks"] == [] and stack == [] and prompt == "a bowl of noodle soup"
+    assert selection["none_reason"] and selection["none_reason"] in report
+
+
+def test_same_question_same_answer(run):
+    assert run("an otter and a castle", family="emoji") == run("an otter and a castle", family="emoji")
+
+
+def test_pinned_and_banned(run):
+    selection, stack, _, _ = run("a fox", family="emoji", pinned="rocket\n\n guitar:0.5 ", banned="fox", top_k=4)
+    assert stack == [("rocket.safetensors", 0.8, 0.8), ("guitar.safetensors", 0.5, 0.5)]
+    assert [pick["role"] for pick in selection["picks"]] == ["pinned", "pinned"]
+    with pytest.raises(Exception, match="unicorn.*not in the library.*What to do"):
+        run("a fox", family="emoji", pinned="unicorn")
+
+
+def test_incoming_stack_is_extended_never_changed(run):
+    incoming = [("mine.safetensors", 1.0, 0.5), ("sub\\x.safetensors", 0.3, 0.3)]
+    kept = list(incoming)
+    _, stack, _, _ = run("a fox", family="emoji", lora_stack=incoming)
+    assert stack == [*kept, ("fox.safetensors", 0.8, 0.8)] and incoming == kept
+    _, again, _, _ = run("a fox", family="emoji", lora_stack=stack)
+    assert again == stack  # what is in the stack already is not applied twice
+
+
+def test_connected_model_decides_the_family(run, monkeypatch):
+    bridge = pack_module("nodes.bridge_paths")
+    for family, expected in (("emoji", ["otter.safetensors"]), ("sdxl", ["sdxl otter.safetensors"])):
+        monkeypatch.setattr(bridge, "model_family", lambda model, family=family: SimpleNamespace(name=family))
+        selection, _, _, report = run("an otter", model=object())
+        assert names(selection) == expected and selection["family"] == family
+        assert f"Base model {family}, recognised" in report and "Left out, made for another base model" in report
+    selection, _, _, report = run("an otter", model=object(), family="emoji")
+    assert selection["family"] == "emoji" and "looks like sdxl" in report
+
+
+def test_choose_family_says_why(comfy):
+    choose = pack_module("nodes.retrieve").choose_family
+    assert choose("flux", None, ["sdxl"]) == ("flux", "Base model flux, as chosen.")
+    assert choose("auto", None, ["sdxl"])[0] == "sdxl"
+    assert choose("auto", "unknown", ["sdxl", "flux"])[0] is None
+    assert "not one this pack knows" in choose("auto", "unknown", ["sdxl", "flux"])[1]
+    assert choose("auto", None, []) == (None, "The index holds no LoRA of a known base model.")
+
+
+def test_trigger_words(comfy):
+    module = pack_module("nodes.retrieve")
+
+    def words(prompt: str, *triggers: tuple[str, ...]) -> str:
+        return module.prompt_with_triggers(prompt, [SimpleNamespace(triggers=group) for group in triggers])[0]
+
+    assert words("a cat", ("ohwx",)) == "a cat, ohwx"
+    assert words("a cat, ", ("ohwx",)) == "a cat, ohwx"
+    assert words("", ("ohwx", "man")) == "ohwx, man"
+    assert words("A Cat by OHWX", ("ohwx",)) == "A Cat by OHWX"
+    assert words("a cattle", ("cat",)) == "a cattle, cat"  # a whole word, not a piece of one
+    assert words("x", ("smart falcon \\(umamusume\\)",)) == "x, smart falcon \\(umamusume\\)"
+    assert words("smart_falcon (umamusume)", ("smart falcon \\(umamusume\\)",)) == "smart_falcon (umamusume)"
+    assert words("x", ("foo (bar)",)) == "x, foo \\(bar\\)"  # brackets would be weights
+    assert words("x", ("one",), ("one", "two")) == "x, one, two"
+    assert words("x", ("a1", "b2", "c3", "d4")) == "x, a1, b2, c3"
+    assert words("x\n", ()) == "x\n" and words("x", ("",)) == "x"
+
+
+def test_lost_library_is_named(run, indexed, tmp_path):
+    index = {**indexed[0], "folder": str(tmp_path / "gone")}
+    with pytest.raises(Exception, match="gone.*run Encode LoRA Library again"):
+        run("a fox", index=index)
+
+
+def test_all_nodes_are_registered(pack):
+    assert set(pack.NODE_CLASS_MAPPINGS) == set(pack.NODE_DISPLAY_NAME_MAPPINGS) == {
+        "AutoLoRAEncodeLibrary", "AutoLoRARetrieve", "AutoLoRAGatedApply", "AutoLoRAMiniLMCLIPLoader"
+    }  # fmt: skip
+    for node in pack.NODE_CLASS_MAPPINGS.values():
+        groups = node.INPUT_TYPES()
+        assert all(spec[1].get("tooltip") for group in groups.values() for spec in group.values())
+        assert node.DESCRIPTION and len(node.OUTPUT_TOOLTIPS) == len(node.RETURN_TYPES) == len(node.RETURN_NAMES)
+        assert callable(getattr(node, node.FUNCTION))
+    assert (pack_root(pack) / pack.WEB_DIRECTORY).is_dir()
+
+
+def pack_root(pack):
+    from pathlib import Path
+
+    return Path(pack.__file__).parent
