@@ -71,7 +71,10 @@ def write_emoji(path: Path, spelling: str, key_map: dict[str, list]) -> Path:
 
 
 def write_adapters(path: Path) -> Path:
-    """One SD1.5 file in kohya's spelling with every adapter kind that adds to a weight, on linear and conv layers."""
+    """One SD1.5 file in kohya's spelling with every adapter kind that adds to a weight, on linear and conv layers.
+
+    LoKr with a Tucker core is left out: ComfyUI 0.3.75 fails on it (``kron`` of a non-contiguous tensor) and adds nothing.
+    """
     attn = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_"
     conv = "lora_unet_down_blocks_0_resnets_0_conv1"
     shapes = {
@@ -84,9 +87,6 @@ def write_adapters(path: Path) -> Path:
         conv.replace("resnets_0", "resnets_1"): {
             "hada_t1": (2, 2, 3, 3), "hada_w1_a": (2, 320), "hada_w1_b": (2, 320),
             "hada_t2": (2, 2, 3, 3), "hada_w2_a": (2, 320), "hada_w2_b": (2, 320),
-        },
-        conv.replace("resnets_0_conv1", "resnets_1_conv2"): {
-            "lokr_w1": (4, 4), "lokr_t2": (3, 3, 3, 3), "lokr_w2_a": (3, 80), "lokr_w2_b": (3, 80),
         },
         conv.replace("resnets_0_conv1", "downsamplers_0_conv"): {"lokr_w1": (4, 4), "lokr_w2": (80, 80, 3, 3)},
         "lora_unet_up_blocks_3_resnets_2_conv2": {

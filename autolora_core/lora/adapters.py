@@ -7,14 +7,15 @@ OFT, BOFT, GLoRA and IA³ change the weight in ways that need the base weight; t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from ..errors import UnsupportedAdapterError
+from ..errors import LoraError, UnsupportedAdapterError
 
+MAX_DENSE = 2**29  # numbers in one dense update; the largest layers of FLUX.2 have 2**28.4
 NOT_ADDITIVE_KINDS = ("oft", "boft", "ia3", "vera", "glora", "adalora", "embedding", "set", "norm")
 
 
@@ -142,13 +143,17 @@ def _cheaper_as_factors(rank: int, shape: tuple[int, ...]) -> bool:
     return 2 * rank * (out + wide) <= out * wide
 
 
+def _dense(name: str, matrix: Callable[[], Tensor], scale: float, shape: tuple[int, ...], like: Tensor) -> Update:
+    """A dense update; a few small tensors can claim a layer of any size, so the size is checked before it is made."""
+    if math.prod(shape) > MAX_DENSE:
+        raise LoraError(f"its tensors claim a layer of shape {list(shape)}", key=name, fix="the file is damaged.")
+    return Update(name, "dense", dense=(matrix() * scale).reshape(shape).to(_working(like).dtype))
+
+
 def _from_factors(name: str, up: Tensor, down: Tensor, scale: float, shape: tuple[int, ...], like: Tensor) -> Update:
-    """``up`` (out, r) and ``down`` (r, …) in float64 -> lowrank when that is cheaper, else dense."""
+    """``up`` (out, r) and ``down`` (r, …) in float64 -> a lowrank update in the file's precision."""
     dtype = _working(like).dtype
-    up = up * scale
-    if _cheaper_as_factors(up.shape[1], shape):
-        return Update(name, "lowrank", down=down.reshape(-1, *shape[1:]).to(dtype), up=up.to(dtype))
-    return Update(name, "dense", dense=(up @ down.flatten(1)).reshape(shape).to(dtype))
+    return Update(name, "lowrank", down=down.reshape(-1, *shape[1:]).to(dtype), up=(up * scale).to(dtype))
 
 
 def _tucker(core: Tensor, wa: Tensor, wb: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,8 +171,7 @@ def _loha(name: str, tensors: Mapping[str, Tensor], scale: float, shape: tuple[i
     (up1, down1), (up2, down2) = _loha_half(tensors, 1), _loha_half(tensors, 2)
     like = tensors["hada_w1_a"]
     if not _cheaper_as_factors(up1.shape[1] * up2.shape[1], shape):
-        dense = (up1 @ down1.flatten(1)) * (up2 @ down2.flatten(1)) * scale
-        return Update(name, "dense", dense=dense.reshape(shape).to(_working(like).dtype))
+        return _dense(name, lambda: (up1 @ down1.flatten(1)) * (up2 @ down2.flatten(1)), scale, shape, like)
     up = torch.einsum("oi,oj->oij", up1, up2).flatten(1)
     down = torch.einsum("ix,jx->ijx", down1.flatten(1), down2.flatten(1)).flatten(0, 1)
     return _from_factors(name, up, down, scale, shape, like)
@@ -190,8 +194,7 @@ def _lokr(name: str, tensors: Mapping[str, Tensor], scale: float, shape: tuple[i
     (up1, down1), (up2, down2) = _kron_part(tensors, 1), _kron_part(tensors, 2)
     like = next(tensor for role, tensor in tensors.items() if role.startswith("lokr_w"))
     if not _cheaper_as_factors(up1.shape[1] * up2.shape[1], shape):
-        dense = torch.kron(up1 @ down1, up2 @ down2.flatten(1)) * scale
-        return Update(name, "dense", dense=dense.reshape(shape).to(_working(like).dtype))
+        return _dense(name, lambda: torch.kron(up1 @ down1, up2 @ down2.flatten(1)), scale, shape, like)
     return _from_factors(name, torch.kron(up1, up2), torch.kron(down1, down2.flatten(1)), scale, shape, like)
 
 

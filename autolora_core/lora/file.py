@@ -155,8 +155,8 @@ class LoraFile:
         """Raises NoUpdatesError, UnsupportedAdapterError or LoraError when the file cannot be applied as a LoRA."""
         where = shown(self.path)
         if self.kind == "not_a_lora":
-            raise NoUpdatesError(f"no tensor of this file is part of a LoRA ({self._sample()})", path=where,
-                                 fix="check that it is a LoRA and not a checkpoint, VAE or embedding.")  # fmt: skip
+            raise NoUpdatesError(f"{self._nothing()} ({self._sample()})", path=where,
+                                 fix="check that it is a LoRA, and not a checkpoint, VAE or embedding.")  # fmt: skip
         if self.kind == "all_zero":
             raise NoUpdatesError("every update in this file is zero", path=where, fix="train it again, or remove it.")
         if self.kind == "control":
@@ -168,6 +168,11 @@ class LoraFile:
     def comfy_state_dict(self) -> dict[str, Tensor] | None:
         """The tensors under keys that every ComfyUI from 0.3.75 reads; None when it reads the file as it is."""
         return comfy_state_dict(self)
+
+    def _nothing(self) -> str:
+        if self.forms:
+            return f"not one of its layers has a name that is known for the family {self.family.name}"
+        return "no tensor of this file is part of a LoRA"
 
     def _sample(self) -> str:
         names = sorted(self.keys.unknown or self.keys.ignored)[:3]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from .families import Family, Layers, recognise
 from .header import Header
 from .keys import KeyForm, ignored_reason, parse_key
-from .names import find_module
+from .names import find_module, table
 from .names_text import find_text_module
 from .names_unet import cloneofsimo_order, cloneofsimo_text_order, unet_kernel
 from .shapes import AdapterShape, ShapeError, describe
@@ -163,8 +163,8 @@ def _decide_text_only(family: Family, groups: list[_Group]) -> Family:
     """kohya's ``lora_te_`` (without a number) on a CLIP model is written for SD1.x and SD2.x only."""
     if family.name != "unknown" or any(group.form.half == "model" for group in groups):
         return family
-    for group in groups:
-        if group.form.name == "kohya" and group.form.slot == 0 and "text_model" in group.path:
+    for group in groups if all(group.form.slot == 0 for group in groups) else ():
+        if group.form.name == "kohya" and "text_model" in group.path:
             found = find_text_module(group.path, 0, group.found.shape)
             name = "sd2" if found and found[0] == "clip_h" else "sd15"
             why = f"kohya writes {group.stem!r}, without a number after te, for SD1.x and SD2.x only."
@@ -216,10 +216,14 @@ def _model_entry(group: _Group, family: str) -> ModuleEntry | None:
     shape = group.found.shape
     target = find_module(family, group.path, shape)
     if target is None:
-        dotted = group.form.name in _DOTTED_FORMS and "." in group.path
+        # a dotted name needs no table; but where there is one, only ComfyUI's own spelling may go beyond it
+        known_base = table(family) is not None and group.form.name != "native"
+        dotted = group.form.name in _DOTTED_FORMS and "." in group.path and not known_base
         return _entry(group, group.path, "model", shape) if dotted else None
+    if target.piece is not None and len(shape) < 2:
+        return None  # a bias alone does not tell which rows of the fused layer it belongs to
     shape = _unflatten(target.module, shape, family)
-    if target.piece is None or len(shape) < 2:
+    if target.piece is None:
         return _entry(group, target.module, "model", shape, target.spelled, swap_halves=target.swap_halves)
     start, stop = target.piece(shape)
     return _entry(group, f"{target.module}[{start}:{stop}]", "model", shape, target.spelled, rows=(start, stop))

@@ -57,6 +57,8 @@ class AdapterShape:
 def describe(shapes: dict[str, Shape]) -> AdapterShape:
     """Reads kind, rank and layer shape off the tensors of one module (role -> shape). Raises ShapeError."""
     kind = next((kind for role, kind in _KIND_BY_ROLE if role in shapes), None)
+    if len(shapes.get("oft_blocks", ())) == 4:
+        kind = "boft"  # LyCORIS stores both under one name; BOFT has one more dimension
     if kind is None:
         raise ShapeError(f"only {', '.join(sorted(shapes))}: half of a module")
     for options in _NEEDED.get(kind, ()):
