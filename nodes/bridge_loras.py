@@ -81,6 +81,8 @@ def model_half(lora: LoadedLora, model: Any, key_map: Mapping[str, Any], lora_in
     """Sort the LoRA's updates of the diffusion model into branches and forwarded patches."""
     patches = _patches(lora, key_map)
     half = ModelHalf(matched=_count_layers(patches))
+    if lora.file.kind == "all_zero":
+        return half
     for target, patch in patches.items():
         weight = target if isinstance(target, str) else target[0]
         name = weight.rpartition(".")[0].removeprefix(PREFIX)

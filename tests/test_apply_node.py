@@ -1,0 +1,231 @@
+"""Proves the node's promises to its user: inputs of every shape, clear refusals, a report that tells what was done."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import tiny_models
+import torch
+from apply_world import World
+from comfy_local import pack_module
+from reference_fusion import random_vectors
+
+FC1 = "joint_blocks.0.x_block.mlp.fc1"
+
+
+@pytest.fixture(scope="module")
+def state(comfy):
+    return tiny_models.sd3_state(64)
+
+
+@pytest.fixture
+def world(comfy, tmp_path, monkeypatch, state):
+    import comfy.model_management
+
+    yield World(tmp_path, state, tiny_models.load(state), monkeypatch)
+    comfy.model_management.unload_all_models()
+
+
+@pytest.fixture
+def errors(comfy):
+    return pack_module("autolora_core.errors")
+
+
+@pytest.fixture(scope="module")
+def clip(comfy):
+    """ComfyUI's own CLIP-L text encoder with one narrow layer and random weights."""
+    import comfy.sd
+    import comfy.sd1_clip
+
+    small = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2}
+    target = SimpleNamespace(params={}, clip=comfy.sd1_clip.SD1ClipModel, tokenizer=comfy.sd1_clip.SD1Tokenizer)
+    clip = comfy.sd.CLIP(target, model_options={"clip_l_model_config": small, "dtype": torch.float32})
+    clip.cond_stage_model.load_state_dict(tiny_models.random_state(clip.cond_stage_model))
+    return clip
+
+
+def node():
+    return pack_module("nodes.gated_apply").AutoLoRAGatedApply()
+
+
+def difference(one: torch.Tensor, two: torch.Tensor) -> float:
+    return (one - two).abs().max().item()
+
+
+def lora_layers(prefix: str, out: int, n_in: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    down, up = torch.randn(4, n_in, generator=generator), torch.randn(out, 4, generator=generator)
+    return {f"{prefix}.lora_down.weight": down * 0.3, f"{prefix}.lora_up.weight": up * 0.3}
+
+
+def test_selection_and_stack_meet_and_duplicates_add_up(world):
+    name = world.lora(os.path.join("sub", "a.safetensors"), seed=1)
+    selection = {"format": "autolora-selection/1", "picks": [{"name": name, "strength": 0.5}]}
+    stack = [("sub\\a.safetensors", 0.25, 0.25), ("None", 1.0, 1.0)]
+    model, _, report = node().apply(world.model, selection=selection, lora_stack=stack)
+    assert "× 0.75 (selection and stack)" in report and report.count("safetensors") == 1
+    assert difference(tiny_models.sample(model), tiny_models.sample(world.stock((name, 0.75)))) <= 1e-4
+
+
+def test_a_file_named_by_two_spellings_cancels_out(world):
+    world.lora(os.path.join("sub", "a.safetensors"), seed=1)
+    model, _, report = world.apply(("sub/a.safetensors", 0.5), ("sub\\a.safetensors", -0.5))
+    assert model is world.model and "strength 0, absent" in report
+
+
+def test_a_missing_file_is_named(world, errors):
+    with pytest.raises(errors.SelectionError, match="gone.safetensors"):
+        world.apply(("gone.safetensors", 1.0))
+
+
+def test_missing_file_with_strength_0_is_still_named(world, errors):
+    with pytest.raises(errors.SelectionError, match="gone.safetensors"):
+        world.apply(("gone.safetensors", 0.0))
+
+
+def test_zero_matching_layers_tell_both_families(world, errors):
+    tensors = lora_layers("lora_unet_double_blocks_0_img_attn_qkv", 9216, 3072)
+    name = world.file("flux.safetensors", tensors)
+    with pytest.raises(errors.NothingMatchesError, match=r"flux\.safetensors.*is for flux.*model is sd3") as caught:
+        world.apply((name, 1.0))
+    assert str(world.loras / name) in str(caught.value)
+
+
+def test_some_missing_layers_are_listed(world):
+    tensors = lora_layers(f"diffusion_model.{FC1}", 256, 64)
+    tensors |= lora_layers("diffusion_model.joint_blocks.7.x_block.mlp.fc1", 256, 64)
+    _, _, report = world.apply((world.file("deep.safetensors", tensors), 1.0))
+    assert "1 of 2 layers" in report and "not in this model: joint_blocks.7.x_block.mlp.fc1" in report
+
+
+@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html>", b"\x80\x04\x95pickle"])
+def test_files_that_are_no_safetensors_are_refused(world, errors, content):
+    (world.loras / "bad.safetensors").write_bytes(content)
+    with pytest.raises(errors.FileFormatError, match="bad.safetensors"):
+        world.apply(("bad.safetensors", 1.0))
+
+
+def test_broken_values_are_refused(world, errors):
+    tensors = lora_layers(f"diffusion_model.{FC1}", 256, 64)
+    tensors[f"diffusion_model.{FC1}.lora_up.weight"][3, 1] = float("nan")
+    with pytest.raises(errors.LoraError, match=f"nan.safetensors.*{FC1}|{FC1}.*nan.safetensors"):
+        world.apply((world.file("nan.safetensors", tensors), 1.0))
+
+
+def test_an_all_zero_lora_changes_nothing_and_says_so(world):
+    tensors = {key: value * 0 for key, value in lora_layers(f"diffusion_model.{FC1}", 256, 64).items()}
+    model, _, report = world.apply((world.file("zero.safetensors", tensors), 1.0))
+    assert model is world.model and "changes nothing" in report
+
+
+def test_text_encoder_half_equals_the_stock_loader(world, clip):
+    import comfy.sd
+
+    tensors = lora_layers(f"diffusion_model.{FC1}", 256, 64)
+    tensors |= lora_layers("lora_te_text_model_encoder_layers_0_mlp_fc1", 128, 64, seed=1)
+    name = world.file("both.safetensors", tensors)
+    before = clip.encode("an otter")
+    _, fused, report = node().apply(world.model, clip=clip, lora_stack=[(name, 1.0, 0.6)])
+    _, stock = comfy.sd.load_lora_for_models(None, clip, tensors, 0, 0.6)
+    assert "1 of 1 layers; 1 text encoder layers × 0.6" in report
+    assert fused.encode("an otter").equal(stock.encode("an otter"))
+    assert difference(fused.encode("an otter"), before) > 1e-3
+    assert clip.encode("an otter").equal(before)
+
+
+def test_clip_strength_0_returns_the_clip_itself(world, clip):
+    tensors = lora_layers("lora_te_text_model_encoder_layers_0_mlp_fc1", 128, 64)
+    name = world.file("te.safetensors", tensors | lora_layers(f"diffusion_model.{FC1}", 256, 64))
+    assert node().apply(world.model, clip=clip, lora_stack=[(name, 1.0, 0.0)])[1] is clip
+
+
+def test_a_text_encoder_only_file_needs_a_clip(world, clip, errors):
+    name = world.file("te.safetensors", lora_layers("lora_te_text_model_encoder_layers_0_mlp_fc1", 128, 64))
+    with pytest.raises(errors.NothingMatchesError, match="no CLIP is connected"):
+        world.apply((name, 1.0))
+    model, fused, report = node().apply(world.model, clip=clip, lora_stack=[(name, 1.0, 1.0)])
+    assert model is world.model and fused is not clip and "1 text encoder layers" in report
+
+
+def two(world: World) -> tuple[tuple[str, float], tuple[str, float]]:
+    return (world.lora("a.safetensors", seed=1), 1.0), (world.lora("b.safetensors", seed=2), 1.0)
+
+
+def test_auto_says_why_it_sums(world):
+    assert "mode: sum (no gate for a model of family sd3)" in world.apply(*two(world))[2]
+    world.gate({FC1: random_vectors(256, 0)}, family="flux")
+    assert "mode: sum (no gate for a model of family sd3)" in world.apply(*two(world))[2]
+    world.gate({FC1: random_vectors(256, 0)}, "sd3.safetensors")
+    assert "mode: sum (1 LoRA to fuse; sd3.safetensors is for 2 or more)" in world.apply(two(world)[0])[2]
+    assert "mode: gate (sd3.safetensors)" in world.apply(*two(world))[2]
+    assert "mode: sum (asked for)" in world.apply(*two(world), mode="sum")[2]
+
+
+def test_more_loras_than_trained_with_is_said(world):
+    world.gate({FC1: random_vectors(256, 0)}, k_range=(1, 1))
+    assert "trained with at most 1 at once" in world.apply(*two(world))[2]
+
+
+def test_gate_mode_without_a_fitting_gate_is_an_error(world, errors):
+    with pytest.raises(errors.GateError, match="no gate for a model of family sd3"):
+        world.apply(*two(world), mode="gate")
+    world.gate({FC1: random_vectors(256, 0)}, "other.safetensors", family="flux")
+    with pytest.raises(errors.GateError, match="for flux, the model is sd3"):
+        world.apply(*two(world), gate="other.safetensors")
+    with pytest.raises(errors.GateError, match="nowhere.safetensors"):
+        world.apply(*two(world), gate="nowhere.safetensors")
+
+
+def test_a_gate_of_the_wrong_width_is_an_error(world, errors):
+    world.gate({FC1: random_vectors(255, 0)})
+    with pytest.raises(errors.GateError, match=f"255 channels for {FC1}"):
+        world.apply(*two(world))
+
+
+def test_a_few_step_lora_is_added_outside_the_gate(world):
+    world.gate({FC1: random_vectors(256, 0)})
+    pair, turbo = two(world), (world.lora("flux-turbo-8steps.safetensors", seed=3), 0.5)
+    model, _, report = world.apply(*pair, turbo)
+    assert "kept additive, outside the gate: the file name says 'turbo'" in report
+    as_patch = world.apply(*pair, model=world.model)[0]
+    assert difference(tiny_models.sample(model), tiny_models.sample(as_patch)) > 1e-3
+    alone = world.apply(turbo)
+    assert "no LoRA for a gate" in alone[2]
+    assert difference(tiny_models.sample(alone[0]), tiny_models.sample(world.stock(turbo))) <= 1e-4
+
+
+def test_strength_multiplies(world):
+    (a, _), (b, _) = two(world)
+    one = tiny_models.sample(world.fused((a, 1.0), (b, 0.5), strength=0.5, mode="sum"))
+    assert difference(one, tiny_models.sample(world.stock((a, 0.5), (b, 0.25)))) <= 1e-4
+
+
+def test_menu_lists_gate_files_only_and_the_fingerprint_follows_them(world):
+    kind = type(node())
+    before = kind.IS_CHANGED()
+    world.gate({FC1: random_vectors(256, 0)})
+    (world.gates / "broken.safetensors").write_bytes(b"x" * 40)
+    assert kind.INPUT_TYPES()["required"]["gate"][0] == ["auto", "gate.safetensors"]
+    assert kind.IS_CHANGED() != before
+
+
+def test_every_input_and_output_has_a_tooltip(world):
+    kind = type(node())
+    inputs = kind.INPUT_TYPES()
+    settings = [spec[1] for group in inputs.values() for spec in group.values()]
+    assert all(len(one["tooltip"]) > 20 for one in settings)
+    assert len(kind.OUTPUT_TOOLTIPS) == len(kind.RETURN_TYPES) == len(kind.RETURN_NAMES)
+    assert set(inputs["optional"]) == {"clip", "selection", "lora_stack"}
+
+
+def test_the_given_model_and_stack_are_not_changed(world):
+    (a, _), (b, _) = two(world)
+    stack = [(a, 1.0, 1.0), (b, 1.0, 1.0)]
+    patches, injections = dict(world.model.patches), dict(world.model.injections)
+    options = repr(world.model.model_options)
+    node().apply(world.model, lora_stack=stack)
+    assert stack == [(a, 1.0, 1.0), (b, 1.0, 1.0)]
+    assert (world.model.patches, world.model.injections) == (patches, injections)
+    assert repr(world.model.model_options) == options and not world.model.get_additional_models()
