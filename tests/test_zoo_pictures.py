@@ -1,4 +1,6 @@
-"""Proves that the embedded world is fixed (splits), deterministic (transforms, captions) and loads in ComfyUI (autoencoder layout)."""
+"""Proves that the embedded world is fixed (splits), deterministic (transforms, captions) and loads in ComfyUI
+(autoencoder layout).
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,9 @@ def test_transforms_are_deterministic_and_differ_from_each_other() -> None:
     for key, result in out.items():
         assert result.shape == image.shape and result.dtype == np.uint8, key
         assert np.array_equal(result, TRANSFORMS[key](image.copy())), key
-    small = {k: v.reshape(16, 8, 16, 8, 3).mean((1, 3)) for k, v in out.items()} | {"none": image.reshape(16, 8, 16, 8, 3).mean((1, 3))}
+    small = {k: v.reshape(16, 8, 16, 8, 3).mean((1, 3)) for k, v in out.items()} | {
+        "none": image.reshape(16, 8, 16, 8, 3).mean((1, 3))
+    }
     fine = {k: v.astype(float) for k, v in out.items()} | {"none": image.astype(float)}
     names = list(small)
     for i, a in enumerate(names):
@@ -109,7 +113,9 @@ def test_pictures_table(pictures: Pictures) -> None:
     assert pictures.rows[row] == {"row": row, "subject": "otter", "style": "fluent-emoji-3d"}
     assert "fishing" in pictures.keywords["otter"] and pictures.categories["otter"] == "Animals & Nature"
     assert pictures.subjects == Splits.load().subjects()
-    assert not any(s.startswith(("keycap", "flag-for")) or s.endswith("-oclock") or "skin-tone" in s for s in pictures.subjects)
+    assert not any(
+        s.startswith(("keycap", "flag-for")) or s.endswith("-oclock") or "skin-tone" in s for s in pictures.subjects
+    )
     blank = [r for r in range(0, len(pictures.rows), 97) if pictures.images[r].min() > 250]
     assert not blank
 
@@ -129,7 +135,9 @@ def test_autoencoder_has_the_layout_comfyui_looks_for(tmp_path: Path) -> None:
     model = Autoencoder.load(path)
     encoded = torch.randn(2, 16, 4, 4)
     stored = encoded / state["vae_scale"] + state["vae_shift"]  # what ComfyUI's TAESD.encode returns
-    assert torch.allclose((stored - 0.0609) * 1.5305, encoded, atol=1e-6)  # what its SD3 latent format hands to the model
+    assert torch.allclose(
+        (stored - 0.0609) * 1.5305, encoded, atol=1e-6
+    )  # what its SD3 latent format hands to the model
     z = encode_pictures(drawing()[None], model)
     assert z.shape == (1, 16, 16, 16) and z.dtype == np.float16
     assert decode_latents(z, model).shape == (1, 128, 128, 3)
@@ -138,12 +146,12 @@ def test_autoencoder_has_the_layout_comfyui_looks_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stride", [1, 2])
 def test_fast_convolution_has_the_gradients_of_the_plain_one(stride: int) -> None:
     torch = pytest.importorskip("torch")
-    from zoo.autoencoder_train import _Conv
+    from zoo.cpu_training import FastConv
 
     torch.manual_seed(0)
     x, w, b = torch.randn(2, 5, 12, 10), torch.randn(7, 5, 3, 3) / 6, torch.randn(7)
     leaves = [[t.clone().requires_grad_() for t in (x, w, b)] for _ in range(2)]
-    fast = _Conv.apply(leaves[0][0].bfloat16(), leaves[0][1], leaves[0][2], stride).float()
+    fast = FastConv.apply(leaves[0][0].bfloat16(), leaves[0][1], leaves[0][2], stride).float()
     plain = torch.nn.functional.conv2d(*leaves[1], stride, 1)
     seed = torch.randn_like(plain)
     for out in (fast, plain):

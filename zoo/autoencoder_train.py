@@ -1,20 +1,17 @@
 """Training of the zoo's autoencoder on a CPU: Muon, bf16 convolutions, a time budget, state saved every minute.
 
-Two processes of one thread each share the gradient once a step. Threads would meet after every layer instead, and on a machine
-with other work each meeting waits for the scheduler: one thread was measured eight times as fast as two.
+Two processes of one thread each share the gradient once a step. Threads would meet after every layer instead, and on
+a machine with other work each meeting waits for the scheduler: one thread was measured eight times as fast as two.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import os
 import tempfile
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,10 +20,11 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.autoencoder import Autoencoder, default_path, psnr, to_float, to_uint8
 from zoo.cache import read_json, write_atomic, write_json, write_npy, zoo_dir
+from zoo.cpu_training import Optimiser, one_cycle, use_fast_convolutions
 from zoo.pictures import Pictures
 from zoo.transforms import TRANSFORMS
 
@@ -38,89 +36,15 @@ EMA = 0.998
 PER_TRANSFORM = 320
 
 
-class _Conv(torch.autograd.Function):
-    """bf16 convolution whose bias gradient is a matrix product: PyTorch's own costs as much as the weight gradient on CPUs."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-        """x (B, C, H, W) bf16, weight and bias float32 -> bf16."""
-        w = weight.to(torch.bfloat16, memory_format=torch.channels_last)
-        ctx.save_for_backward(x, w)
-        ctx.stride, ctx.has_bias = stride, bias is not None
-        return F.conv2d(x, w, None if bias is None else bias.to(torch.bfloat16), stride, 1)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients for x (bf16), weight and bias (float32)."""
-        x, w = ctx.saved_tensors
-        g = grads[0].contiguous(memory_format=torch.channels_last)
-        mask = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
-        s = [ctx.stride] * 2
-        gx, gw, _ = torch.ops.aten.convolution_backward(g, x, w, None, s, [1, 1], [1, 1], False, [0, 0], 1, mask)
-        gb = None
-        if ctx.has_bias and ctx.needs_input_grad[2]:
-            flat = g.permute(0, 2, 3, 1).reshape(-1, g.shape[1])
-            gb = (torch.ones(16, len(flat), dtype=flat.dtype) @ flat)[0].float()  # 16 rows: one alone takes a slow path
-        return gx, None if gw is None else gw.float(), gb, None
-
-
-def use_fast_convolutions(model: nn.Module) -> None:
-    """Route every convolution of `model` through `_Conv`; parameters and keys stay as they are."""
-    for layer in model.modules():
-        if isinstance(layer, nn.Conv2d):
-            layer.forward = lambda x, c=layer: _Conv.apply(x, c.weight, c.bias, c.stride[0])  # type: ignore[method-assign]
-
-
-def orthogonal(g: Tensor, steps: int = 5) -> Tensor:
-    """Newton-Schulz: (n, a, b) with a <= b -> nearest semi-orthogonal matrices, roughly; bf16."""
-    x = g.bfloat16()
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        a = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-    return x
-
-
-@dataclass
-class Optimiser:
-    """Muon for the 64 x 64 convolutions (all at once), Adam for everything else."""
-
-    params: dict[str, nn.Parameter]
-    state: dict[str, Tensor] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.big = [k for k, p in self.params.items() if p.ndim == 4 and min(p.shape[:2]) >= 64]
-        self.small = [k for k in self.params if k not in set(self.big)]
-        shape = (len(self.big), *(self.params[self.big[0]].shape))
-        self.state.setdefault("muon", torch.zeros(shape))
-        for k in self.small:
-            for moment in ("m", "v"):
-                self.state.setdefault(f"{moment}.{k}", torch.zeros_like(self.params[k]))
-
-    @torch.no_grad()
-    def step(self, lr: float, count: int) -> None:
-        """One update; `count` starts at 1. Changes parameters and state in place."""
-        grad = torch.stack([self.params[k].grad for k in self.big])  # type: ignore[misc]
-        momentum = self.state["muon"].lerp_(grad, 0.05)
-        flat = grad.lerp(momentum, 0.95).flatten(2)
-        update = orthogonal(flat).float() * (0.2 * math.sqrt(flat.shape[2]))  # the size of an Adam update
-        for k, u in zip(self.big, update, strict=True):
-            self.params[k].mul_(1 - 0.01 * lr).sub_(u.view_as(self.params[k]), alpha=lr)
-        for k in self.small:
-            g, p = self.params[k].grad, self.params[k]
-            m, v = self.state[f"m.{k}"].lerp_(g, 0.1), self.state[f"v.{k}"].lerp_(g * g, 0.01)
-            p.sub_(lr * (m / (1 - 0.9**count)) / ((v / (1 - 0.99**count)).sqrt() + 1e-8))
-        for p in self.params.values():
-            p.grad = None
-
-
 def held_out(subject: str) -> bool:
     """One subject in fifty is never trained on; PSNR is measured there."""
-    return int.from_bytes(hashlib.sha256(f"autoencoder|{subject}".encode()).digest()[:4]) % 50 == 0
+    return int.from_bytes(hashlib.sha256(f"autoencoder|{subject}".encode()).digest()[:4], "big") % 50 == 0
 
 
 def transformed_pool(pictures: Pictures) -> np.ndarray:
-    """uint8 (n, 128, 128, 3): every transform of PER_TRANSFORM random pictures of subjects not held out; kept in the cache."""
+    """uint8 (n, 128, 128, 3): every transform of PER_TRANSFORM random pictures of subjects not held out; kept in
+    the cache.
+    """
     path = zoo_dir() / "autoencoder_transforms.npy"
     shape = (PER_TRANSFORM * len(TRANSFORMS), *pictures.images.shape[1:])
     if not path.exists() or np.load(path, mmap_mode="r").shape != shape:
@@ -137,7 +61,10 @@ class Crops:
 
     def __init__(self, pictures: Pictures) -> None:
         self.pools = (pictures.images, transformed_pool(pictures))
-        self.rows = (np.array([r["row"] for r in pictures.rows if not held_out(r["subject"])]), np.arange(len(self.pools[1])))
+        self.rows = (
+            np.array([r["row"] for r in pictures.rows if not held_out(r["subject"])]),
+            np.arange(len(self.pools[1])),
+        )
 
     def draw(self, rng: np.random.Generator, n: int, size: int = CROP) -> Tensor:
         """float32 (n, 3, size, size) in 0..1."""
@@ -159,8 +86,8 @@ class Crops:
 def picture_loss(out: Tensor, x: Tensor) -> Tensor:
     """L1 + gradient L1 + 2 MSE + colour; out, x (B, 3, H, W).
 
-    Without the colour terms (L1 of what is left after averaging, and of the differences between channels) a short run learns
-    sharp shapes and leaves every hue brown or blue.
+    Without the colour terms (L1 of what is left after averaging, and of the differences between channels) a short run
+    learns sharp shapes and leaves every hue brown or blue.
     """
     d = out - x
     gradient = (d[..., 1:] - d[..., :-1]).abs().mean() + (d[..., 1:, :] - d[..., :-1, :]).abs().mean()
@@ -174,16 +101,10 @@ def latent_penalty(z: Tensor) -> Tensor:
     return z.mean((0, 2, 3)).square().mean() + (z.std((0, 2, 3)) - 1).square().mean()
 
 
-def one_cycle(progress: float, peak: float) -> float:
-    """Learning rate: up over the first 4 %, flat to 30 %, cosine down to 1 %."""
-    if progress < 0.04:
-        return peak * (0.05 + 0.95 * progress / 0.04)
-    fall = max(progress - 0.3, 0) / 0.7
-    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(fall, 1))))
-
-
 class Trainer:
-    """One run: `train` (both halves) or `finetune` (decoder only, encoder frozen, starting from the saved autoencoder)."""
+    """One run: `train` (both halves) or `finetune` (decoder only, encoder frozen, starting from the saved
+    autoencoder).
+    """
 
     def __init__(self, minutes: float, decoder_only: bool, fresh: bool, peak: float) -> None:
         self.seconds, self.decoder_only, self.peak = minutes * 60, decoder_only, peak
@@ -212,7 +133,11 @@ class Trainer:
 
     def save(self) -> None:
         """Everything needed to go on."""
-        groups = {"param": {k: p.detach() for k, p in self.params.items()}, "ema": self.ema, "optimiser": self.optimiser.state}
+        groups = {
+            "param": {k: p.detach() for k, p in self.params.items()},
+            "ema": self.ema,
+            "optimiser": self.optimiser.state,
+        }
         flat = {f"{g}.{k}": t.contiguous() for g, ts in groups.items() for k, t in ts.items()}
         write_atomic(self.folder / "state.safetensors", lambda tmp: save_file(flat, str(tmp)))
         write_json(self.folder / "state.json", {"steps": self.steps, "spent": self.spent, "history": self.history})
@@ -262,7 +187,12 @@ class Trainer:
         while self.spent < self.seconds:
             last = self.step(crops, meter, last)
             if self.steps % 50 == 0:
-                row = {"step": self.steps, "spent": round(self.spent, 1), "loss": float(meter[0] / 50), "latent": float(meter[1] / 50)}
+                row = {
+                    "step": self.steps,
+                    "spent": round(self.spent, 1),
+                    "loss": float(meter[0] / 50),
+                    "latent": float(meter[1] / 50),
+                }
                 self.history.append(row)
                 meter.zero_()
                 if chief:
@@ -282,7 +212,7 @@ def _worker(rank: int, store: str, minutes: float, decoder_only: bool, fresh: bo
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=PROCESSES)
-    peak = float(os.environ.get("AUTOLORA_AE_LR", "1e-3" if decoder_only else "3e-3"))
+    peak = float(os.environ.get("AUTOLORA_AE_LR", "1e-3" if decoder_only else "2e-3"))
     model = Trainer(minutes, decoder_only, fresh, peak).run()
     if rank == 0:
         model.save(default_path())
@@ -310,7 +240,12 @@ def evaluate(model: Autoencoder, sheet: Path) -> dict[str, float]:
     cases |= {k: np.stack([t(x) for x in noto]) for k, t in TRANSFORMS.items()}
     for name, images in cases.items():
         with torch.inference_mode():
-            out = np.concatenate([to_uint8(model.decode(model.encode(to_float(b)))) for b in np.array_split(images, 1 + len(images) // 16)])
+            out = np.concatenate(
+                [
+                    to_uint8(model.decode(model.encode(to_float(b))))
+                    for b in np.array_split(images, 1 + len(images) // 16)
+                ]
+            )
         result[name] = round(psnr(images, out), 2)
         strips.append(np.concatenate([np.concatenate([a, b]) for a, b in zip(images[1:4], out[1:4], strict=True)], 1))
     for group, members in (("real", [k for k in cases if k not in TRANSFORMS]), ("transforms", list(TRANSFORMS))):

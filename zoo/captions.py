@@ -1,4 +1,5 @@
-"""Words for pictures: human names of subjects and styles, and the varied captions the base model and the LoRAs are trained with.
+"""Words for pictures: human names of subjects and styles, and the varied captions the base model and the LoRAs are
+trained with.
 
 A caption without a style phrase is only ever used with the style noto: that is the base's default look.
 """
@@ -6,7 +7,7 @@ A caption without a style phrase is only ever used with the style noto: that is 
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -27,22 +28,36 @@ STYLE_NAMES: dict[str, str] = {
     **{k: t.name for k, t in TRANSFORMS.items()},
 }
 _WRITTEN = {
-    "mans": "man's", "womans": "woman's", "mens": "men's", "womens": "women's", "workers": "worker's", "piata": "piñata",
-    "dvd": "DVD", "dna": "DNA", "atm": "ATM", "mrs": "Mrs", "mx": "Mx", "japanese": "Japanese", "christmas": "Christmas",
+    "mans": "man's", "womans": "woman's", "mens": "men's", "womens": "women's", "workers": "worker's",
+    "piata": "piñata", "dvd": "DVD", "dna": "DNA", "atm": "ATM", "mrs": "Mrs", "mx": "Mx", "japanese": "Japanese",
+    "christmas": "Christmas",
 }  # fmt: skip
-_HYPHENED = ("e-mail", "t-shirt", "t-rex", "x-ray", "yo-yo", "jack-o-lantern", "fleur-de-lis", "snow-capped", "four-leaf", "one-piece", "two-hump")
+_HYPHENED = (
+    "e-mail",
+    "t-shirt",
+    "t-rex",
+    "x-ray",
+    "yo-yo",
+    "jack-o-lantern",
+    "fleur-de-lis",
+    "snow-capped",
+    "four-leaf",
+    "one-piece",
+    "two-hump",
+)
 _PLURAL = re.compile(r"(?<![sui])s$")
 _BARE = re.compile(  # names that take no article: stuff, deeds, proper names
-    r"(fire|bacon|rice|bread|cooking|fog|ice|salt|wood|butter|popcorn|spaghetti|sushi|sake|oden|shaved ice|baguette bread"
-    r"|cooked rice|curry rice|french fries|soap|yarn|thread|milky way|water wave|santa claus|Mrs claus|Mx claus|mount fuji|zzz|infinity"
-    r"|ping pong|tennis|badminton|bowling|ice hockey|field hockey|lacrosse|baseball|american football|camping|construction|rolling on .*"
-    r"|sun behind .*|om|japanese .*|people .*|garlic|broccoli|ginger root|custard|fondue|mate|dna|DNA|leafy green|roll of paper|foggy|skis|potable water|non potable water|raising hands)",
+    r"(fire|bacon|rice|bread|cooking|fog|ice|salt|wood|butter|popcorn|spaghetti|sushi|sake|oden|shaved ice"
+    r"|baguette bread|cooked rice|curry rice|soap|yarn|thread|milky way|water wave|santa claus|Mrs claus|Mx claus"
+    r"|mount fuji|zzz|infinity|ping pong|tennis|badminton|bowling|ice hockey|field hockey|lacrosse|baseball"
+    r"|american football|camping|construction|rolling on .*|sun behind .*|om|japanese .*|people .*|garlic|broccoli"
+    r"|ginger root|custard|fondue|mate|DNA|leafy green|foggy|skis|potable water|non potable water|raising hands)",
     re.IGNORECASE,
 )
 _A_ANYWAY = re.compile(r"^(uni|euro|one|ewe|use)")
 
 
-@lru_cache(maxsize=None)
+@cache
 def subject_name(subject: str) -> str:
     """'hot-air-balloon' -> 'hot air balloon'."""
     kept = subject
@@ -72,11 +87,16 @@ def _keywords() -> dict[str, list[str]]:
     return read_json(path)["keywords"] if path.exists() else {}
 
 
-@lru_cache(maxsize=None)
+@cache
 def captions(subject: str, style: str) -> tuple[tuple[str, float], ...]:
-    """Every caption of a picture with its weight (the weights sum to 1): a finite list, so text features can be computed once."""
+    """Every caption of a picture with its weight (the weights sum to 1): a finite list, so text features can be
+    computed once.
+    """
     name, look = subject_name(subject), style_name(style)
-    thing, words = with_article(name), [w for w in _keywords().get(subject, ()) if w.lower() != name and " s " not in w][:6]
+    thing, words = (
+        with_article(name),
+        [w for w in _keywords().get(subject, ()) if w.lower() != name and " s " not in w][:6],
+    )
     plain = {name: 4.0, thing: 3.0, f"a picture of {thing}": 2.0}
     plain |= {", ".join([name, *words[i : i + 2]]): 0.5 for i in range(0, len(words), 2)}
     article = "an" if re.match(r"(?!one|uni)[aeiou8]", look, re.IGNORECASE) else "a"

@@ -2,8 +2,9 @@
 
     python -m zoo.pictures [--jobs 2]
 
-writes `<cache>/zoo/pictures.npy` (uint8, (N, 128, 128, 3), on white) and `pictures.json` (rows, keywords, categories). Each style is
-kept as its own part, so an interrupted run goes on where it was. Share-alike sets (openmoji, emojione-v1) are never read.
+writes `<cache>/zoo/pictures.npy` (uint8, (N, 128, 128, 3), on white) and `pictures.json` (rows, keywords,
+categories). Each style is kept as its own part, so an interrupted run goes on where it was. Share-alike sets
+(openmoji, emojione-v1) are never read.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import tarfile
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,12 @@ WEBP_STYLE = "fluent-emoji-3d"
 WEBP_SET = ("@lobehub/fluent-emoji-3d", "1.1.0", "MIT")
 KEYWORD_SET = ("emojilib", "4.0.3", "MIT")
 STYLES: tuple[str, ...] = (*SVG_SETS, WEBP_STYLE)
-_NAMED_BY = ("fluent-emoji-flat", "fluent-emoji-high-contrast", "twemoji", "noto")  # sets whose chars.json names code points
+_NAMED_BY = (
+    "fluent-emoji-flat",
+    "fluent-emoji-high-contrast",
+    "twemoji",
+    "noto",
+)  # sets whose chars.json names code points
 _LEFT_OUT = re.compile(
     r"skin-tone|^keycap|-oclock$|-thirty$|^flag-(?!in-hole)|(?<!lowered)(?<!raised)-flag$|^crossed-flags$|^input-|^circled-m$"
     r"|^(a|ab|b|o|p|cl|cool|free|id|new|ng|ok|sos|up|vs|japanese-[a-z-]+)-button"
@@ -57,7 +63,9 @@ def tarball(package: str, version: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{package.lstrip('@').replace('/', '-')}-{version}.tgz"
     if not path.exists():
-        subprocess.run(["npm", "pack", f"{package}@{version}", "--pack-destination", str(folder)], check=True, capture_output=True)
+        subprocess.run(
+            ["npm", "pack", f"{package}@{version}", "--pack-destination", str(folder)], check=True, capture_output=True
+        )
         log.info("fetched %s %s (%.1f MB)", package, version, path.stat().st_size / 1e6)
     return path
 
@@ -72,7 +80,7 @@ def member(package: str, version: str, name: str) -> bytes | None:
         return handle.read() if handle else None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _set_json(style: str, name: str) -> dict[str, Any]:
     package, version, _ = SVG_SETS[style]
     data = member(package, version, name)
@@ -84,7 +92,7 @@ def _code(text: str) -> str:
     return text.lower().replace("_", "-").replace("-fe0f", "")
 
 
-@lru_cache(maxsize=None)
+@cache
 def code_names() -> dict[str, str]:
     """Code points ('1f9a6') -> icon name ('otter'), from the sets that say so."""
     names: dict[str, str] = {}
@@ -94,7 +102,7 @@ def code_names() -> dict[str, str]:
     return names
 
 
-@lru_cache(maxsize=None)
+@cache
 def webp_names() -> dict[str, str]:
     """Icon name -> file in the 3-D package."""
     with tarfile.open(tarball(*WEBP_SET[:2])) as tar:
@@ -111,7 +119,9 @@ def icon_names(style: str) -> set[str]:
 
 
 def choose_subjects() -> list[str]:
-    """Names at least six of the nine sets draw, without tones, flags, clock faces, keycaps and letter buttons; sorted."""
+    """Names at least six of the nine sets draw, without tones, flags, clock faces, keycaps and letter buttons;
+    sorted.
+    """
     count = Counter(name for style in STYLES for name in icon_names(style))
     return sorted(n for n, c in count.items() if c >= MIN_SETS and not _LEFT_OUT.search(n))
 
@@ -134,7 +144,8 @@ def svg(style: str, name: str) -> str:
         turn = 90 * alias.get("rotate", 0)
         body = f'<g transform="translate({cx} {cy}) rotate({turn}) scale({sx} {sy}) translate({-cx} {-cy})">{body}</g>'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="{2 * SIZE}" height="{2 * SIZE}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'width="{2 * SIZE}" height="{2 * SIZE}" '
         f'viewBox="{left} {top} {width} {height}">{body}</svg>'
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -60,7 +62,9 @@ def edges(x: Array, gain: float = 3.0) -> Array:
 
 
 def alpha(x: Array) -> Array:
-    """How much the drawing covers each pixel (H, W): white reached from the border is background, the rest is drawing."""
+    """How much the drawing covers each pixel (H, W): white reached from the border is background, the rest is
+    drawing.
+    """
     h, w = x.shape[:2]
     padded = np.ones((h + 2, w + 2), np.uint8)
     padded[1:-1, 1:-1] = x.min(-1) > 0.94
@@ -121,3 +125,33 @@ def cells(h: int, w: int, count: int) -> tuple[Array, Array]:
     d = np.hypot((r / h)[..., None] - lattice[:, 0], (c / w)[..., None] - lattice[:, 1])
     two = np.sort(d, -1)[..., :2]
     return d.argmin(-1), ((two[..., 1] - two[..., 0]) * h).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A named look. `name` reads well after 'in' and before 'style'; `fn` maps uint8 (H, W, 3) to uint8 (H, W, 3)."""
+
+    id: str
+    name: str
+    fn: Callable[[np.ndarray], np.ndarray]
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Apply to one picture."""
+        return self.fn(image)
+
+
+TRANSFORMS: dict[str, Transform] = {}
+
+
+def style(name: str) -> Callable[[Callable[[Array], Array]], Callable[[Array], Array]]:
+    """Register a float function under `name`; its id is the name with hyphens."""
+
+    def register(fn: Callable[[Array], Array]) -> Callable[[Array], Array]:
+        def apply(image: np.ndarray) -> np.ndarray:
+            return to_uint8(fn(np.asarray(image, np.float32) / 255))
+
+        key = name.lower().replace(" ", "-")
+        TRANSFORMS[key] = Transform(key, name, apply)
+        return fn
+
+    return register

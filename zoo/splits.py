@@ -1,7 +1,8 @@
 """Who may see what: subjects, styles and pairs, fixed once by SHA-256 of their names and committed as `splits.json`.
 
-Gendered and `-face` variants of one idea (man-artist, woman-artist, artist; cat, cat-face) always fall on the same side, because
-the hash is taken of their common stem. Adding a subject or a transform later moves nobody else, except that style splits are ranks.
+Gendered and `-face` variants of one idea (man-artist, woman-artist, artist; cat, cat-face) always fall on the same
+side, because the hash is taken of their common stem. Adding a subject or a transform later moves nobody else, except
+that style splits are ranks.
 
     python -m zoo.splits        writes zoo/splits.json again from the pictures table
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import logging
 import re
 from collections.abc import Iterable
@@ -43,12 +45,9 @@ def stem(subject: str) -> str:
 
 
 def _share(u: float, shares: Iterable[tuple[str, float]]) -> str:
-    name = ""
-    for name, share in shares:
-        u -= share
-        if u < 0:
-            break
-    return name
+    """The name whose share of [0, 1) holds u."""
+    names, sizes = zip(*shares, strict=True)
+    return names[sum(u >= edge for edge in itertools.accumulate(sizes[:-1]))]
 
 
 def _style_sets(styles: Iterable[str], test: int, validation: int) -> dict[str, str]:
@@ -64,10 +63,16 @@ def make_splits(subjects: Iterable[str], transforms: Iterable[str]) -> dict[str,
     return {
         "salt": SALT,
         "subjects": {
-            s: ["base" if unit("base", stem(s)) < BASE_SHARE else "lora_only", _share(unit("encoder", stem(s)), ENCODER_SHARES)]
+            s: [
+                "base" if unit("base", stem(s)) < BASE_SHARE else "lora_only",
+                _share(unit("encoder", stem(s)), ENCODER_SHARES),
+            ]
             for s in sorted(subjects)
         },
-        "styles": {s: ["base" if s in BASE_STYLES else "lora_only", encoder[s]] for s in (*BASE_STYLES, *LORA_REAL_STYLES, *sorted(transforms))},
+        "styles": {
+            s: ["base" if s in BASE_STYLES else "lora_only", encoder[s]]
+            for s in (*BASE_STYLES, *LORA_REAL_STYLES, *sorted(transforms))
+        },
     }
 
 

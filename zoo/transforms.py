@@ -1,49 +1,38 @@
-"""Styles made by us: deterministic picture transforms, uint8 (H, W, 3) -> uint8 (H, W, 3), each with an honest name for prompts.
+"""Styles made by us: deterministic picture transforms, uint8 (H, W, 3) -> uint8 (H, W, 3), each with an honest name
+for prompts.
 
-A transform of any picture is defined, so each is a style with a right answer for every subject. They expect a drawing on white.
+A transform of any picture is defined, so each is a style with a right answer for every subject. They expect a drawing
+on white.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
 from PIL import Image, ImageFilter
 
-from zoo.pixels import Array, alpha, blur, cells, dots, edges, grey, grid, lines, mix, noise, pil, ramp, relief, rgb, shift, to_uint8, unpil
+from zoo.pixels import (
+    Array,
+    alpha,
+    blur,
+    cells,
+    dots,
+    edges,
+    grey,
+    grid,
+    lines,
+    mix,
+    noise,
+    pil,
+    ramp,
+    relief,
+    rgb,
+    shift,
+    style,
+    unpil,
+)
 
+__all__ = ["TRANSFORMS", "Transform"]
 INK = (0.10, 0.10, 0.14)
-
-
-@dataclass(frozen=True)
-class Transform:
-    """A named look. `name` reads well after 'in' and before 'style'; `fn` maps uint8 (H, W, 3) to uint8 (H, W, 3)."""
-
-    id: str
-    name: str
-    fn: Callable[[np.ndarray], np.ndarray]
-
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Apply to one picture."""
-        return self.fn(image)
-
-
-TRANSFORMS: dict[str, Transform] = {}
-
-
-def style(name: str) -> Callable[[Callable[[Array], Array]], Callable[[Array], Array]]:
-    """Register a float function under `name`; its id is the name with hyphens."""
-
-    def register(fn: Callable[[Array], Array]) -> Callable[[Array], Array]:
-        def apply(image: np.ndarray) -> np.ndarray:
-            return to_uint8(fn(np.asarray(image, np.float32) / 255))
-
-        key = name.lower().replace(" ", "-")
-        TRANSFORMS[key] = Transform(key, name, apply)
-        return fn
-
-    return register
 
 
 @style("pixel art")
@@ -162,14 +151,20 @@ def chalk(x: Array) -> Array:
     """Chalk strokes on a green board."""
     line = edges(x, 3) * (0.55 + 0.6 * noise(*x.shape[:2], 1))
     fill = alpha(x) * lines(x, 4, 60, np.full(x.shape[:2], 0.3, np.float32)) * 0.45 * grey(x)
-    return mix(np.broadcast_to(rgb(38, 66, 54), x.shape), np.clip(x * 0.4 + 0.6, 0, 1), np.clip(np.maximum(line, fill), 0, 1))
+    return mix(
+        np.broadcast_to(rgb(38, 66, 54), x.shape), np.clip(x * 0.4 + 0.6, 0, 1), np.clip(np.maximum(line, fill), 0, 1)
+    )
 
 
 @style("pop art")
 def pop_art(x: Array) -> Array:
     """Few saturated colours on a yellow ground with dots."""
     flat = np.round(np.clip((x - 0.5) * 1.8 + 0.5, 0, 1) * 2) / 2
-    ground = mix(np.broadcast_to(rgb(255, 214, 0), x.shape), np.broadcast_to(rgb(255, 90, 60), x.shape), dots(x, 8, 45, np.full(x.shape[:2], 0.25)))
+    ground = mix(
+        np.broadcast_to(rgb(255, 214, 0), x.shape),
+        np.broadcast_to(rgb(255, 90, 60), x.shape),
+        dots(x, 8, 45, np.full(x.shape[:2], 0.25)),
+    )
     return mix(ground, flat, alpha(x)) * (1 - 0.9 * edges(x, 2)[..., None])
 
 
@@ -192,7 +187,9 @@ def gold(x: Array) -> Array:
 def ice(x: Array) -> Array:
     """Pale blue glass with cracks."""
     _, border = cells(x.shape[0], x.shape[1], 7)
-    body = ramp(np.clip(0.5 * grey(x) + 0.5 * relief(x), 0, 1), rgb(20, 70, 130), rgb(110, 190, 235), rgb(240, 252, 255))
+    body = ramp(
+        np.clip(0.5 * grey(x) + 0.5 * relief(x), 0, 1), rgb(20, 70, 130), rgb(110, 190, 235), rgb(240, 252, 255)
+    )
     cracked = mix(body, np.ones_like(x), np.clip(0.9 - border, 0, 1) * 0.7)
     return mix(np.broadcast_to(rgb(214, 236, 250), x.shape), cracked, alpha(x))
 
@@ -213,7 +210,9 @@ def cross_hatch(x: Array) -> Array:
     ink = np.zeros_like(dark)
     for angle, start in ((45, 0.06), (135, 0.28), (0, 0.5), (90, 0.7)):
         ink = np.maximum(ink, lines(x, 5, angle, np.full_like(dark, 0.32)) * (dark > start))
-    return mix(np.ones_like(x), np.broadcast_to(np.array(INK, np.float32), x.shape), np.maximum(ink, edges(x, 2.5) ** 1.5))
+    return mix(
+        np.ones_like(x), np.broadcast_to(np.array(INK, np.float32), x.shape), np.maximum(ink, edges(x, 2.5) ** 1.5)
+    )
 
 
 @style("watercolour")
@@ -240,7 +239,9 @@ def embroidery(x: Array) -> Array:
 @style("paper cut")
 def paper_cut(x: Array) -> Array:
     """Flat paper layers with a drop shadow on craft paper."""
-    flat = unpil(pil(unpil(pil(x).filter(ImageFilter.ModeFilter(7)))).quantize(6, dither=Image.Dither.NONE).convert("RGB"))
+    flat = unpil(
+        pil(unpil(pil(x).filter(ImageFilter.ModeFilter(7)))).quantize(6, dither=Image.Dither.NONE).convert("RGB")
+    )
     shadow = blur(shift(alpha(x), 5, 6), 3.5) * 0.6
     craft = rgb(205, 160, 115) * (0.97 + 0.06 * noise(*x.shape[:2], 9))[..., None]
     layer = flat * (1 - 0.35 * np.clip(edges(shift(flat, 1, 1), 1.5), 0, 1)[..., None])
@@ -278,7 +279,9 @@ def sunset(x: Array) -> Array:
 @style("polka dot background")
 def polka(x: Array) -> Array:
     """The drawing itself before pink paper with white dots."""
-    ground = mix(np.broadcast_to(rgb(255, 140, 170), x.shape), np.ones_like(x), dots(x, 18, 45, np.full(x.shape[:2], 0.22)))
+    ground = mix(
+        np.broadcast_to(rgb(255, 140, 170), x.shape), np.ones_like(x), dots(x, 18, 45, np.full(x.shape[:2], 0.22))
+    )
     return mix(ground, x, alpha(x))
 
 
