@@ -11,7 +11,9 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from zoo.pixels import (
+    TRANSFORMS,
     Array,
+    Transform,
     alpha,
     blur,
     cells,
