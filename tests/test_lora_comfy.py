@@ -73,7 +73,7 @@ def write_emoji(path: Path, spelling: str, key_map: dict[str, list]) -> Path:
 def write_adapters(path: Path) -> Path:
     """One SD1.5 file in kohya's spelling with every adapter kind that adds to a weight, on linear and conv layers.
 
-    LoKr with a Tucker core is left out: ComfyUI 0.3.75 fails on it (``kron`` of a non-contiguous tensor) and adds nothing.
+    LoKr with a Tucker core is left out: ComfyUI 0.3.75 fails on it (``kron`` of a non-contiguous tensor) and goes on.
     """
     attn = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_"
     conv = "lora_unet_down_blocks_0_resnets_0_conv1"
