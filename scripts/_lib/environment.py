@@ -47,7 +47,8 @@ def log_file() -> Path:
 def steps(install: Install, *, development: bool) -> list[Step]:
     """What `install` needs before it can be used; `development` adds what the tests need."""
     if not install.owned:
-        return [_site_step(install, development)]
+        site = [_site_step(install, "site", "requirements.txt", (MINILM,))]
+        return site + ([_site_step(install, "site-dev", "requirements-dev.txt")] if development else [])
     venv = cache_dir() / "venv"
     return [_venv_step(venv), _torch_step(venv), _comfyui_step(venv), _packages_step(venv), _minilm_step(venv)]
 
@@ -262,30 +263,30 @@ def _minilm_step(venv: Path) -> Step:
 # --- a user's own ComfyUI: its Python is used, and left as it is ----------------------------------------------------
 
 
-def _site_step(install: Install, development: bool) -> Step:
-    own = ["requirements.txt", *(["requirements-dev.txt"] if development else [])]
+def _site_step(install: Install, name: str, requirements: str, also: tuple[str, ...] = ()) -> Step:
     site = install.site
 
     def make(tick: Tick) -> None:
-        missing = _missing_packages(install.python, own, tick)
-        _pip(install.python, ["install", "--no-deps", "--upgrade", "--target", str(site), *missing, MINILM], tick)
+        missing = [*_missing_packages(install.python, requirements, tick), *also]
+        if missing:
+            _pip(install.python, ["install", "--no-deps", "--upgrade", "--target", str(site), *missing], tick)
 
     return Step(
-        "site",
-        f"What the Python of {install.comfyui} lacks for this pack",
-        site / ".autolora.json",
-        ("1", str(install.python), MINILM, *_read(*own)),
+        name,
+        f"What the Python of {install.comfyui} lacks of {requirements}",
+        site / f".{name}.json",
+        ("1", str(install.python), *also, *_read(requirements)),
         make,
         _NETWORK_FIX + f" Nothing is installed into {install.python} itself; it needs a pip of 22.2 or later.",
         f"up to 0.2 GB, into {site}",
     )
 
 
-def _missing_packages(python: Path, files: list[str], tick: Tick) -> list[str]:
-    """What pip would add to `python` for these requirement files, as ``name==version``, found without installing."""
+def _missing_packages(python: Path, requirements: str, tick: Tick) -> list[str]:
+    """What pip would add to `python` for a requirements file, as ``name==version``, found without installing."""
     with tempfile.TemporaryDirectory(prefix="part-", dir=cache_dir()) as part:
         report = Path(part) / "report.json"
-        arguments = ["install", "--dry-run", "--quiet", "--report", str(report)]
-        _pip(python, [*arguments, *(word for name in files for word in ("-r", str(REPO / name)))], tick)
+        dry = ["install", "--dry-run", "--quiet", "--report", str(report)]
+        _pip(python, [*dry, "-r", str(REPO / requirements)], tick)
         found = json.loads(report.read_text(encoding="utf-8"))["install"]
     return [f"{item['metadata']['name']}=={item['metadata']['version']}" for item in found]

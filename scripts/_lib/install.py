@@ -40,7 +40,7 @@ class Install:
         """The environment for this install's Python: offline, unbuffered, with `site` in front."""
         env = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", "HF_HUB_OFFLINE": "1"}
         if not self.owned:
-            env["PYTHONPYCACHEPREFIX"] = str(cache_dir() / "pycache")  # a user's folders stay untouched
+            env["PYTHONDONTWRITEBYTECODE"] = "1"  # a user's folders stay untouched
         if self.site is not None:
             env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(self.site), env.get("PYTHONPATH")]))
         return env
