@@ -10,7 +10,7 @@ from typing import Any
 
 from ..autolora_core.encode.towers import default_tower
 from ..autolora_core.errors import LibraryError
-from ..autolora_core.library.fit import find_encoders
+from ..autolora_core.library.encoders import find_encoders
 from ..autolora_core.library.index import Library
 from ..autolora_core.library.report import Summary, encode_report
 from ..autolora_core.library.walk import Scope, folder_state

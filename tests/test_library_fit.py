@@ -13,7 +13,7 @@ from autolora_core.encode.features import featurize
 from autolora_core.encode.text_cache import CachedTower
 from autolora_core.encode.towers import LexicalTower
 from autolora_core.errors import EncoderMismatchError
-from autolora_core.library.fit import encoder_path, find_encoders
+from autolora_core.library.encoders import encoder_path, find_encoders
 from autolora_core.library.index import Library
 from autolora_core.library.texts import FILE_NAME, TextStore
 from autolora_core.lora.file import LoraFile
@@ -109,13 +109,13 @@ def test_towers_and_encoders_never_mix(library, loras):
 
 
 def test_lost_or_damaged_encoder_is_fitted_again(library, monkeypatch):
-    from autolora_core.library import fit
+    from autolora_core.library import encoders
 
     first = library.fit(LexicalTower()).families[0]
     path = encoder_path(library.folder, first.encoder_id)
     content = path.read_bytes()
     for damaged in (None, content[: len(content) // 2], b"\x80\x04pickle"):
-        monkeypatch.setattr(fit, "_loaded", {})
+        monkeypatch.setattr(encoders, "_loaded", {})
         path.unlink()
         if damaged is not None:
             path.write_bytes(damaged)

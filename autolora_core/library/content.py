@@ -1,17 +1,19 @@
-"""One row per file content: what a LoRA is, read once per SHA-256."""
+"""Rows and what they mean: one per file content, read once per SHA-256; and the entries that files and contents make."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
+import os
 import sqlite3
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..errors import AutoLoRAError, LoraError
 from ..lora.file import LoraFile
+from .entries import Entry, EntryText
 from .store import now
 
 log = logging.getLogger(__name__)
@@ -134,3 +136,37 @@ def modules_of(db: sqlite3.Connection, digest: str) -> tuple[tuple[str, str, int
     """``(base module, adapter kind, rank)`` of every module of a content; empty when it has none."""
     row = db.execute("SELECT layout FROM contents WHERE hash = ?", (digest,)).fetchone()
     return tuple(tuple(module) for module in read_layout(db, row[0] if row else None))
+
+
+def read_entries(db: sqlite3.Connection) -> Iterator[Entry]:
+    """Every row of the files table as an :class:`Entry`, sorted by name, then root."""
+    rows = db.execute(
+        "SELECT name, path, f.hash, f.size, mtime_ns, family, variant, kind, partial, rank, missing, f.problems,"
+        " c.problems, text, root, halves, autov3, base_model, preview, shadowed"
+        " FROM files f LEFT JOIN contents c ON c.hash = f.hash ORDER BY name, root"
+    )
+    for (
+        name, path, digest, size, mtime_ns, family, variant, kind, partial, rank, missing, problems, more, text, root,
+        halves, autov3, base_model, preview, shadowed,
+    ) in rows:  # fmt: skip
+        yield Entry(
+            name=os.fsdecode(name),
+            path=os.fsdecode(path),
+            hash=digest or "",
+            size=size,
+            mtime=mtime_ns / 1e9,
+            family=family or "unknown",
+            variant=variant or "",
+            kind=kind or "not_a_lora",
+            partial=partial,
+            rank=rank,
+            missing=bool(missing),
+            problems=(*json.loads(problems), *json.loads(more or "[]")),
+            text=EntryText.from_json(json.loads(text)),
+            root=os.fsdecode(root),
+            halves=tuple(json.loads(halves or "[]")),
+            autov3=autov3,
+            base_model=base_model,
+            preview=os.fsdecode(preview),
+            shadowed=bool(shadowed),
+        )

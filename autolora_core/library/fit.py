@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 
@@ -23,21 +21,19 @@ from ..encode.features import FeatureSchema, ModuleFeatures
 from ..encode.generic import GENERIC_PROMPTS
 from ..encode.text_cache import CachedTower, cached
 from ..encode.towers import TextTower
-from ..errors import EncoderMismatchError, FileFormatError
+from .encoders import drop_old, encoder_path, load_encoder, remember
 from .entries import Entry, EntryText
 from .sketches import read_sketches, sketch_id
 from .store import Store, now
 from .vectors import store_vectors, vectors_path
 
-log = logging.getLogger(__name__)
 # Bounds the memory of a fit; captioned files come first.
-MAX_FIT_FILES = 4000
+MAX_FIT_FILES = 3000
 ASSEMBLE_BLOCK = 256
 TEXT_BLOCK = 64
 # What a file name says is worth less than what its maker wrote.
 FILE_NAME_WEIGHT = 0.5
 Progress = Callable[[int, int, str], None]
-_loaded: dict[str, RidgeEncoder] = {}
 
 
 @dataclass(frozen=True)
@@ -94,11 +90,17 @@ def fit_library(
     for index, family in enumerate(families):
         if should_stop():
             break
-        progress(index, len(families), family)
-        report.families.append(_fit_family(store, family, tower, (shipped or {}).get(family)))
-    progress(len(families), len(families), "")
+        tick = partial(_tick, progress, index, len(families), family)
+        tick(0.0)
+        report.families.append(_fit_family(store, family, tower, (shipped or {}).get(family), tick))
+    progress(1, 1, "")
     report.seconds = time.monotonic() - started
     return report
+
+
+def _tick(progress: Progress, index: int, count: int, family: str, share: float) -> None:
+    """Tell how far the fit of one family is; thousandths, since progress counts whole things."""
+    progress(int(1000 * (index + share)), 1000 * count, family)
 
 
 def _read_captions(store: Store, families: list[str], tower: CachedTower, progress: Progress) -> None:
@@ -117,7 +119,9 @@ def _families(store: Store) -> list[str]:
     return sorted(row[0] for row in rows)
 
 
-def _fit_family(store: Store, family: str, tower: TextTower, shipped: RidgeEncoder | None) -> FamilyFit:
+def _fit_family(
+    store: Store, family: str, tower: TextTower, shipped: RidgeEncoder | None, tick: Callable[[float], None]
+) -> FamilyFit:
     hashes = _encodable(store, family)
     words = {digest: text for digest, text in _texts(store, family).items() if digest in set(hashes)}
     inputs = _inputs_id(family, hashes, words, tower, shipped)
@@ -131,8 +135,9 @@ def _fit_family(store: Store, family: str, tower: TextTower, shipped: RidgeEncod
     if encoder is None:
         return FamilyFit(family, "", len(hashes), 0, False, False, 0.0)
     found = _found_top5(encoder, tower) if refitted else json.loads(row[1])["found_top5"]
+    tick(0.5)
     fit = FamilyFit(family, encoder.id, len(hashes), len(encoder.texts), encoder.usable, refitted, found)
-    _bring_up_to_date(store, encoder, hashes, inputs, fit)
+    _bring_up_to_date(store, encoder, hashes, inputs, fit, tick)
     return fit
 
 
@@ -199,21 +204,22 @@ def _assemble(schema: FeatureSchema, files: Iterable[ModuleFeatures]) -> np.ndar
 
 def _found_top5(encoder: RidgeEncoder, tower: TextTower) -> float:
     """How often a captioned file's own words find its leave-one-out vector among the first five."""
-    vectors = encoder.encode_many(encoder.ridge.X)
+    vectors = encoder.ridge.loo()
+    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     own = np.stack([tower.encode(list(texts)).mean(axis=0) for texts in encoder.texts])
     scores = encoder.query(own) @ vectors.T
     rank = (scores > np.diag(scores)[:, None]).sum(axis=1)
     return float((rank < 5).mean())
 
 
-def _bring_up_to_date(store: Store, encoder: RidgeEncoder, hashes: list[str], inputs: str, fit: FamilyFit) -> None:
+def _bring_up_to_date(store: Store, encoder: RidgeEncoder, hashes: list[str], inputs: str, fit: FamilyFit, tick):
     """Store the encoder as the current one of its family and tower, and the vectors that are missing; drop old ones."""
     have = {row[0] for row in store.db.execute("SELECT hash FROM vectors WHERE encoder_id = ?", (encoder.id,))}
     missing = [digest for digest in hashes if digest not in have]
     path = encoder_path(store.folder, encoder.id)
     if fit.refitted or not path.is_file():
         encoder.save(path)
-    _loaded[encoder.id] = encoder
+    remember(encoder)
     row = (
         encoder.id, fit.family, "ridge", encoder.schema.id, encoder.tower, inputs,
         json.dumps({"found_top5": fit.found_top5, "captioned": fit.captioned}), now(),
@@ -225,74 +231,17 @@ def _bring_up_to_date(store: Store, encoder: RidgeEncoder, hashes: list[str], in
             db.execute("INSERT OR REPLACE INTO encoders VALUES (?,?,?,?,?,?,?,1,?)", row)
             store.bump()
         for start in range(0, len(missing), ASSEMBLE_BLOCK):
+            tick(0.5 + 0.5 * start / len(missing))
             block = missing[start : start + ASSEMBLE_BLOCK]
             sketches = read_sketches(db, block, fit.family)
             vectors = encoder.encode_many(_assemble(encoder.schema, (sketches[digest] for digest in block)))
             store_vectors(
                 store, encoder.id, encoder.schema.id, encoder.tower, list(zip(block, vectors, strict=True)), now()
             )
-        dropped = _drop_old(store, fit.family, encoder.tower)
+        dropped = drop_old(store, fit.family, encoder.tower)
     for old in dropped:
         for stale in (encoder_path(store.folder, old), vectors_path(store.folder, old)):
             stale.unlink(missing_ok=True)
-
-
-def _drop_old(store: Store, family: str, tower_id: str) -> list[str]:
-    """Forget all but the two newest encoders of a family and tower: a reader may still be using the one before."""
-    rows = store.db.execute(
-        "SELECT id FROM encoders WHERE family = ? AND tower_id = ? ORDER BY current DESC, rowid DESC",
-        (family, tower_id),
-    ).fetchall()
-    old = [row[0] for row in rows[2:]]
-    for encoder_id in old:
-        store.db.execute("DELETE FROM vectors WHERE encoder_id = ?", (encoder_id,))
-        store.db.execute("DELETE FROM encoders WHERE id = ?", (encoder_id,))
-    return old
-
-
-def encoder_path(folder: Path, encoder_id: str) -> Path:
-    """Where an encoder's file lies in a library folder."""
-    return folder / f"encoder-{encoder_id}.safetensors"
-
-
-def load_encoder(store: Store, encoder_id: str) -> RidgeEncoder | None:
-    """An encoder of this library; None when its file is absent or damaged (the next fit makes it again)."""
-    if encoder_id not in _loaded:
-        try:
-            found = RidgeEncoder.load(encoder_path(store.folder, encoder_id))
-        except FileFormatError as error:
-            log.warning("%s", error)
-            return None
-        if found.id != encoder_id:
-            log.warning("the file of encoder %s holds %s; fitting again", encoder_id, found.id)
-            return None
-        while len(_loaded) >= 8:
-            _loaded.pop(next(iter(_loaded)))
-        _loaded[encoder_id] = found
-    return _loaded[encoder_id]
-
-
-def current_encoder(store: Store, family: str, tower_id: str | None = None) -> RidgeEncoder | None:
-    """The family's current encoder, for this text tower when given; None when none was fitted."""
-    row = store.db.execute(
-        "SELECT id FROM encoders WHERE family = ? AND current = 1 AND (? IS NULL OR tower_id = ?)"
-        " ORDER BY rowid DESC LIMIT 1",
-        (family, tower_id, tower_id),
-    ).fetchone()
-    return load_encoder(store, row[0]) if row else None
-
-
-def check_encoder(store: Store, family: str, encoder_id: str) -> None:
-    """Raise EncoderMismatchError unless ``encoder_id`` is an encoder of ``family`` in this library."""
-    row = store.db.execute("SELECT family FROM encoders WHERE id = ?", (encoder_id,)).fetchone()
-    if row is None or row[0] != family:
-        what = f"an encoder of {row[0]}" if row else "not an encoder of this library"
-        raise EncoderMismatchError(
-            f"the encoder {encoder_id} is {what}, not of {family}",
-            path=store.path,
-            key=encoder_id,
-            fix="run Encode LoRA Library again",
-        )
 
 
 def feature_matrix(
@@ -302,17 +251,3 @@ def feature_matrix(
     known = [entry for entry in entries if entry.hash in sketches]
     schema = schema or FeatureSchema.learn(family, [sketches[key] for key in sorted(sketches)])
     return known, _assemble(schema, (sketches[entry.hash] for entry in known))
-
-
-def find_encoders(folders: Iterable[str | os.PathLike]) -> dict[str, RidgeEncoder]:
-    """Family → encoder file lying in ``folders`` (the first one wins); files that are no encoder are passed over."""
-    found: dict[str, RidgeEncoder] = {}
-    for folder in folders:
-        for path in sorted(Path(folder).glob("*encoder*.safetensors")):
-            try:
-                encoder = RidgeEncoder.load(path)
-            except FileFormatError as error:
-                log.info("not an encoder: %s", error)
-                continue
-            found.setdefault(encoder.family, encoder)
-    return found

@@ -11,7 +11,6 @@ Everything is incremental; LoRA folders are only read. :class:`Library` is a ``r
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,10 +23,10 @@ from ..encode.text_cache import CachedTower
 from ..encode.towers import TextTower
 from ..errors import AutoLoRAError, LibraryError
 from ..lora.file import LoraFile
-from . import duplicates, fit
-from .content import content_row, modules_of
+from . import duplicates, encoders, fit
+from .content import content_row, modules_of, read_entries
 from .duplicates import Pair
-from .entries import Entry, EntryText, ScanReport
+from .entries import Entry, ScanReport
 from .locks import writer_lock
 from .scan import Progress, Scanner
 from .sketches import ENCODABLE_KINDS, compute_sketch, has_sketch, read_sketches
@@ -170,7 +169,7 @@ class Library:
     ) -> fit.FitReport:
         """Fit (or keep) one weight encoder per family against ``tower`` and bring all vectors up to date.
 
-        ``shipped`` encoders (family → encoder, see :func:`.fit.find_encoders`) are extended with the library's files.
+        ``shipped`` encoders (family → encoder, see :func:`.encoders.find_encoders`) are extended with its own files.
         """
         with writer_lock(self.folder, self.wait, _checking(should_stop)):
             return fit.fit_library(self.store, self.text_tower(tower), progress, should_stop, shipped)
@@ -195,14 +194,9 @@ class Library:
         ]
 
     def _read_entries(self) -> list[Entry]:
-        rows = self.store.db.execute(
-            "SELECT name, path, f.hash, f.size, mtime_ns, family, variant, kind, partial, rank, missing, f.problems,"
-            " c.problems, text, root, halves, autov3, base_model, preview, shadowed"
-            " FROM files f LEFT JOIN contents c ON c.hash = f.hash ORDER BY name, root"
-        )
         inside = self.scope.predicate() if self.scope else lambda name: True
         roots = set(self.scope.roots.values()) if self.scope else None
-        entries = (_entry(row) for row in rows)
+        entries = read_entries(self.store.db)
         return [entry for entry in entries if (roots is None or entry.root in roots) and inside(entry.name)]
 
     def modules(self, digest: str) -> tuple[tuple[str, str, int | None], ...]:
@@ -216,17 +210,17 @@ class Library:
 
     def encoder(self, family: str, tower_id: str | None = None) -> RidgeEncoder | None:
         """The encoder fitted for a family and text tower (any tower when None), or None."""
-        return fit.current_encoder(self.store, family, tower_id)
+        return encoders.current_encoder(self.store, family, tower_id)
 
     def features(self, family: str) -> tuple[list[Entry], np.ndarray]:
         """``(entries, matrix (n, F) float32)`` on the family's current schema; entries without features left out."""
-        fitted = fit.current_encoder(self.store, family)
+        fitted = encoders.current_encoder(self.store, family)
         schema = fitted.schema if fitted else None
         return fit.feature_matrix(self.entries(family), self.module_features(family), family, schema)
 
     def vectors(self, family: str, encoder_id: str) -> VectorIndex:
         """The vectors of one encoder. Raises EncoderMismatchError when it is not an encoder of ``family``."""
-        fit.check_encoder(self.store, family, encoder_id)
+        encoders.check_encoder(self.store, family, encoder_id)
         return open_vectors(self.store, encoder_id)
 
     # -- duplicates ------------------------------------------------------------------------------------------------
@@ -287,31 +281,3 @@ def _checking(should_stop: Callable[[], bool] | None) -> Callable[[], None]:
             raise LibraryError("stopped while waiting for another process to finish writing")
 
     return check
-
-
-def _entry(row: tuple) -> Entry:
-    (
-        name, path, digest, size, mtime_ns, family, variant, kind, partial, rank, missing, problems, more, text, root,
-        halves, autov3, base_model, preview, shadowed,
-    ) = row  # fmt: skip
-    return Entry(
-        name=os.fsdecode(name),
-        path=os.fsdecode(path),
-        hash=digest or "",
-        size=size,
-        mtime=mtime_ns / 1e9,
-        family=family or "unknown",
-        variant=variant or "",
-        kind=kind or "not_a_lora",
-        partial=partial,
-        rank=rank,
-        missing=bool(missing),
-        problems=(*json.loads(problems), *json.loads(more or "[]")),
-        text=EntryText.from_json(json.loads(text)),
-        root=os.fsdecode(root),
-        halves=tuple(json.loads(halves or "[]")),
-        autov3=autov3,
-        base_model=base_model,
-        preview=os.fsdecode(preview),
-        shadowed=bool(shadowed),
-    )

@@ -1,0 +1,93 @@
+"""Where a library's fitted encoders are kept, found again, checked and forgotten."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..encode.encoder import RidgeEncoder
+from ..errors import EncoderMismatchError, FileFormatError
+from .store import Store
+
+log = logging.getLogger(__name__)
+MAX_LOADED = 8
+_loaded: dict[str, RidgeEncoder] = {}
+
+
+def drop_old(store: Store, family: str, tower_id: str) -> list[str]:
+    """Forget all but the two newest encoders of a family and tower: a reader may still be using the one before."""
+    rows = store.db.execute(
+        "SELECT id FROM encoders WHERE family = ? AND tower_id = ? ORDER BY current DESC, rowid DESC",
+        (family, tower_id),
+    ).fetchall()
+    old = [row[0] for row in rows[2:]]
+    for encoder_id in old:
+        store.db.execute("DELETE FROM vectors WHERE encoder_id = ?", (encoder_id,))
+        store.db.execute("DELETE FROM encoders WHERE id = ?", (encoder_id,))
+    return old
+
+
+def encoder_path(folder: Path, encoder_id: str) -> Path:
+    """Where an encoder's file lies in a library folder."""
+    return folder / f"encoder-{encoder_id}.safetensors"
+
+
+def remember(encoder: RidgeEncoder) -> None:
+    """Keep an encoder in memory; ids are hashes of the contents, so it never goes stale."""
+    while len(_loaded) >= MAX_LOADED:
+        _loaded.pop(next(iter(_loaded)))
+    _loaded[encoder.id] = encoder
+
+
+def load_encoder(store: Store, encoder_id: str) -> RidgeEncoder | None:
+    """An encoder of this library; None when its file is absent or damaged (the next fit makes it again)."""
+    if encoder_id not in _loaded:
+        try:
+            found = RidgeEncoder.load(encoder_path(store.folder, encoder_id))
+        except FileFormatError as error:
+            log.warning("%s", error)
+            return None
+        if found.id != encoder_id:
+            log.warning("the file of encoder %s holds %s; fitting again", encoder_id, found.id)
+            return None
+        remember(found)
+    return _loaded[encoder_id]
+
+
+def current_encoder(store: Store, family: str, tower_id: str | None = None) -> RidgeEncoder | None:
+    """The family's current encoder, for this text tower when given; None when none was fitted."""
+    row = store.db.execute(
+        "SELECT id FROM encoders WHERE family = ? AND current = 1 AND (? IS NULL OR tower_id = ?)"
+        " ORDER BY rowid DESC LIMIT 1",
+        (family, tower_id, tower_id),
+    ).fetchone()
+    return load_encoder(store, row[0]) if row else None
+
+
+def check_encoder(store: Store, family: str, encoder_id: str) -> None:
+    """Raise EncoderMismatchError unless ``encoder_id`` is an encoder of ``family`` in this library."""
+    row = store.db.execute("SELECT family FROM encoders WHERE id = ?", (encoder_id,)).fetchone()
+    if row is None or row[0] != family:
+        what = f"an encoder of {row[0]}" if row else "not an encoder of this library"
+        raise EncoderMismatchError(
+            f"the encoder {encoder_id} is {what}, not of {family}",
+            path=store.path,
+            key=encoder_id,
+            fix="run Encode LoRA Library again",
+        )
+
+
+def find_encoders(folders: Iterable[str | os.PathLike]) -> dict[str, RidgeEncoder]:
+    """Family → encoder file lying in ``folders`` (the first one wins); files that are no encoder are passed over."""
+    found: dict[str, RidgeEncoder] = {}
+    for folder in folders:
+        for path in sorted(Path(folder).glob("*encoder*.safetensors")):
+            try:
+                encoder = RidgeEncoder.load(path)
+            except FileFormatError as error:
+                log.info("not an encoder: %s", error)
+                continue
+            found.setdefault(encoder.family, encoder)
+    return found
