@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from autolora_core.encode.towers import LexicalTower  # noqa: E402
-from autolora_core.library import index, scan, vectors  # noqa: E402
+from autolora_core.library import index, scan, store, vectors  # noqa: E402
 from autolora_core.library.index import Library  # noqa: E402
 
 
@@ -50,7 +50,7 @@ def arm(moment: str):
     if what == "file":
         return step
     if what == "commit":
-        scan.Scanner._commit = before(step, scan.Scanner._commit)
+        store.Batch.commit = before(step, store.Batch.commit)
     elif what == "replace":
         os.replace = before(step, os.replace)
     elif what == "sketch":

@@ -1,4 +1,4 @@
-"""Rows and what they mean: one per file content, read once per SHA-256; and the entries that files and contents make."""
+"""One row per file content, read once per SHA-256; and the entries that files and contents make together."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from ..lora.header import read_header
 from .content import READER, Content, content_row, read_content, store_content
 from .entries import ScanReport
 from .metadata import Reading, read_words
-from .store import Store, now
+from .store import Batch, Store, now
 from .walk import Found, Scope, walk
 
 log = logging.getLogger(__name__)
@@ -73,7 +72,7 @@ class Scanner:
         self.should_stop = should_stop or (lambda: False)
         self.features = features or (lambda content, path, lora: False)
         self.report = ScanReport()
-        self._pending, self._last_commit = 0, time.monotonic()
+        self.batch = Batch(store, COMMIT_FILES, COMMIT_SECONDS)
         self._fresh: set[str] = set()  # contents read again in this scan, for force
         self._new_places: list[tuple[int, str]] = []
 
@@ -85,7 +84,7 @@ class Scanner:
         except _Stopped:
             self.report.stopped = True
         finally:
-            self._commit()
+            self.batch.commit()
             self.report.seconds = time.monotonic() - started
         return self.report
 
@@ -97,11 +96,11 @@ class Scanner:
             self._tick()
             self._visit(item, known.get((item.root, item.name)))
             self.progress(index + 1, len(found), item.name)
-        self._begin()
+        self.batch.begin()
         self._mark_missing({(item.root, item.name) for item in found}, known)
         self._follow_moves()
         self._mark_shadowed()
-        self._commit()
+        self.batch.commit()
 
     # -- finding ---------------------------------------------------------------------------------------------------
 
@@ -152,9 +151,9 @@ class Scanner:
 
     def _keep(self, item: Found, known: Known) -> None:
         if known.missing:
-            self._begin()
+            self.batch.begin()
             self.store.db.execute("UPDATE files SET missing = 0 WHERE id = ?", (known.id,))
-            self._changed()
+            self.batch.changed()
             self.report.returned += 1
         else:
             self.report.unchanged += 1
@@ -181,7 +180,7 @@ class Scanner:
             self.report.shared += 1
             return known, None
         content, lora = read_content(item.path, digest, item.size)
-        self._begin()
+        self.batch.begin()
         store_content(self.store.db, content)
         self._fresh.add(digest)
         return content, lora
@@ -198,7 +197,7 @@ class Scanner:
         return read_words(item.path, metadata, item.sidecars)
 
     def _write_file(self, item: Found, known: Known | None, content, reading: Reading, problems: list[str]) -> None:
-        self._begin()
+        self.batch.begin()
         values = (
             os.fsencode(item.path), item.size, item.mtime_ns, content.hash if content else None, item.signature,
             json.dumps(reading.text.to_json()), reading.base_model, reading.autov3, os.fsencode(reading.preview),
@@ -215,14 +214,14 @@ class Scanner:
         (row_id,) = cursor.fetchone()
         if known is None and content is not None:
             self._new_places.append((row_id, content.hash))
-        self._changed()
+        self.batch.changed()
         self._tally(item.name, content.hash if content else None, problems)
 
     def _encode(self, digest: str, item: Found, lora: LoraFile | None) -> None:
-        self._begin()
+        self.batch.begin()
         if self.features(digest, item.path, lora):
             self.report.encoded += 1
-            self._changed()
+            self.batch.changed()
 
     # -- counting --------------------------------------------------------------------------------------------------
 
@@ -251,7 +250,7 @@ class Scanner:
                 self.report.missing += 1
                 if not row.missing:
                     self.store.db.execute("UPDATE files SET missing = 1 WHERE id = ?", (row.id,))
-                    self._changed()
+                    self.batch.changed()
 
     def _follow_moves(self) -> None:
         """A new place whose content went missing elsewhere under a root that is online is a move: the old row goes."""
@@ -280,34 +279,8 @@ class Scanner:
             hidden = root in order and order[root] > first[name]
             if root in order and hidden != bool(shadowed):
                 self.store.db.execute("UPDATE files SET shadowed = ? WHERE id = ?", (int(hidden), row_id))
-                self._changed()
-
-    # -- transactions ----------------------------------------------------------------------------------------------
+                self.batch.changed()
 
     def _tick(self) -> None:
         if self.should_stop():
             raise _Stopped
-
-    def _begin(self) -> None:
-        if not self.store.db.in_transaction:
-            self.store.db.execute("BEGIN IMMEDIATE")
-            self._pending = 0
-            self._dirty = False
-
-    def _changed(self) -> None:
-        """Count a change; commit when enough has gathered. Only called where the rows are consistent."""
-        if not getattr(self, "_dirty", False):
-            self.store.bump()
-            self._dirty = True
-        self._pending += 1
-        if self._pending >= COMMIT_FILES or time.monotonic() - self._last_commit >= COMMIT_SECONDS:
-            self._commit()
-
-    def _commit(self) -> None:
-        if self.store.db.in_transaction:
-            try:
-                self.store.db.execute("COMMIT")
-            except sqlite3.Error:
-                self.store.db.execute("ROLLBACK")
-                raise
-        self._dirty, self._last_commit = False, time.monotonic()

@@ -162,3 +162,41 @@ class Store:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Batch:
+    """Changes gathered into transactions of at most ``rows`` changes or ``seconds``, whichever is first.
+
+    Use: :meth:`begin` before writing, :meth:`changed` after each change that leaves the rows consistent, and
+    :meth:`commit` at the end, also after an exception: what was changed so far stays.
+    """
+
+    def __init__(self, store: Store, rows: int, seconds: float):
+        self.store, self.rows, self.seconds = store, rows, seconds
+        self._pending, self._counted, self._last = 0, False, time.monotonic()
+
+    def begin(self) -> None:
+        """Open a transaction unless one is open."""
+        if not self.store.db.in_transaction:
+            self.store.db.execute("BEGIN IMMEDIATE")
+            self._pending, self._counted = 0, False
+
+    def changed(self) -> None:
+        """Count a change, and commit when enough has gathered."""
+        self.begin()
+        if not self._counted:
+            self.store.bump()
+            self._counted = True
+        self._pending += 1
+        if self._pending >= self.rows or time.monotonic() - self._last >= self.seconds:
+            self.commit()
+
+    def commit(self) -> None:
+        """Make everything so far permanent."""
+        if self.store.db.in_transaction:
+            try:
+                self.store.db.execute("COMMIT")
+            except sqlite3.Error:
+                self.store.db.execute("ROLLBACK")
+                raise
+        self._last = time.monotonic()
