@@ -1,0 +1,71 @@
+"""Second copies and pieces of finished LoRAs, as folders have them: re-saved, re-scaled, re-factorised, partial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from zoo.lora_plan import LoraSpec, meaningless_name
+
+Factors = dict[str, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A file made from another: ``spec`` says how it is written, ``change`` what is done to the factors."""
+
+    spec: LoraSpec
+    source: LoraSpec
+    change: Callable[[Factors], Factors]
+
+
+def unchanged(factors: Factors) -> Factors:
+    return factors
+
+
+def louder(factors: Factors) -> Factors:
+    return {n: (d, u * 1.3) for n, (d, u) in factors.items()}
+
+
+def refactorised(factors: Factors) -> Factors:
+    """A -> R A, B -> B R⁻¹ with a random well-conditioned R: the same update in other numbers."""
+    generator = torch.Generator().manual_seed(5)
+    out = {}
+    for name, (down, up) in factors.items():
+        r = down.shape[0]
+        matrix = torch.linalg.qr(torch.randn(r, r, generator=generator))[0] * (0.5 + torch.rand(r, generator=generator))
+        out[name] = matrix @ down, up @ torch.linalg.inv(matrix)
+    return out
+
+
+def first_blocks(factors: Factors) -> Factors:
+    return {n: f for n, f in factors.items() if n.startswith(("joint_blocks.0.", "joint_blocks.1."))}
+
+
+def image_side(factors: Factors) -> Factors:
+    return {n: f for n, f in factors.items() if ".x_block." in n}
+
+
+CHANGES = (unchanged, louder, refactorised, first_blocks, image_side, refactorised, first_blocks)
+
+
+def variants(specs: Sequence[LoraSpec]) -> list[Variant]:
+    """Seven, from fixed places of the list; each keeps its source's recipe but another key format and no metadata."""
+    out = []
+    for j, change in enumerate(CHANGES):
+        if not specs:
+            break
+        # Every fifth from the seventh on; a source needs the image stream's layers for its piece to be something.
+        pool = [s for s in specs[7 + 5 * j :] if "attention" in s.creator.layers] or [
+            s for s in specs if "attention" in s.creator.layers
+        ]
+        source = pool[0]
+        creator = replace(source.creator, keys="native" if source.creator.keys != "native" else "kohya")
+        name = meaningless_name(900 + j)
+        out.append(
+            Variant(replace(source, id=f"v{j}", creator=creator, metadata="none", file_name=name), source, change)
+        )
+    return out
