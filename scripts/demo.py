@@ -10,12 +10,8 @@ import sys
 import time
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PROMPTS = (
-    "an otter, pixel art",
-    "a sloth, blueprint",
-    "a waffle, neon outline",
-    "a cosy cabin on a snowy mountain at dusk",
-)
+NOTHING_FITS = "a cosy cabin on a snowy mountain at dusk"
+PROMPTS = ("an otter in pixel art style", "a lighthouse in blueprint style", "a neon outline axolotl", NOTHING_FITS)
 
 
 def parse(arguments):
@@ -39,7 +35,7 @@ def main(arguments):
     from scripts._lib.files import locked
     from scripts._lib.paths import cache_dir
     from scripts._lib.progress import Progress
-    from scripts._lib.server import ComfyServer, clear_output
+    from scripts._lib.server import DEMO_MODELS, ComfyServer, clear_output
     from scripts._lib.steps import run_steps
 
     options, started = parse(arguments), time.monotonic()
@@ -47,6 +43,8 @@ def main(arguments):
     comfyui = install.find(options.comfyui, options.python)
     with locked(cache / "install.lock", "Another run is installing; waiting for it …"):
         run_steps(environment.steps(comfyui, development=False))
+    if not options.serve:
+        showcase.check_models(DEMO_MODELS)
     out = Path(options.out).absolute() if options.out else cache / "demo"
     out.mkdir(parents=True, exist_ok=True)
     base = Path(options.base).absolute() if options.base else cache / "demo-base"

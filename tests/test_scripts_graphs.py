@@ -7,12 +7,24 @@ import copy
 import pytest
 
 from scripts._lib import graphs
+from scripts._lib.cli import ScriptFailed
+from scripts._lib.files import write_atomic
 from scripts._lib.graphs import Comparison, WorkflowError
+from scripts._lib.showcase import check_models
 
 
 @pytest.fixture
 def workflow():
     return graphs.load()
+
+
+def test_missing_models_are_named_before_anything_starts(tmp_path):
+    models = {kind: [tmp_path] for kind in ("diffusion_models", "vae")} | {"loras": [tmp_path / "loras"]}
+    for file in ("emoji_mmdit.safetensors", "emoji_vae.safetensors", "loras/one.safetensors"):
+        with pytest.raises(ScriptFailed, match=f"Missing.*{file.split('/')[0]}.*complete copy"):
+            check_models(models)
+        write_atomic(tmp_path / file, b"")
+    check_models(models)
 
 
 def links(graph):

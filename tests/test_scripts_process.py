@@ -149,5 +149,6 @@ def test_the_model_paths_file_survives_odd_folder_names(tmp_path):
     yaml = pytest.importorskip("yaml")
     odd = [tmp_path / 'a "b" #c: d', tmp_path / "ünï cödé"]
     read = yaml.safe_load(model_paths_yaml({"loras": odd, "vae": [tmp_path]}))
-    assert read == {"autolora_demo": {"loras": "\n".join(p.as_posix() for p in odd), "vae": tmp_path.as_posix()}}
+    expected = {"loras": "\n".join(path.as_posix() for path in odd), "vae": tmp_path.as_posix(), "is_default": True}
+    assert read == {"autolora_demo": expected}
     assert yaml.safe_load(model_paths_yaml({})) == {}

@@ -53,6 +53,13 @@ def fill(graph: Graph, prompt: str, seed: int) -> Graph:
     return filled
 
 
+def from_folder(graph: Graph, folder: str) -> Graph:
+    """The workflow with another choice in the folder menu of Encode LoRA Library."""
+    changed = copy.deepcopy(graph)
+    changed[find(changed, ENCODE)]["inputs"]["folder"] = folder
+    return changed
+
+
 def encode_only(graph: Graph) -> Graph:
     """The part of the workflow that reads the LoRA library."""
     return {node: copy.deepcopy(graph[node]) for node in _upstream(graph, find(graph, ENCODE))}

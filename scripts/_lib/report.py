@@ -88,7 +88,12 @@ def sheet_spec(shown: list[Shown]) -> dict[str, Any]:
 
 
 def _note(one: Shown) -> str:
-    return f"{one.seconds:.1f} s" if one.picks else "\n".join([*outcome(one), f"{one.seconds:.1f} s"])
+    """Words under the prompt; of a long reason the first sentence, the table has the rest."""
+    return (
+        f"{one.seconds:.1f} s"
+        if one.picks
+        else "\n".join([*(words.partition(". ")[0] for words in outcome(one)), f"{one.seconds:.1f} s"])
+    )
 
 
 def _cell(one: Shown, name: str) -> dict[str, Any]:

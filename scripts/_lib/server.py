@@ -152,7 +152,7 @@ class ComfyServer:
             raise
 
     def _prepare(self) -> None:
-        for name in ("custom_nodes", "input", "output", "temp", "user", "models"):
+        for name in ("custom_nodes", "input", "output/loras", "temp", "user", "models/loras"):
             (self.base / name).mkdir(parents=True, exist_ok=True)
         for name, folder in self.packs.items():
             link_folder(Path(folder), self.base / "custom_nodes" / name)
@@ -204,7 +204,7 @@ def model_paths_yaml(models: Mapping[str, Sequence[Path]]) -> str:
     """An ``extra_model_paths.yaml`` that adds `models` (quoted, so that any path survives)."""
     if not models:
         return "{}\n"
-    lines = ["autolora_demo:"]
+    lines = ["autolora_demo:", "  is_default: true"]  # first in the order of search, before a user's own folders
     for kind, folders in models.items():
         paths = [Path(folder).absolute().as_posix() for folder in folders]
         # ComfyUI takes several folders as one string with a line each
@@ -238,5 +238,4 @@ def remove_link(link: Path) -> None:
 
 def clear_output(base: Path) -> None:
     """Empty the pictures of earlier runs."""
-    shutil.rmtree(base / "output", ignore_errors=True)
-    (base / "output").mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(base / "output" / "autolora", ignore_errors=True)

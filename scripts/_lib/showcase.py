@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,11 @@ from .graphs import Comparison
 from .png import same_picture
 from .progress import Progress, RunProgress
 from .server import ComfyServer
+
+_MISSING = (
+    "Missing: {what}. It is part of this repository: get a complete copy, or make the demo's models yourself with "
+    "`python -m zoo build` (hours)."
+)
 
 
 @dataclass
@@ -53,6 +58,9 @@ def run(server: ComfyServer, prompts: Sequence[str], seed: int, out: Path) -> li
         ScriptFailed: the server lacks a node of the workflow, or a prompt that nothing fits changed the picture.
     """
     workflow = graphs.load()
+    if not server.install.owned:
+        # a user's extra_model_paths.yaml may bring thousands of LoRAs; the demo's folder comes first, so it is "loras"
+        workflow = graphs.from_folder(workflow, "loras")
     check_nodes(server, workflow)
     _follow(server, graphs.encode_only(workflow), "Reading the LoRA library")
     shown = [_retrieve_and_draw(server, workflow, prompt, seed, out, row) for row, prompt in enumerate(prompts)]
@@ -61,6 +69,18 @@ def run(server: ComfyServer, prompts: Sequence[str], seed: int, out: Path) -> li
         if not one.picks and not one.same_as_base:
             raise ScriptFailed(f"Nothing fits {one.prompt!r}, yet the picture is not the base model's: this is a bug.")
     return shown
+
+
+def check_models(models: Mapping[str, Sequence[Path]]) -> None:
+    """Raise `ScriptFailed` unless every model file that the workflow names, and a LoRA, is in its folder."""
+    workflow = graphs.load()
+    named = {"diffusion_models": ("UNETLoader", "unet_name"), "vae": ("VAELoader", "vae_name")}
+    for kind, (loader, entry) in named.items():
+        file = workflow[graphs.find(workflow, loader)]["inputs"][entry]
+        if not any((folder / file).is_file() for folder in models[kind]):
+            raise ScriptFailed(_MISSING.format(what=models[kind][0] / file))
+    if not any(any(folder.rglob("*.safetensors")) for folder in models["loras"]):
+        raise ScriptFailed(_MISSING.format(what=f"every LoRA in {models['loras'][0]}"))
 
 
 def check_nodes(server: ComfyServer, workflow: Graph) -> None:
