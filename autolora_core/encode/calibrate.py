@@ -34,13 +34,20 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def fit_logistic(
-    positives: np.ndarray, negatives: np.ndarray, prior: Logistic, strength: float = 4.0, steps: int = 50
+    positives: np.ndarray,
+    negatives: np.ndarray,
+    prior: Logistic,
+    *,
+    cost: float = 1.0,
+    strength: float = 4.0,
+    steps: int = 50,
 ) -> Logistic:
     """MAP fit by Newton steps. ``positives`` (n, k), ``negatives`` (m, k).
 
     The two sides are weighted to the same total (there is no base rate to learn here: the negatives were made up), the
-    total being the number of examples of the smaller side, at most. ``strength`` is how many examples the prior is
-    worth, per coefficient; slopes are kept at or above zero, since more evidence must never lower a probability.
+    number of examples of the smaller side; ``cost`` makes the negatives weigh more: how much worse a false yes is than
+    a false no. ``strength`` is how many examples the prior is worth, per coefficient; slopes are kept at or above zero,
+    since more evidence must never lower a probability.
     """
     x = np.concatenate([positives, negatives]).astype(np.float64)
     if len(positives) == 0 or len(negatives) == 0:
@@ -48,7 +55,7 @@ def fit_logistic(
     x = np.concatenate([np.ones((len(x), 1)), x], axis=1)
     y = np.concatenate([np.ones(len(positives)), np.zeros(len(negatives))])
     each = min(len(positives), len(negatives))
-    weight = np.where(y == 1, each / len(positives), each / len(negatives))
+    weight = np.where(y == 1, each / len(positives), cost * each / len(negatives))
     centre = np.concatenate([[prior.bias], prior.slope])
     # The spread of a coefficient under the prior: as large as itself, and at least a half.
     precision = strength / np.maximum(np.abs(centre), 0.5) ** 2 / 4
@@ -88,7 +95,9 @@ class Ruler:
 
 
 # "None fits", before any example: the top score's own log odds decide, a clear lead over the runner-up helps a little.
-NONE_FITS_PRIOR = Logistic(-0.25, np.array([1.0, 0.25, 0.0]))
+NONE_FITS_PRIOR = Logistic(-0.5, np.array([1.0, 0.25, 0.0]))
+# A LoRA that does not fit spoils the picture; one that is missing leaves the base model's (Stylus, arXiv 2404.18928).
+FALSE_PICK_COST = 3.0
 
 
 @dataclass(frozen=True)
@@ -103,7 +112,8 @@ class NoneFits:
     def fit(cls, positives: np.ndarray, negatives: np.ndarray) -> NoneFits:
         """``positives`` (n, 3): captioned LoRAs' own texts, the LoRA present; ``negatives`` (m, 3): the same prompts
         without it and its near-duplicates, and generic prompts. Without examples the stated prior is used."""
-        return cls(fit_logistic(np.reshape(positives, (-1, 3)), np.reshape(negatives, (-1, 3)), NONE_FITS_PRIOR))
+        sides = np.reshape(positives, (-1, 3)), np.reshape(negatives, (-1, 3))
+        return cls(fit_logistic(*sides, NONE_FITS_PRIOR, cost=FALSE_PICK_COST))
 
     def probability(self, evidence: np.ndarray) -> np.ndarray:
         """(…, 3) → (…,) probability that it fits."""

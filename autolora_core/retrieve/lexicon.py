@@ -42,6 +42,14 @@ class Lexicon:
         """How rare a stem is; a stem no LoRA has is the rarest."""
         return self._idf.get(stem, self._unknown)
 
+    def siblings(self, stems: frozenset[str]) -> np.ndarray:
+        """(phrases,) bool: shares a stem with ``stems``, and each side has one that the other lacks."""
+        found = np.zeros(len(self.stems), bool)
+        for i in {i for stem in stems for i in self._where.get(stem, ())}:
+            own = set(self.stems[i])
+            found[i] = bool(own - stems and stems - own)
+        return found
+
     def overlap(self, text: str) -> np.ndarray:
         """(phrases,) in [0, 1]: harmonic mean of the idf-weighted shares of ``text`` and of the phrase in common."""
         wanted = set(content_stems(text))

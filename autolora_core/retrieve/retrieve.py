@@ -184,7 +184,8 @@ def _pinned(entries, everything, family, line: str, strength: float) -> tuple[in
     except ValueError:
         pass  # the colon belongs to the name
     for wanted, wished in choices:
-        found = [i for i, entry in enumerate(entries) if _is_called(entry, wanted)]
+        found = [i for i, entry in enumerate(entries) if _plain(entry.name) == _plain(wanted)]
+        found = found or [i for i, entry in enumerate(entries) if _is_called(entry, wanted)]
         if len({entries[i].hash for i in found}) == 1:
             return found[0], wished
         if found:

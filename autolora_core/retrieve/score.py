@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import numpy as np
 
@@ -20,17 +21,24 @@ from ..encode.calibrate import Logistic, Ruler, sigmoid
 from ..encode.encoder import WeightEncoder
 from ..encode.generic import GENERIC_MANNERS, GENERIC_PROMPTS, GENERIC_SUBJECTS
 from ..encode.text_cache import CachedTower, cached
-from ..encode.towers import TextTower
+from ..encode.towers import LexicalTower, TextTower
 from .lexicon import Lexicon, Phrase
 from .spans import Span
 from .view import EntryLike, VectorsLike
 from .words import MANNERS, content_stems, words_of
 
-# Stated, not fitted: on (z-score, cosine). Half-way at z = 6.5 with cosine 0.62: there, with MiniLM, a phrase and a
-# caption are as likely to be the same thing as to be neighbours ("alarm clock", "timer clock").
-TEXT_MODEL = Logistic(-0.5 * 6.5 - 12 * 0.62, np.array([0.5, 12.0]))
-# On the overlap of words: 0.95 for the very same words, a half at 0.62.
-LEXICAL_MODEL = Logistic(-8 * 0.62, np.array([8.0]))
+# Stated, not fitted, on (z-score, cosine), by tower. MiniLM: half-way at z = 6.5 with cosine 0.62, where a phrase and a
+# caption are as likely to be the same thing as to be neighbours ("alarm clock", "timer clock"). The lexical tower's
+# strangers share no letters, so its z-scores say nothing; of a tower we do not know, the cosines say nothing.
+TEXT_MODELS = {
+    "minilm": Logistic(-0.5 * 6.5 - 12 * 0.62, np.array([0.5, 12.0])),
+    "lexical": Logistic(-14 * 0.66, np.array([0.0, 14.0])),
+}
+UNKNOWN_TOWER_MODEL = Logistic(-0.8 * 6.5, np.array([0.8, 0.0]))
+# On the z-score of the weights part, one LoRA against one stranger.
+WEIGHT_PRIOR = Logistic(-4.0, np.array([2.0]))
+# On the overlap of words: 0.95 for the very same words, a half at 0.7 (one of two equally rare words shared is 0.67).
+LEXICAL_MODEL = Logistic(-10 * 0.7, np.array([10.0]))
 # One tag among many says less than a title: log odds.
 FIELD_PENALTY = {"title": 0.0, "trigger": 0.0, "tags": 0.0, "description": 0.0, "tag": 1.5}
 TEXT_FLOOR, WEIGHT_FLOOR = 0.05, 0.02
@@ -38,6 +46,8 @@ MAX_LOGIT = 7.0
 # Log odds that a phrase loses per word left out, for lacking its head, for being several phrases together, and for
 # being a time or place.
 PARTIAL_PENALTY, HEADLESS_PENALTY, JOINED_PENALTY, SETTING_PENALTY = 0.15, 1.5, 0.3, 1.0
+# Log odds lost when phrase and caption share a word and each has one that the other lacks: purple heart, blue heart.
+SIBLING_PENALTY = 2.0
 # Log odds won or lost when grammar says style or subject and the LoRA is clearly one of the two.
 ROLE_WEIGHT = 1.0
 _STYLE_TAGS = frozenset({"style", "art style", "artstyle", "artist", "aesthetic"})
@@ -84,6 +94,7 @@ class Scorer:
     ):
         self.entries = sorted(entries, key=lambda entry: (entry.hash, entry.name))
         self.tower, self.encoder = cached(tower), encoder
+        self.text_model = TEXT_MODELS.get(self.tower.id.partition("-")[0], UNKNOWN_TOWER_MODEL)
         # Prompts are remembered in memory only: what is kept on disk stays as small as the library.
         self._asking = CachedTower(self.tower.tower, ChainMap({}, self.tower.store))
         self.phrases = [phrase for i, entry in enumerate(self.entries) for phrase in phrases_of(entry, i)]
@@ -114,7 +125,8 @@ class Scorer:
         asked = self._asking.encode([span.text for span in spans])
         weights = self.weight_evidence(asked) if use_weights else np.full((len(spans), len(self.entries)), np.nan)
         if use_text:
-            text, lexical, phrase = self.word_evidence(asked, [span.text for span in spans])
+            stems = [span.stems for span in spans]
+            text, lexical, phrase = self.word_evidence(asked, [span.text for span in spans], stems)
         else:
             text = lexical = np.full(weights.shape, np.nan)
             phrase = np.full(weights.shape, -1)
@@ -131,16 +143,24 @@ class Scorer:
         """(S, dim) → probability-like (S, N), NaN where there is no vector."""
         return self.weight_model.probability(self.weight_z(asked)[..., None])
 
-    def word_evidence(self, asked: np.ndarray, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Text and lexical probabilities (S, N), NaN for LoRAs without words, and the best phrase's index."""
+    def word_evidence(
+        self, asked: np.ndarray, texts: Sequence[str], stems: Sequence[frozenset[str]] = ()
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Text and lexical probabilities (S, N), NaN for LoRAs without words, and the best phrase's index.
+
+        ``stems`` of the whole phrase each text comes from; default: those of the text itself.
+        """
         shape = (len(texts), len(self.entries))
         text, lexical, best = np.full(shape, np.nan), np.full(shape, np.nan), np.full(shape, -1)
         if not self.phrases or not len(texts):
             return text, lexical, best
         cosine = (self._words @ asked.T).astype(np.float64)
-        by_text = TEXT_MODEL.logit(np.stack([self._phrase_ruler.z(cosine), cosine], axis=-1)).T - self._penalty
+        by_text = self.text_model.logit(np.stack([self._phrase_ruler.z(cosine), cosine], axis=-1)).T - self._penalty
+        whole = [own or frozenset(content_stems(words)) for words, own in zip_longest(texts, stems)]
+        sibling = SIBLING_PENALTY * np.stack([self.lexicon.siblings(own) for own in whole])
+        by_text -= sibling
         overlap = np.stack([self.lexicon.overlap(words) for words in texts])
-        by_word = LEXICAL_MODEL.logit(overlap[..., None]) - self._penalty
+        by_word = LEXICAL_MODEL.logit(overlap[..., None]) - self._penalty - sibling
         owners = np.array(self.lexicon.owners)
         starts = np.flatnonzero(np.diff(owners, prepend=-1))
         holders = owners[starts]
@@ -164,14 +184,15 @@ class Scorer:
         return ROLE_WEIGHT * np.outer(hint, self.roles) - np.array(loss)[:, None]
 
     def _roles(self, generic: np.ndarray) -> np.ndarray:
-        """(N,) from −1 (subject) to 1 (style), 0 unknown: what tags say, else the nearer kind of generic prompt."""
+        """(N,) from −1 (subject) to 1 (style), 0 unknown: what tags say, else the nearer kind of generic prompt (by
+        meaning, so not with the lexical tower)."""
         roles = np.zeros(len(self.entries))
         by_weights = _kind_axis(self._generic_query)
         by_words = _kind_axis(generic)
         for i, entry in enumerate(self.entries):
             said = said_role(entry)
             own = [row for row, phrase in enumerate(self.phrases) if phrase.owner == i and phrase.field != "tag"][:1]
-            if said:
+            if said or self.tower.id == LexicalTower.id:
                 roles[i] = said
             elif own:
                 roles[i] = float(by_words(self._words[own[0]]))
@@ -181,12 +202,16 @@ class Scorer:
 
 
 def weight_prior(candidates: int) -> Logistic:
-    """The stated model of the weights part, for the best of ``candidates``.
+    """The stated model of the weights part among ``candidates`` LoRAs; see :func:`among`.
 
-    z-scores of strangers are about normal, so the largest of N lies near √(2 ln N): the half-way point is one above.
+    As if z were normal with deviation one, around 0 for strangers and around 4 for the right LoRA.
     """
-    middle = 1 + (2 * np.log(max(candidates, 2))) ** 0.5
-    return Logistic(-1.2 * middle, np.array([1.2]))
+    return among(WEIGHT_PRIOR, candidates)
+
+
+def among(model: Logistic, candidates: int) -> Logistic:
+    """A model of one LoRA against one stranger, turned into one against ``candidates``: prior odds 1 : N (Bayes)."""
+    return replace(model, bias=model.bias - float(np.log(max(candidates, 1))))
 
 
 def combine(weights: np.ndarray, text: np.ndarray, lexical: np.ndarray) -> np.ndarray:

@@ -84,16 +84,19 @@ def _apart(spans: Sequence[Span], chosen: int) -> np.ndarray:
 def _best(evidence, spans, calibration, groups, free, closed, kinds) -> Choice:
     """The open LoRA and free span with the largest log odds, up to :data:`SURE`.
 
-    Among sure ones the kind (style or not) that was not picked yet comes first, then the longer span, the larger log
-    odds, the smaller hash.
+    Among sure ones the kind (style or not) that was not picked yet comes first, then one phrase before several, the
+    longer span, the larger log odds, the smaller hash.
     """
     logit = np.where(free[:, None] & ~closed[None], evidence.logit, -np.inf)
     new = np.array([bool(kinds) and (span.hint == "style") not in kinds for span in spans])
     worth = np.minimum(logit, SURE) + NEW_KIND_BONUS * new[:, None] * (logit > 0)
     tied = np.argwhere(worth >= worth.max() - 1e-9)
-    span, lora = min(
-        ((int(s), int(n)) for s, n in tied), key=lambda at: (-len(spans[at[0]].words), -round(logit[at], 9), at[1])
-    )
+
+    def order(at: tuple[int, int]):
+        span = spans[at[0]]
+        return span.joined, -len(span.words), -round(logit[at], 9), at[1], at[0]
+
+    span, lora = min(((int(s), int(n)) for s, n in tied), key=order)
     return Choice(lora, span, _probability(logit[span][None], lora, calibration, groups))
 
 

@@ -40,7 +40,8 @@ class Span:
 
     ``partial`` counts meaningful words of its phrase that it leaves out; ``headless`` is true when the phrase's head
     (its last word) is among them: then it is a modifier ("snowy" of "snowy mountain"). ``joined`` is true for several
-    phrases taken together, ``setting`` for a time or place ("at dusk") that seldom calls for a LoRA.
+    phrases taken together, ``setting`` for a time or place ("at dusk") that seldom calls for a LoRA; ``stems`` are
+    those of the whole phrase.
     """
 
     text: str
@@ -50,6 +51,7 @@ class Span:
     headless: bool = False
     joined: bool = False
     setting: bool = False
+    stems: frozenset[str] = frozenset()
 
 
 def tokenise(prompt: str) -> list[Token]:
@@ -139,15 +141,16 @@ def _parts(tokens: list[Token], start: int, stop: int, hint: Hint) -> list[Span]
     """A piece and every window of it; windows that lack the head are modifiers. A known manner is one word in effect
     ("pixel art" is no kind of "art")."""
     inside = _meaning(tokens, start, stop)
+    stems = frozenset(tokens[i].stem for i in inside)
     setting = start > 0 and tokens[start - 1].text in _SETTING
     if _manner_at(tokens, start, stop, from_end=True) == stop - start:
-        return [Span(_text(tokens, start, stop), inside, hint, setting=setting)]
+        return [Span(_text(tokens, start, stop), inside, hint, setting=setting, stems=stems)]
     spans = []
     for i in range(start, stop):
         for j in range(i + 1, min(stop, i + MAX_PHRASE) + 1):
             words = _meaning(tokens, i, j)
             headless = bool(inside) and max(inside) not in words
-            spans.append(Span(_text(tokens, i, j), words, hint, len(inside - words), headless, setting=setting))
+            spans.append(Span(_text(tokens, i, j), words, hint, len(inside - words), headless, False, setting, stems))
     return spans
 
 

@@ -14,10 +14,12 @@ import numpy as np
 
 from ..encode.calibrate import NoneFits, Ruler, fit_logistic
 from ..encode.generic import GENERIC_PROMPTS
-from .score import MAX_LOGIT, Scorer, combine, weight_prior
+from .score import MAX_LOGIT, WEIGHT_PRIOR, Scorer, among, combine
 
 MAX_OWN_PROMPTS = 200
 LOGIT_FLOOR = 0.5
+# A lead beyond these log odds says no more: the runner-up is out of the question anyway.
+MAX_LEAD = 3.0
 # A generic prompt that a LoRA's own words claim this surely is not an example of "nothing fits".
 CLAIMED = 0.5
 
@@ -89,7 +91,7 @@ def top_evidence(logit: np.ndarray, groups: np.ndarray, ruler: Ruler) -> tuple[n
     top = logit[rows, best]
     rest = np.where(groups[None] == groups[best][:, None], -MAX_LOGIT, logit).max(axis=1, initial=-MAX_LOGIT)
     z = (top - ruler.mean[best]) / ruler.deviation[best]
-    return np.stack([top, top - np.maximum(rest, -MAX_LOGIT), z], axis=1), best
+    return np.stack([top, np.minimum(top - rest, MAX_LEAD), z], axis=1), best
 
 
 @dataclass(frozen=True)
@@ -114,13 +116,12 @@ def _own_prompts(scorer: Scorer) -> tuple[list[str], np.ndarray]:
 
 
 def _calibrate_weights(scorer: Scorer, asked: np.ndarray, owners: np.ndarray, same: np.ndarray) -> None:
+    """One right LoRA against one stranger, from all pairs; then the odds of being right among all of them."""
     z = scorer.weight_z(asked)
     own = z[np.arange(len(owners)), owners]
-    strangers = np.where(same | np.isnan(z), -np.inf, z).max(axis=1, initial=-np.inf)
-    usable = np.isfinite(own) & np.isfinite(strangers)
-    scorer.weight_model = fit_logistic(
-        own[usable, None], strangers[usable, None], weight_prior(int(scorer.has_vector.sum()))
-    )
+    strangers = z[~same & np.isfinite(z)]
+    model = fit_logistic(own[np.isfinite(own), None], strangers[:, None], WEIGHT_PRIOR)
+    scorer.weight_model = among(model, int(scorer.has_vector.sum()))
 
 
 def _variants(words: np.ndarray, owners: np.ndarray, scorer: Scorer, use_weights: bool) -> list[np.ndarray]:

@@ -47,7 +47,7 @@ _MANNERS = """
 
 _PLURALS = (
     (re.compile(r"([^aeiou])ies$"), r"\1y"),
-    (re.compile(r"(s|sh|ch|x|z)es$"), r"\1"),
+    (re.compile(r"(ss|sh|ch|x|zz)es$"), r"\1"),
     (re.compile(r"([^s])s$"), r"\1"),
 )
 
