@@ -26,8 +26,9 @@ def folder_choices(roots: dict[str, str]) -> list[str]:
     """What the folder menu offers: all, each loras root, each first-level folder as ``root/folder``."""
     choices = [ALL_LORAS]
     for label, root in roots.items():
-        choices.append(label)
+        # ComfyUI also names roots that do not exist.
         if os.path.isdir(root):
+            choices.append(label)
             choices += sorted(f"{label}/{entry.name}" for entry in os.scandir(root) if entry.is_dir())
     return choices[:MAX_FOLDERS]
 
@@ -140,14 +141,17 @@ class AutoLoRAEncodeLibrary:
 
     @classmethod
     def IS_CHANGED(cls, folder: str, name_filter: str, library: str, force: bool) -> str:
-        """Names, sizes and times of the files: a new LoRA runs the node again, an unchanged folder does not."""
+        """Names, sizes and times of the files: a new LoRA runs the node again, an unchanged folder does not.
+
+        Inputs that come from another node are None here; a change of theirs runs this node in any case.
+        """
         from .bridge_paths import lora_roots, user_directory
 
-        place = str(library_folder(library, user_directory()))
+        place = str(library_folder(library or "", user_directory()))
         if place in _filled and not os.path.isdir(place):
             _filled[place] += 1
         also = f"{place}|{_filled.get(place, 0)}|{time.time_ns() if force else ''}"
-        return folder_state(scope_of(folder, name_filter, lora_roots()), also)
+        return folder_state(scope_of(folder or ALL_LORAS, name_filter or "", lora_roots()), also)
 
     def encode(self, folder: str, name_filter: str, library: str, force: bool) -> dict[str, Any]:
         from .bridge_paths import lora_roots, model_folders, user_directory

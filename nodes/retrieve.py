@@ -16,6 +16,7 @@ FAMILIES = (
     "ltxv", "pixart", "aura_flow", "anima", "krea2", "emoji",
 )  # fmt: skip
 TRIGGERS_A_PICK = 3
+WORTH_A_LINE = 0.01  # probability below which a LoRA left out is not mentioned
 
 
 def choose_family(asked: str, model: str | None, indexed: Sequence[str]) -> tuple[str | None, str]:
@@ -92,11 +93,12 @@ def selection_report(selection: Selection, why_family: str, added: Sequence[str]
     if selection.picks:
         lines += ["Picked:", *(f"{_line(pick)} Strength {pick.strength:g}." for pick in selection.picks)]
     if selection.none_reason:
-        lines.append(f"Nothing picked: {selection.none_reason}")
+        lines.append(selection.none_reason)
     if added:
         lines.append(f"Trigger words added to the prompt: {', '.join(added)}")
-    if selection.misses:
-        lines += ["", "Nearest of those left out:", *(_line(miss) for miss in selection.misses)]
+    near = [miss for miss in selection.misses if miss.score >= WORTH_A_LINE]
+    if near:
+        lines += ["", "Nearest of those left out:", *(_line(miss) for miss in near)]
     if selection.notes:
         lines += ["", *selection.notes]
     return "\n".join(lines)

@@ -114,7 +114,8 @@ def test_vanished_file_is_kept_marked_and_comes_back(library, roots, encoded):
 def test_offline_root_keeps_everything_even_when_copied_elsewhere(library, roots, tmp_path, encoded):
     other = tmp_path / "other"
     other.mkdir()
-    library.scan({"a": roots, "b": other})
+    report = library.scan({"a": roots, "b": other, "never": tmp_path / "never"})
+    assert report.offline == []  # ComfyUI lists folders that nobody made
     os.rename(roots, tmp_path / "unplugged")
     shutil.copyfile(tmp_path / "unplugged" / "fox.safetensors", other / "fox2.safetensors")
     report = library.scan({"a": roots, "b": other})

@@ -23,7 +23,7 @@ def encode_module(comfy, tmp_path, monkeypatch):
     module = pack_module("nodes.encode_library")
     towers = pack_module("autolora_core.encode.towers")
     monkeypatch.setattr(module, "default_tower", lambda folders=(): towers.LexicalTower())
-    roots = [str(tmp_path / "loras"), str(tmp_path / "drive" / "loras")]
+    roots = [str(tmp_path / "loras"), str(tmp_path / "drive" / "loras"), str(tmp_path / "output" / "loras")]
     extensions = comfy.folder_names_and_paths["loras"][1]
     monkeypatch.setitem(comfy.folder_names_and_paths, "loras", (roots, extensions))
     monkeypatch.setattr(comfy, "filename_list_cache", {})
@@ -122,6 +122,7 @@ def test_runs_again_exactly_when_files_changed(encode_module, tmp_path):
     (tmp_path / "loras" / "new.safetensors").unlink()
     assert node.IS_CHANGED(**EMPTY) == state
     assert node.IS_CHANGED(**{**EMPTY, "folder": "loras/styles"}) != state
+    assert node.IS_CHANGED(folder=None, name_filter=None, library=None, force=False) == state  # linked inputs
     assert node.IS_CHANGED(**{**EMPTY, "force": True}) != node.IS_CHANGED(**{**EMPTY, "force": True})
 
 

@@ -11,11 +11,10 @@ from .fit import FitReport
 
 MAX_LINES = 20
 KIND_NAMES = {
-    "text_encoder_only": "change the text encoder only",
-    "control": "are control LoRAs, which need their own loader",
-    "all_zero": "are all zero and change nothing",
-    "not_a_lora": "are not LoRAs",
-    "unreadable": "cannot be read",
+    "text_encoder_only": "changes the text encoder only",
+    "control": "is a control LoRA, which needs a loader of its own",
+    "all_zero": "is all zero and changes nothing",
+    "not_a_lora": "is not a LoRA",
 }
 
 
@@ -63,7 +62,7 @@ def _counts(summary: Summary) -> list[str]:
         )
         if count
     ]  # fmt: skip
-    lines = [f"{scan.files} LoRA files: {', '.join(changes)}." if changes else "No LoRA file in this folder."]
+    lines = [f"{_count(scan.files, 'LoRA file')}: {', '.join(changes)}." if changes else "No LoRA file in this folder."]
     if scan.bytes_read:
         speed = f"{size_text(scan.bytes_read)} in {scan.seconds:.1f} s ({size_text(scan.bytes_per_second)}/s)"
         lines.append(f"Read {speed}; {scan.encoded} encoded, {scan.shared} known by their content already.")
@@ -94,11 +93,11 @@ def _problems(summary: Summary) -> list[str]:
     lines = []
     for entry in summary.entries:
         if entry.kind in KIND_NAMES and not entry.problems:
-            lines.append(f"  {_shown(entry.name)}: {KIND_NAMES[entry.kind].replace('are ', 'is ', 1)}")
+            lines.append(f"  {_shown(entry.name)}: {KIND_NAMES[entry.kind]}")
         lines += [f"  {_shown(entry.name)}: {problem}" for problem in entry.problems]
     names = {entry.name for entry in summary.entries}
     lines += [f"  {_shown(name)}: {problem}" for name, problem in summary.scan.problems if name not in names]
-    return _bounded(f"{len(lines)} notes on files:", lines) if lines else []
+    return _bounded(f"{_count(len(lines), 'note')} on files:", lines) if lines else []
 
 
 def _duplicates(summary: Summary) -> list[str]:
@@ -106,7 +105,11 @@ def _duplicates(summary: Summary) -> list[str]:
     lines = [f"  {' = '.join(_shown(entry.name) for entry in group)}: identical files" for group in summary.copies]
     for pairs in summary.near.values():
         lines += [f"  {_name(names, p.hash_a)} ~ {_name(names, p.hash_b)}: {describe(p)}" for p in pairs]
-    return _bounded(f"{len(lines)} duplicates:", lines) if lines else []
+    return _bounded(f"{_count(len(lines), 'duplicate')}:", lines) if lines else []
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def _name(names: dict[str, str], digest: str) -> str:

@@ -89,8 +89,8 @@ class Scanner:
         return self.report
 
     def _run(self) -> None:
-        found = self._find()
         known = self._known()
+        found = self._find(known)
         self.progress(0, len(found), "")
         for index, item in enumerate(found):
             self._tick()
@@ -104,12 +104,14 @@ class Scanner:
 
     # -- finding ---------------------------------------------------------------------------------------------------
 
-    def _find(self) -> list[Found]:
+    def _find(self, known: dict[tuple[str, str], Known]) -> list[Found]:
         found, seen = [], set()
         wanted = self.scope.predicate()
         for root in self.scope.roots.values():
             if not Path(root).is_dir():
-                self.report.offline.append(root)
+                # ComfyUI also lists folders that never existed; only a root that had files is worth a word.
+                if any(known_root == root for known_root, _ in known):
+                    self.report.offline.append(root)
                 continue
             for item in walk(root, wanted, lambda path, why: self.report.problems.append((path, why))):
                 self._tick()
