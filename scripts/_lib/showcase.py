@@ -98,8 +98,8 @@ def _follow(server: ComfyServer, graph: Graph, label: str) -> RunResult:
     progress = Progress(label)
     try:
         result = server.run(graph, RunProgress(progress, graphs.titles(graph)))
-    except BaseException:
-        progress.done("failed")
+    except BaseException as error:
+        progress.done("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
         raise
     progress.done(f"{result.seconds:.1f} s")
     return result
