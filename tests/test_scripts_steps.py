@@ -195,9 +195,9 @@ def test_comfyui_s_requirements_lose_torch_but_not_its_relatives():
 # --- which ComfyUI --------------------------------------------------------------------------------------------------
 
 
-def make_comfyui(folder, python="venv"):
+def make_comfyui(folder, python="venv", options=("--base-directory", "--database-url")):
     for name in ("main.py", "comfy/cli_args.py"):
-        files.write_atomic(folder / name, b'parser.add_argument("--database-url")\n')
+        files.write_atomic(folder / name, "".join(f'parser.add_argument("{o}")\n' for o in options).encode())
     if python:
         files.write_atomic(install.venv_python(folder / python), b"")
     return folder
@@ -227,6 +227,8 @@ def test_no_python_and_no_comfyui_are_said_in_words(tmp_path):
         install.find(str(tmp_path))
     with pytest.raises(install.NoComfyUI, match="does not exist"):
         install.find(str(tmp_path / "bare"), str(tmp_path / "no-python"))
+    with pytest.raises(install.NoComfyUI, match=r"without --base-directory .*update"):
+        install.find(str(make_comfyui(tmp_path / "old", options=[])))
     assert install.find(str(tmp_path / "bare"), sys.executable).python.samefile(sys.executable)
 
 

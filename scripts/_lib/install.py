@@ -66,7 +66,10 @@ def find(comfyui: str | None = None, python: str | None = None) -> Install:
         return own
     if not (folder / "main.py").is_file() or not (folder / "comfy" / "cli_args.py").is_file():
         raise NoComfyUI(f"{folder} is not a ComfyUI folder: it has no main.py and comfy/cli_args.py")
-    return Install(folder, _python_of(folder, python), owned=False, site=cache / "site")
+    found = Install(folder, _python_of(folder, python), owned=False, site=cache / "site")
+    if not found.accepts("--base-directory"):
+        raise NoComfyUI(f"{folder} is a ComfyUI without --base-directory (version {found.version}): update it first")
+    return found
 
 
 def _python_of(folder: Path, python: str | None) -> Path:
