@@ -27,7 +27,7 @@ def run(main: Callable[[list[str]], int]) -> int:
     except Interrupted as stop:
         print("\nStopped. Nothing is left running; the same command goes on from here.", file=sys.stderr)
         return stop.exit_code
-    except (StepFailed, NoComfyUI, ServerFailed, ClientError, ScriptFailed, TimeoutError, ConnectionError) as error:
+    except (StepFailed, NoComfyUI, ServerFailed, ClientError, ScriptFailed, OSError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
     finally:
