@@ -24,12 +24,12 @@ from ..encode.towers import TextTower
 from ..errors import AutoLoRAError, LibraryError
 from ..lora.file import LoraFile
 from . import duplicates, encoders, fit
-from .content import content_row, modules_of, read_entries
+from .content import Content, modules_of, read_entries
 from .duplicates import Pair
 from .entries import Entry, ScanReport
 from .locks import writer_lock
 from .scan import Progress, Scanner
-from .sketches import ENCODABLE_KINDS, compute_sketch, has_sketch, read_sketches
+from .sketches import ENCODABLE_KINDS, compute_sketch, read_sketches, sketch_id, sketched
 from .store import Store, now, sweep
 from .texts import TextStore
 from .vectors import VectorIndex, open_vectors
@@ -132,13 +132,13 @@ class Library:
         ``should_stop()`` ends the scan early. Either way all that was done is kept and the next scan goes on from it.
         """
         scope = roots if isinstance(roots, Scope) else Scope.of(roots)
-        db, fresh = self.store.db, set()
+        db, done, fresh = self.store.db, sketched(self.store.db), set()
 
-        def features(digest: str, path: str, lora: LoraFile | None) -> bool:
-            content = content_row(db, digest)
-            if content is None or content.kind not in ENCODABLE_KINDS or content.family == "unknown":
+        def features(content: Content, path: str, lora: LoraFile | None) -> bool:
+            digest, key = content.hash, (content.hash, sketch_id(content.family))
+            if content.kind not in ENCODABLE_KINDS or content.family == "unknown" or digest in fresh:
                 return False
-            if digest in fresh or (has_sketch(db, digest, content.family) and not (force and lora is not None)):
+            if key in done and not (force and lora is not None):
                 return False
             fresh.add(digest)
             try:

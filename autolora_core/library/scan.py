@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import AutoLoRAError
@@ -53,8 +53,8 @@ class Known:
 class Scanner:
     """One scan of ``scope`` into ``store``. The caller holds the writer lock. :meth:`run` does the work.
 
-    ``features(hash, path, lora)`` is called for every usable content that is present, to encode it when needed; it
-    returns True when it did. ``lora`` is the open file, or None when it was not opened in this scan.
+    ``features(content, path, lora)`` is called for every readable content that is present, to encode it when needed;
+    it returns True when it did. ``lora`` is the open file, or None when it was not opened in this scan.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Scanner:
         force: bool = False,
         progress: Progress | None = None,
         should_stop: Callable[[], bool] | None = None,
-        features: Callable[[str, str, LoraFile | None], bool] | None = None,
+        features: Callable[[Content, str, LoraFile | None], bool] | None = None,
     ):
         self.store, self.scope, self.force = store, scope, force
         self.progress = progress or (lambda done, total, name: None)
@@ -74,6 +74,7 @@ class Scanner:
         self.report = ScanReport()
         self.batch = Batch(store, COMMIT_FILES, COMMIT_SECONDS)
         self._fresh: set[str] = set()  # contents read again in this scan, for force
+        self._contents: dict[str, Content] = {}
         self._new_places: list[tuple[int, str]] = []
 
     def run(self) -> ScanReport:
@@ -145,7 +146,7 @@ class Scanner:
         self._write_file(item, known, content, reading, problems + reading.problems)
         self._count(item, known, content)
         if content is not None:
-            self._encode(content.hash, item, lora)
+            self._encode(content, item, lora)
 
     def _unchanged(self, item: Found, known: Known) -> bool:
         same_bytes = (item.size, item.mtime_ns) == (known.size, known.mtime_ns)
@@ -159,9 +160,10 @@ class Scanner:
             self.report.returned += 1
         else:
             self.report.unchanged += 1
-        self._tally(item.name, known.hash, json.loads(known.problems))
-        if known.hash:
-            self._encode(known.hash, item, None)
+        content = self._row(known.hash) if known.hash else None
+        self._tally(item.name, content, json.loads(known.problems))
+        if content is not None:
+            self._encode(content, item, None)
 
     def _hash(self, item: Found) -> str:
         """SHA-256 of the content; raises OSError when the file changed meanwhile (a download still running)."""
@@ -177,13 +179,14 @@ class Scanner:
         return digest.hexdigest()
 
     def _content(self, item: Found, digest: str) -> tuple[Content, LoraFile | None]:
-        known = content_row(self.store.db, digest)
+        known = self._row(digest)
         if known is not None and known.reader == READER and (not self.force or digest in self._fresh):
             self.report.shared += 1
             return known, None
         content, lora = read_content(item.path, digest, item.size)
         self.batch.begin()
         store_content(self.store.db, content)
+        self._contents[digest] = replace(content, modules=())  # module lists of ten thousand files are too much
         self._fresh.add(digest)
         return content, lora
 
@@ -217,11 +220,20 @@ class Scanner:
         if known is None and content is not None:
             self._new_places.append((row_id, content.hash))
         self.batch.changed()
-        self._tally(item.name, content.hash if content else None, problems)
+        self._tally(item.name, content, problems)
 
-    def _encode(self, digest: str, item: Found, lora: LoraFile | None) -> None:
+    def _row(self, digest: str) -> Content | None:
+        """The stored content, each read from the database once."""
+        if digest not in self._contents:
+            row = content_row(self.store.db, digest)
+            if row is None:
+                return None
+            self._contents[digest] = row
+        return self._contents[digest]
+
+    def _encode(self, content: Content, item: Found, lora: LoraFile | None) -> None:
         self.batch.begin()
-        if self.features(digest, item.path, lora):
+        if self.features(content, item.path, lora):
             self.report.encoded += 1
             self.batch.changed()
 
@@ -235,8 +247,7 @@ class Scanner:
         else:
             self.report.changed += 1
 
-    def _tally(self, name: str, digest: str | None, problems: list[str]) -> None:
-        content = content_row(self.store.db, digest) if digest else None
+    def _tally(self, name: str, content: Content | None, problems: list[str]) -> None:
         self.report.kinds[content.kind if content else "unreadable"] += 1
         if content is not None and content.kind != "not_a_lora":
             self.report.families[content.family] += 1

@@ -6,6 +6,7 @@ import json
 import logging
 import sqlite3
 from dataclasses import astuple
+from functools import cache
 
 import numpy as np
 
@@ -19,15 +20,15 @@ log = logging.getLogger(__name__)
 ENCODABLE_KINDS = ("lora", "text_encoder_only")
 
 
+@cache
 def sketch_id(family: str) -> str:
     """Changes whenever the numbers of a family's sketches would: version and sizes."""
     return f"{SKETCH_VERSION}-{family}-" + "x".join(str(size) for size in astuple(size_for(family)))
 
 
-def has_sketch(db: sqlite3.Connection, digest: str, family: str) -> bool:
-    """Is this content encoded already, or known not to be encodable?"""
-    query = "SELECT 1 FROM features WHERE hash = ? AND sketch_id = ?"
-    return db.execute(query, (digest, sketch_id(family))).fetchone() is not None
+def sketched(db: sqlite3.Connection) -> set[tuple[str, str]]:
+    """``(content, sketch id)`` of everything that is encoded already, or known not to be encodable."""
+    return set(db.execute("SELECT hash, sketch_id FROM features"))
 
 
 def compute_sketch(db: sqlite3.Connection, digest: str, lora: LoraFile) -> None:
