@@ -1,8 +1,8 @@
 """Many LoRAs at once on one frozen base: K adapters share a forward pass, each for its own slice of the batch.
 
 A layer's input (K·b, L, in) is viewed as (K, b·L, in) and multiplied by stacked factors (K, R, in) and (K, out, R).
-Ranks and layer sets differ between LoRAs: the missing rows of ``down`` and columns of ``up`` start at zero, and the gradient
-of each is a product with the other, so they stay exactly zero.
+Ranks and layer sets differ between LoRAs: the missing rows of ``down`` and columns of ``up`` start at zero, and the
+gradient of each is a product with the other, so they stay exactly zero.
 """
 
 from __future__ import annotations

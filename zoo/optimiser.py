@@ -58,7 +58,7 @@ def split_work(slots: list[Slot], world: int) -> list[list[Slot]]:
 
 @dataclass
 class Optimiser:
-    """Updates ``slots`` of the flat ``params`` in place; ``first`` and ``second`` are flat moments, shared with the others."""
+    """Updates ``slots`` of the flat ``params`` in place; ``first`` and ``second`` are flat moments, shared by all."""
 
     params: Tensor
     first: Tensor

@@ -173,7 +173,7 @@ def ema_model(flat: Tensor) -> MMDiT:
 
 
 def save_state(shared: Shared) -> None:
-    """Everything needed to go on, in two files; the tensors carry their own step, so a kill between them is harmless."""
+    """Everything needed to go on. The tensors carry their own step, so a kill between the two files is harmless."""
     folder = zoo_dir("base")
     tensors = {k: getattr(shared, k).clone() for k in STATE}
     tensors["clock"] = shared.clock.clone()

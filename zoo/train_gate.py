@@ -1,8 +1,8 @@
 """A first gate for the demo base: the released formula, trained on true composites.
 
-Base and LoRAs are frozen; only the gate vectors learn. A sample is a (subject LoRA, style LoRA) pair whose true picture exists
-and is not held out, often with one more LoRA that the prompt does not ask for, or a subject alone. Loss: squared error of the
-flow velocity against the true picture. Start: the identity gate, which is the plain sum.
+Base and LoRAs are frozen; only the gate vectors learn. A sample is a (subject LoRA, style LoRA) pair whose true picture
+exists and is not held out, sometimes with one more LoRA that the prompt does not ask for, or a subject alone. Loss:
+squared error of the flow velocity against the true picture. Start: the identity gate, which is the plain sum.
 
     python -m zoo.train_gate --steps 300
 """
