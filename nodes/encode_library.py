@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..autolora_core.encode.towers import default_tower
 from ..autolora_core.errors import LibraryError
 from ..autolora_core.library.encoders import find_encoders
 from ..autolora_core.library.index import Library
 from ..autolora_core.library.report import Summary, encode_report
 from ..autolora_core.library.walk import Scope, folder_state
+from .tower import shared_tower, tower_state
 
 ALL_LORAS = "all loras"
 MAX_FOLDERS = 500
@@ -145,12 +145,12 @@ class AutoLoRAEncodeLibrary:
 
         Inputs that come from another node are None here; a change of theirs runs this node in any case.
         """
-        from .bridge_paths import lora_roots, user_directory
+        from .bridge_paths import lora_roots, model_folders, user_directory
 
         place = str(library_folder(library or "", user_directory()))
         if place in _filled and not os.path.isdir(place):
             _filled[place] += 1
-        also = f"{place}|{_filled.get(place, 0)}|{time.time_ns() if force else ''}"
+        also = f"{place}|{_filled.get(place, 0)}|{tower_state(model_folders())}|{time.time_ns() if force else ''}"
         return folder_state(scope_of(folder or ALL_LORAS, name_filter or "", lora_roots()), also)
 
     def encode(self, folder: str, name_filter: str, library: str, force: bool) -> dict[str, Any]:
@@ -161,7 +161,7 @@ class AutoLoRAEncodeLibrary:
         with Library.open(place) as opened:
             scan = opened.scan(scope, force=force, progress=bar, should_stop=bar.stopped)
             bar.step = 1
-            tower = default_tower(model_folders())
+            tower = shared_tower(model_folders())
             shipped = find_encoders([*model_folders(), PACK_MODELS])
             fitted = opened.fit(tower, progress=bar, should_stop=bar.stopped, shipped=shipped)
             bar.step = 2

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..autolora_core.encode.towers import default_tower
 from ..autolora_core.library.index import Library
 from ..autolora_core.retrieve.selection import Pick, Selection
+from .tower import shared_tower
 
 AUTO = "auto"
 FAMILIES = (
@@ -151,7 +151,7 @@ class AutoLoRARetrieve:
                 use_weights=use_weights,
                 use_text=use_text,
                 strength=strength,
-                tower=default_tower(model_folders()),
+                tower=shared_tower(model_folders()),
             )
         words, added = prompt_with_triggers(prompt, selection.picks)
         report = selection_report(selection, why, added)

@@ -22,7 +22,7 @@ def encode_module(comfy, tmp_path, monkeypatch):
     """The node's module; ComfyUI has two loras roots in tmp_path and a fresh user directory; the tower is lexical."""
     module = pack_module("nodes.encode_library")
     towers = pack_module("autolora_core.encode.towers")
-    monkeypatch.setattr(module, "default_tower", lambda folders=(): towers.LexicalTower())
+    monkeypatch.setattr(module, "shared_tower", lambda folders=(): towers.LexicalTower())
     roots = [str(tmp_path / "loras"), str(tmp_path / "drive" / "loras"), str(tmp_path / "output" / "loras")]
     extensions = comfy.folder_names_and_paths["loras"][1]
     monkeypatch.setitem(comfy.folder_names_and_paths, "loras", (roots, extensions))
@@ -192,6 +192,18 @@ def flux():
 def test_family_of_a_model_by_its_layers(comfy, build, expected):
     model = SimpleNamespace(model=SimpleNamespace(diffusion_model=build()))
     assert pack_module("nodes.bridge_paths").model_family(model).name == expected
+
+
+def test_tower_is_shared_until_its_file_changes(comfy, tmp_path, monkeypatch):
+    module = pack_module("nodes.tower")
+    for name in ("model.safetensors", "tokenizer.json"):
+        (tmp_path / name).write_bytes(b"one")
+    monkeypatch.setenv("AUTOLORA_MINILM", str(tmp_path))
+    first = module.shared_tower()
+    assert first is module.shared_tower() and first.folder == tmp_path
+    state = module.tower_state()
+    (tmp_path / "model.safetensors").write_bytes(b"another")
+    assert module.tower_state() != state and module.shared_tower() is not first
 
 
 @pytest.mark.parametrize(("hidden", "expected"), [(128, "sd3"), (256, "emoji")])

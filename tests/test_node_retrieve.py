@@ -39,7 +39,7 @@ def indexed(comfy, tmp_path_factory):
 def run(indexed, monkeypatch):
     index, tower = indexed
     module = pack_module("nodes.retrieve")
-    monkeypatch.setattr(module, "default_tower", lambda folders=(): tower)
+    monkeypatch.setattr(module, "shared_tower", lambda folders=(): tower)
 
     def call(prompt: str, **inputs):
         out = module.AutoLoRARetrieve().retrieve(**{**DEFAULTS, "index": index, "prompt": prompt, **inputs})
