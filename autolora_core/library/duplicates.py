@@ -7,6 +7,7 @@ a LoRA on a fused qkv and one on its three parts are the same LoRA. Files whose 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from ..encode.canonical import factors, has_linear_part
-from ..encode.features import ModuleFeatures
+from ..encode.features import SKETCH_VERSION, ModuleFeatures
 from ..encode.sketch import SketchSize
 from ..lora.adapters import Update
 from .entries import Entry
@@ -122,14 +123,19 @@ def _grid(files: list[ModuleFeatures], product: slice, width: int = 512) -> np.n
     Products of ΔW alone: their inner products estimate ⟨ΔW_a, ΔW_b⟩, near zero for unrelated files, where the
     projector parts of a sketch are alike in all files. The signs fit any number of modules into a fixed width.
     """
-    signs: dict[str, np.ndarray] = {}
     grid = np.zeros((len(files), width), np.float32)
+    groups: dict[tuple[str, ...], list[int]] = {}
     for row, file in enumerate(files):
-        for name, values in zip(file.modules, file.rows[:, product], strict=True):
+        groups.setdefault(file.modules, []).append(row)
+    signs: dict[str, np.ndarray] = {}
+    # Files of one trainer have one module list: they are projected together, a module at a time.
+    for modules, members in groups.items():
+        for at, name in enumerate(modules):
+            values = np.stack([files[row].rows[at, product] for row in members])
             if name not in signs:
                 generator = np.random.default_rng(list(name.encode()))
-                signs[name] = generator.choice(np.float32([-1, 1]), (len(values), width))
-            grid[row] += values @ signs[name]
+                signs[name] = generator.choice(np.float32([-1, 1]), (values.shape[1], width))
+            grid[members] += values @ signs[name]
     return grid / np.maximum(np.linalg.norm(grid, axis=1, keepdims=True), 1e-12)
 
 
@@ -184,3 +190,12 @@ def is_near(pair: Pair) -> bool:
     return pair.cosine >= NEAR_COSINE and pair.common * 2 > pair.common + max(pair.only_a, pair.only_b)
 
 
+def order(pair: Pair) -> tuple:
+    """Sort key: surest first."""
+    return (-pair.cosine, pair.hash_a, pair.hash_b)
+
+
+def fingerprint(family: str, hashes: Iterable[str]) -> str:
+    """Changes whenever comparing the files ``hashes`` might find other pairs than it did."""
+    said = repr((family, SKETCH_COSINE, NEIGHBOURS, SKETCH_VERSION, sorted(hashes)))
+    return hashlib.sha256(said.encode()).hexdigest()

@@ -244,33 +244,42 @@ class Library:
         """
         paths = {entry.hash: entry.path for entry in self.entries(family) if entry.hash}
         known = self._known_pairs()
-        found: list[Pair] = []
+        files = duplicates.fingerprint(family, paths)
+        if self.store.get(f"compared:{family}") == files:
+            near = [pair for key, pair in known.items() if duplicates.is_near(pair) and paths.keys() >= set(key)]
+            return sorted(near, key=duplicates.order)
+        found, unread = [], []
 
         def load(digest: str):
             try:
                 return list(LoraFile.open(paths[digest]).updates())
             except AutoLoRAError:
-                return None  # unreadable just now: compared at the next call
+                unread.append(digest)  # not readable just now: compared at the next call
+                return None
 
+        complete = False
         try:
             for pair in duplicates.near_pairs(self.module_features(family), size_for(family), load, known, tick):
                 found.append(pair)
+            complete = not unread
         finally:
-            self._store_pairs([pair for pair in found if (pair.hash_a, pair.hash_b) not in known])
-        near = [pair for pair in found if duplicates.is_near(pair)]
-        return sorted(near, key=lambda pair: (-pair.cosine, pair.hash_a, pair.hash_b))
+            new = [pair for pair in found if (pair.hash_a, pair.hash_b) not in known]
+            self._store_pairs(new, {f"compared:{family}": files} if complete else {})
+        return sorted(filter(duplicates.is_near, found), key=duplicates.order)
 
     def _known_pairs(self) -> dict[tuple[str, str], Pair]:
         rows = self.store.db.execute("SELECT hash_a, hash_b, cosine, ratio, common, only_a, only_b FROM pairs")
         return {(row[0], row[1]): Pair(*row) for row in rows}
 
-    def _store_pairs(self, pairs: list[Pair]) -> None:
-        if not pairs:
-            return
+    def _store_pairs(self, pairs: list[Pair], notes: dict[str, str]) -> None:
         rows = [(p.hash_a, p.hash_b, p.cosine, p.ratio, p.common, p.only_a, p.only_b, now()) for p in pairs]
+        if not rows and not notes:
+            return
         with writer_lock(self.folder, self.wait), self.store.transaction() as db:
             db.executemany("INSERT OR REPLACE INTO pairs VALUES (?,?,?,?,?,?,?,?)", rows)
-            self.store.bump()
+            db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", notes.items())
+            if rows:
+                self.store.bump()
 
 
 def _checking(should_stop: Callable[[], bool] | None) -> Callable[[], None]:

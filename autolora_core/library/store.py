@@ -150,6 +150,11 @@ class Store:
         """Grows by one with every change to what the library says."""
         return int(self.db.execute("SELECT value FROM meta WHERE key='generation'").fetchone()[0])
 
+    def get(self, key: str) -> str | None:
+        """A value of the meta table."""
+        row = self.db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return row[0] if row else None
+
     def bump(self) -> None:
         """Count one change; call it inside the transaction that makes the change."""
         self.db.execute("UPDATE meta SET value = CAST(value AS INTEGER) + 1 WHERE key = 'generation'")
