@@ -178,7 +178,7 @@ def default_path() -> Path:
 
 def to_float(images: np.ndarray) -> Tensor:
     """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in 0..1, channels_last."""
-    x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+    x = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2)
     return x.to(torch.float32, memory_format=torch.channels_last).div_(255)
 
 
