@@ -18,6 +18,7 @@ from conftest import real_loras
 from lora_comfy_side import comfyui_path
 from safetensors.torch import load_file, save_file
 
+from autolora_core.lora import comfy_keys
 from autolora_core.lora.adapters import Update
 from autolora_core.lora.file import LoraFile
 from autolora_core.lora.header import Header, TensorInfo
@@ -55,6 +56,11 @@ def rank_two(stems: dict[str, list]) -> dict[str, tuple[int, ...]]:
         shapes[f"{stem}.lora_down.weight"] = (2, wide, *kernel)
         shapes[f"{stem}.lora_up.weight"] = (out, 2, *[1] * len(kernel))
     return shapes
+
+
+def header_of(stems: dict[str, list]) -> Header:
+    tensors = {key: TensorInfo("F16", shape, 0, 0) for key, shape in rank_two(stems).items()}
+    return Header("layout.safetensors", 0, tensors, {})
 
 
 def named(entry: list) -> str:
@@ -182,8 +188,7 @@ def assert_same(ours: LoraFile, theirs: dict[str, torch.Tensor], only: int = 10*
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_name_comfyui_maps_is_ours_too(comfy_side: Comfy, name: str) -> None:
     for label, stems in layouts(comfy_side.maps[name]).items():
-        tensors = {key: TensorInfo("F16", shape, 0, 0) for key, shape in rank_two(stems).items()}
-        found = sort_modules(Header("layout.safetensors", 0, tensors, {}))
+        found = sort_modules(header_of(stems))
         entries = {entry.stem: entry for entry in found.entries.values()}
         got = {stem: (e.name, e.swap_halves, list(e.shape)) for stem, e in entries.items()}
         assert got == {stem: (named(entry), entry[2], entry[3]) for stem, entry in stems.items()}, label
@@ -191,6 +196,43 @@ def test_every_name_comfyui_maps_is_ours_too(comfy_side: Comfy, name: str) -> No
         if any(entry.half == "model" for entry in entries.values()):
             alike = {"chroma": ("chroma", "flux")}.get(FAMILIES[name], (FAMILIES[name],))
             assert found.family.name in alike, label
+
+
+def respelled(key_map: dict[str, list], prefix: str) -> list[dict[str, list]]:
+    """Every module name ComfyUI knows of a model, put behind another prefix: files it may or may not read."""
+    files: list[dict[str, list]] = []
+    taken: dict[tuple, list[str]] = {}
+    for stem, entry in key_map.items():
+        spelling = next(known for known in SPELLINGS if stem.startswith(known))
+        if spelling.endswith("_") or stem.startswith(("lora_te", "text_enc")):
+            continue
+        path = stem[len(spelling) :].replace(".processor.", ".")
+        place = (entry[0], tuple(entry[1] or ()))
+        if path in taken.setdefault(place, []):
+            continue
+        taken[place].append(path)
+        number = len(taken[place]) - 1
+        files.extend({} for _ in range(number + 1 - len(files)))
+        files[number][prefix + (path.replace(".", "_") if prefix.endswith("_") else path)] = entry
+    return files
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_is_said_to_be_read_is_and_new_names_mean_the_same(comfy_side: Comfy, name: str) -> None:
+    key_map, asked, renamed = comfy_side.maps[name], 0, 0
+    for prefix in (*SPELLINGS, "model.diffusion_model."):
+        for stems in respelled(key_map, prefix):
+            found = sort_modules(header_of(stems))
+            if found.family.name != FAMILIES[name]:
+                continue  # a few layers alone may not tell the family
+            for entry in found.entries.values():
+                asked += 1
+                if comfy_keys.is_read(entry, found.family.name):
+                    assert entry.stem in key_map
+                stem = comfy_keys.comfy_stem(entry, found.family.name)
+                assert key_map[stem][:2] == stems[entry.stem][:2], (entry.stem, stem)
+                renamed += stem != entry.stem
+    assert asked > 100 and renamed > 50
 
 
 @pytest.mark.parametrize("spelling", DEMO)

@@ -20,14 +20,16 @@ if TYPE_CHECKING:
 
 _UNETS = ("sd15", "sd2", "sdxl")
 _FLUXES = ("flux", "flux2", "chroma")
-# spelling -> families whose diffusers names ComfyUI 0.3.75 maps in that spelling (comfy/lora.py, model_lora_keys_unet)
+# prefix -> families whose diffusers names ComfyUI 0.3.75 maps under it (comfy/lora.py, model_lora_keys_unet)
 _READS_DIFFUSERS = {
-    "diffusers": ("sd3", "emoji", *_FLUXES, "qwen_image", "aura_flow", "pixart", "hidream"),
-    "peft": ("sd3", "emoji", "pixart"),
-    "onetrainer": ("sd3", "emoji", *_FLUXES),
-    "lycoris": (*_UNETS, "sd3", "emoji", *_FLUXES, "qwen_image", "z_image", "lumina2", "hidream"),
-    "bare": ("qwen_image",),
+    "transformer.": ("sd3", "emoji", *_FLUXES, "qwen_image", "aura_flow", "pixart", "hidream", "hunyuan_video"),
+    "base_model.model.": ("sd3", "emoji", "pixart"),
+    "unet.base_model.model.": ("pixart",),
+    "lora_transformer_": ("sd3", "emoji", *_FLUXES),
+    "lycoris_": ("sd3", "emoji", *_FLUXES, "qwen_image", "z_image", "lumina2", "hidream"),
+    "": ("qwen_image",),
 }
+_SAME_NAMES = ("qwen_image", "hidream")  # diffusers and the base name all layers alike
 _ROWS_PREFIX = {family: "transformer." for family in ("sd3", "emoji", "pixart", *_FLUXES)}
 _ROWS_PREFIX |= {family: "diffusion_model." for family in ("z_image", "lumina2")}
 _HALVES_PREFIX = {family: "transformer." for family in ("sd3", "emoji", "aura_flow", *_FLUXES)}
@@ -52,7 +54,7 @@ _OTHER_PEFT_NAME = re.compile(r"\.lora_[AB]\.(?!default\.)[^.]+\.weight")
 def comfy_state_dict(lora: LoraFile) -> dict[str, Tensor] | None:
     """See :meth:`LoraFile.comfy_state_dict`."""
     modules = lora.modules
-    if lora.kind in ("control", "not_a_lora") or all(_is_read(entry, lora.family.name) for entry in modules.values()):
+    if lora.kind in ("control", "not_a_lora") or all(is_read(entry, lora.family.name) for entry in modules.values()):
         return None
     result: dict[str, Tensor] = {}
     for entry in modules.values():
@@ -75,7 +77,7 @@ def comfy_stem(entry: ModuleEntry, family: str) -> str | None:
         return f"text_encoders.{entry.half}.transformer.{module}"
     if entry.rows is not None:
         if entry.form == "xlabs" or entry.path.endswith(".linear1_qkv"):
-            return f"diffusion_model.{entry.base_module}_qkv"  # ComfyUI's name for the first three quarters of linear1
+            return f"diffusion_model.{entry.base_module}_qkv"
         prefix = _ROWS_PREFIX.get(family)
         return None if prefix is None else prefix + entry.path
     if entry.swap_halves:
@@ -84,7 +86,7 @@ def comfy_stem(entry: ModuleEntry, family: str) -> str | None:
     return f"diffusion_model.{entry.name}"
 
 
-def _is_read(entry: ModuleEntry, family: str) -> bool:
+def is_read(entry: ModuleEntry, family: str) -> bool:
     """Whether ComfyUI 0.3.75 maps this module's keys by itself."""
     if not all(_suffix_is_read(role, key, entry) for role, key in entry.keys.items()):
         return False
@@ -109,26 +111,29 @@ def _text_is_read(entry: ModuleEntry) -> bool:
 
 
 def _model_is_read(entry: ModuleEntry, family: str) -> bool:
+    prefix = entry.stem[: len(entry.stem) - len(entry.path)]
+    plain = entry.rows is None and not entry.swap_halves
+    if entry.path.endswith(".linear1_qkv"):  # ComfyUI's own name for three quarters of linear1
+        return prefix == "diffusion_model."
     if entry.form == "native":
-        plain = entry.rows is None and not entry.swap_halves and entry.path == entry.name
         other_names = family in ("z_image", "lumina2", "hunyuan_video")
-        return entry.stem.startswith("diffusion_model.") and (plain or other_names)
-    if family in _UNETS and entry.form in ("kohya", "lycoris", "diffusers", "bare"):
-        return _unet_is_read(entry)
+        return entry.stem.startswith("diffusion_model.") and (other_names or (plain and entry.path == entry.name))
+    if family in _UNETS:
+        return _unet_is_read(entry, prefix)
     if entry.form in ("kohya", "wan-fun"):
-        plain = entry.path.replace(".", "_") == entry.name.replace(".", "_")
-        return plain and entry.rows is None and not entry.swap_halves
-    if family == "hunyuan_video" and entry.form == "diffusers":
-        return entry.path.startswith(("double_blocks.", "single_blocks.", "txt_in."))
-    return family in _READS_DIFFUSERS.get(entry.form, ())
+        return plain and entry.path.replace(".", "_") == entry.name.replace(".", "_")
+    theirs = entry.path != entry.base_module or family in _SAME_NAMES or entry.path == "context_embedder"
+    return theirs and family in _READS_DIFFUSERS.get(prefix, ())
 
 
-def _unet_is_read(entry: ModuleEntry) -> bool:
+def _unet_is_read(entry: ModuleEntry, prefix: str) -> bool:
     """UNet names: kohya's and LyCORIS' always; dotted ones only as attention processors or outside attention."""
     if entry.form == "kohya":
-        return True
-    if entry.form == "lycoris":
-        return entry.path != entry.name
+        return not entry.path.endswith(".to_out")
     if entry.path == entry.name:
         return False
-    return ".processor." in entry.stem or ".to_" not in entry.path
+    if entry.form == "lycoris":
+        return not entry.path.endswith(".to_out")
+    if ".processor." in entry.stem:
+        return entry.stem.startswith(("unet.", "down_blocks.", "mid_block.", "up_blocks."))
+    return prefix in ("", "unet.") and ".to_" not in entry.path
