@@ -16,7 +16,7 @@ from retrieve_worlds import TopicTower, auroc, digest, weights_world, words_worl
 from autolora_core.encode.text_cache import CachedTower
 from autolora_core.encode.towers import LexicalTower, MiniLMTower
 from autolora_core.errors import FamilyError, SelectionError
-from autolora_core.retrieve import retrieve as module
+from autolora_core.retrieve import prepare as module
 from autolora_core.retrieve.retrieve import retrieve
 from autolora_core.retrieve.score import combine
 from autolora_core.retrieve.selection import Selection
@@ -120,6 +120,21 @@ def test_order_and_company_of_entries_do_not_matter():
     turned = MemoryView(view.held[::-1])
     a, b = (retrieve(v, "an otter, watercolour", tower=LEXICAL) for v in (view, turned))
     assert a == b
+
+
+def test_progress_is_told_and_may_interrupt():
+    view, told = words_world(TITLES), []
+    retrieve(view, "an otter", tower=LEXICAL, progress=lambda *now: told.append(now))
+    assert told[0][0] == 0 and all(done < total == told[0][1] for done, total, _ in told) and len(told) > 5
+
+    class Stop(Exception):
+        pass
+
+    def stop(*now):
+        raise Stop
+
+    with pytest.raises(Stop):
+        retrieve(view, "an otter", tower=LEXICAL, progress=stop)
 
 
 # -- wishes ------------------------------------------------------------------------------------------------------------

@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
-import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
-import numpy as np
-
-from ..encode.encoder import WeightEncoder
 from ..encode.towers import TextTower, default_tower
-from ..errors import FamilyError, SelectionError
+from ..errors import SelectionError
 from . import explain
+from .prepare import USABLE_KINDS, Progress, prepare
 from .score import Evidence, Scorer, said_role
 from .select import Choice, choose
 from .selection import Parts, Pick, Selection
 from .spans import Span, decompose
-from .tune import Calibration, calibrate, near_groups
 from .view import EntryLike, LibraryView
-
-USABLE_KINDS = frozenset({"lora", "text_encoder_only"})
-CACHED_LIBRARIES = 4
-_cache: OrderedDict[str, Prepared] = OrderedDict()
-_cache_lock = threading.Lock()
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """One family of a library, ready to be asked; ``notes`` say what could not be used and why."""
-
-    scorer: Scorer
-    groups: np.ndarray
-    calibration: Calibration
-    use_weights: bool
-    use_text: bool
-    encoder: str | None
-    notes: tuple[str, ...]
+from .wishes import read_wishes
 
 
 def retrieve(
@@ -55,6 +32,7 @@ def retrieve(
     use_text: bool = True,
     strength: float = 1.0,
     tower: TextTower | None = None,
+    progress: Progress | None = None,
 ) -> Selection:
     """Choose the LoRAs for ``prompt``.
 
@@ -62,15 +40,16 @@ def retrieve(
     None takes the library's largest. ``top_k`` bounds the picks, pinned ones included; ``threshold`` is the least
     probability of fitting. ``pinned``: names (or unique stems, or hashes) that are always in, ``name:0.7`` sets their
     strength; ``banned``: names or patterns with ``*``. ``tower``: default MiniLM, or the lexical tower where it is not
-    installed. The answer depends on the arguments and the library alone, not on what was asked before. Raises
+    installed. ``progress(done, total, text)`` is called while a library is made ready and may raise to interrupt; what
+    was done is kept. The answer depends on the arguments and the library alone, not on what was asked before. Raises
     :class:`SelectionError` for a pinned name that is not there and ``FamilyError`` for one of another family.
     """
     _check(top_k, threshold, strength)
     everything = list(library.entries())
     family, notes = _family(everything, family)
-    prepared = _prepare(library, family, tower or default_tower(), use_weights, use_text)
+    prepared = prepare(library, family, tower or default_tower(), use_weights, use_text, progress)
     scorer = prepared.scorer
-    taken, shut, said = _wishes(scorer.entries, everything, family, pinned, banned, strength)
+    taken, shut, said = read_wishes(scorer.entries, everything, family, pinned, banned, strength)
     spans = decompose(prompt)
     evidence = scorer.evidence(spans, prepared.use_weights, prepared.use_text)
     chosen = choose(
@@ -116,111 +95,6 @@ def _family(entries: Sequence[EntryLike], family: str | None) -> tuple[str, list
         listed = ", ".join(f"{count} for {name}" for name, count in others)
         notes.append(f"Left out, made for another base model: {listed}.")
     return family, notes
-
-
-def _prepare(view: LibraryView, family: str, tower: TextTower, use_weights: bool, use_text: bool) -> Prepared:
-    """Make a family ready, or take it from the cache when nothing it depends on has changed."""
-    encoder = view.encoder(family, tower.id)
-    state = [view.handle, family, tower.id, encoder.id if encoder else None, use_weights, use_text]
-    key = json.dumps(state, sort_keys=True, default=str) if view.handle else None
-    with _cache_lock:
-        if key in _cache:
-            _cache.move_to_end(key)
-            return _cache[key]
-    prepared = _prepare_cold(view, family, tower, encoder, use_weights, use_text)
-    if key is not None:
-        with _cache_lock:
-            _cache[key] = prepared
-            while len(_cache) > CACHED_LIBRARIES:
-                _cache.popitem(last=False)
-    return prepared
-
-
-def _prepare_cold(view, family, tower, encoder: WeightEncoder | None, use_weights, use_text) -> Prepared:
-    notes = []
-    if use_weights and encoder is None:
-        notes.append("Weights were not used: no encoder has been fitted for this base model and text tower.")
-    elif use_weights and not encoder.usable:
-        notes.append("Weights were not used: too few LoRAs of this base model have words to learn their meaning from.")
-    reading = encoder if use_weights and encoder is not None and encoder.usable else None
-    entries = [entry for entry in view.entries(family) if entry.kind in USABLE_KINDS and entry.hash]
-    vectors = view.vectors(family, reading.id) if reading is not None else None
-    scorer = Scorer(entries, view.text_tower(tower), reading, vectors)
-    groups = near_groups(scorer, list(view.near_duplicates(family)))
-    weights = reading is not None and bool(scorer.has_vector.any())
-    calibration = calibrate(scorer, groups, weights, use_text)
-    silent = int((~((scorer.has_vector & weights) | (scorer.has_text & use_text))).sum())
-    if silent:
-        notes.append(f"{silent} LoRAs have neither words nor usable weights and could not be considered.")
-    return Prepared(scorer, groups, calibration, weights, use_text, reading.id if reading else None, tuple(notes))
-
-
-def _wishes(entries, everything, family, pinned, banned, strength) -> tuple[list[tuple[int, float]], np.ndarray, list]:
-    """Pinned LoRAs with their strengths, the banned mask (N,), and notes on bans that hit nothing."""
-    notes, shut = [], np.zeros(len(entries), bool)
-    for pattern in _lines(banned):
-        hit = np.array([_matches(entry, pattern) for entry in entries], bool)
-        if not hit.any():
-            notes.append(f"Nothing in the library is called {pattern!r}, so banning it changed nothing.")
-        shut |= hit if len(hit) else shut
-    taken: list[tuple[int, float]] = []
-    for line in _lines(pinned):
-        lora, power = _pinned(entries, everything, family, line, strength)
-        if lora not in [index for index, _ in taken]:
-            taken.append((lora, power))
-    return taken, shut, notes
-
-
-def _lines(wishes: Iterable[str]) -> list[str]:
-    wishes = wishes.splitlines() if isinstance(wishes, str) else wishes
-    return [line.strip() for line in wishes if line.strip()]
-
-
-def _pinned(entries, everything, family, line: str, strength: float) -> tuple[int, float]:
-    name, colon, power = line.rpartition(":")
-    choices = [(line, strength)]
-    try:
-        choices += [(name.strip(), float(power))] if colon and math.isfinite(float(power)) else []
-    except ValueError:
-        pass  # the colon belongs to the name
-    for wanted, wished in choices:
-        found = [i for i, entry in enumerate(entries) if _plain(entry.name) == _plain(wanted)]
-        found = found or [i for i, entry in enumerate(entries) if _is_called(entry, wanted)]
-        if len({entries[i].hash for i in found}) == 1:
-            return found[0], wished
-        if found:
-            names = ", ".join(sorted(entries[i].name for i in found))
-            raise SelectionError(f"pinned {wanted!r} is ambiguous: {names}", key="pinned", fix="use the full name")
-        other = [entry for entry in everything if _is_called(entry, wanted) and entry.family != family]
-        if other:
-            raise FamilyError(
-                f"pinned {other[0].name} is a LoRA for {other[0].family}, the model is {family}",
-                key="pinned", fix="remove it from the pinned names",
-            )  # fmt: skip
-    raise SelectionError(
-        f"pinned {line!r} is not in the library", key="pinned",
-        fix="write the name as the loras list shows it, or run Encode LoRA Library again",
-    )  # fmt: skip
-
-
-def _plain(name: str) -> str:
-    return name.replace("\\", "/").lower()
-
-
-def _stem(name: str) -> str:
-    return _plain(name).rpartition("/")[2].removesuffix(".safetensors")
-
-
-def _is_called(entry: EntryLike, wanted: str) -> bool:
-    """By full name, stem, or at least ten digits of the hash."""
-    by_hash = len(wanted) >= 10 and entry.hash.startswith(wanted.lower())
-    return _plain(wanted) == _plain(entry.name) or _stem(wanted) == _stem(entry.name) or by_hash
-
-
-def _matches(entry: EntryLike, pattern: str) -> bool:
-    pattern = _plain(pattern)
-    names = (_plain(entry.name), _stem(entry.name))
-    return _is_called(entry, pattern) or any(fnmatchcase(name, pattern) for name in names)
 
 
 @dataclass(frozen=True)

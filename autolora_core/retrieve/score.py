@@ -10,7 +10,6 @@ weights are evidence of their own: ``p = 1 − (1 − p_weights)(1 − max(p_tex
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -43,6 +42,7 @@ LEXICAL_MODEL = Logistic(-10 * 0.7, np.array([10.0]))
 FIELD_PENALTY = {"title": 0.0, "trigger": 0.0, "tags": 0.0, "description": 0.0, "tag": 1.5}
 TEXT_FLOOR, WEIGHT_FLOOR = 0.05, 0.02
 MAX_LOGIT = 7.0
+MAX_REMEMBERED = 4096
 # Log odds that a phrase loses per word left out, for lacking its head, for being several phrases together, and for
 # being a time or place.
 PARTIAL_PENALTY, HEADLESS_PENALTY, JOINED_PENALTY, SETTING_PENALTY = 0.15, 1.5, 0.3, 1.0
@@ -95,8 +95,9 @@ class Scorer:
         self.entries = sorted(entries, key=lambda entry: (entry.hash, entry.name))
         self.tower, self.encoder = cached(tower), encoder
         self.text_model = TEXT_MODELS.get(self.tower.id.partition("-")[0], UNKNOWN_TOWER_MODEL)
-        # Prompts are remembered in memory only: what is kept on disk stays as small as the library.
-        self._asking = CachedTower(self.tower.tower, ChainMap({}, self.tower.store))
+        # Prompts are remembered in memory only: what is kept on disk stays as small as the library, and a prepared
+        # library needs no open file.
+        self._asking = CachedTower(self.tower.tower)
         self.phrases = [phrase for i, entry in enumerate(self.entries) for phrase in phrases_of(entry, i)]
         self.has_text = np.zeros(len(self.entries), bool)
         self.has_text[[phrase.owner for phrase in self.phrases]] = True
@@ -122,6 +123,8 @@ class Scorer:
 
     def evidence(self, spans: Sequence[Span], use_weights: bool = True, use_text: bool = True) -> Evidence:
         """Score every span against every LoRA."""
+        if len(self._asking.store) > MAX_REMEMBERED:
+            self._asking.store.clear()
         asked = self._asking.encode([span.text for span in spans])
         weights = self.weight_evidence(asked) if use_weights else np.full((len(spans), len(self.entries)), np.nan)
         if use_text:
@@ -189,13 +192,16 @@ class Scorer:
         roles = np.zeros(len(self.entries))
         by_weights = _kind_axis(self._generic_query)
         by_words = _kind_axis(generic)
+        first: dict[int, int] = {}
+        for row, phrase in enumerate(self.phrases):
+            if phrase.field != "tag":
+                first.setdefault(phrase.owner, row)
         for i, entry in enumerate(self.entries):
             said = said_role(entry)
-            own = [row for row, phrase in enumerate(self.phrases) if phrase.owner == i and phrase.field != "tag"][:1]
             if said or self.tower.id == LexicalTower.id:
                 roles[i] = said
-            elif own:
-                roles[i] = float(by_words(self._words[own[0]]))
+            elif i in first:
+                roles[i] = float(by_words(self._words[first[i]]))
             elif self.has_vector[i]:
                 roles[i] = 0.5 * float(by_weights(self.vectors[i]))
         return roles

@@ -17,6 +17,7 @@ from ..encode.generic import GENERIC_PROMPTS
 from .score import MAX_LOGIT, WEIGHT_PRIOR, Scorer, among, combine
 
 MAX_OWN_PROMPTS = 200
+BLOCK = 32
 LOGIT_FLOOR = 0.5
 # A lead beyond these log odds says no more: the runner-up is out of the question anyway.
 MAX_LEAD = 3.0
@@ -102,7 +103,10 @@ class _Parts:
     @classmethod
     def of(cls, scorer: Scorer, asked: np.ndarray, texts: Sequence[str], weights: bool, text: bool) -> _Parts:
         absent = np.full((len(texts), len(scorer.entries)), np.nan)
-        by_word = np.fmax(*scorer.word_evidence(asked, texts)[:2]) if text and len(texts) else absent
+        # In blocks: a large library has many times more phrases than LoRAs.
+        blocks = [slice(start, start + BLOCK) for start in range(0, len(texts), BLOCK)] if text else []
+        found = [np.fmax(*scorer.word_evidence(asked[block], texts[block])[:2]) for block in blocks]
+        by_word = np.concatenate(found) if found else absent
         return cls(scorer.weight_evidence(asked) if weights and len(texts) else absent, by_word)
 
 

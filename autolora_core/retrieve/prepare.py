@@ -1,0 +1,106 @@
+"""Making a library ready to be asked: once per state of the library, then kept in memory."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..encode.encoder import WeightEncoder
+from ..encode.generic import GENERIC_PROMPTS
+from ..encode.text_cache import CachedTower
+from ..encode.towers import TextTower
+from .score import Scorer, phrases_of
+from .tune import Calibration, calibrate, near_groups
+from .view import EntryLike, LibraryView
+
+USABLE_KINDS = frozenset({"lora", "text_encoder_only"})
+CACHED_LIBRARIES = 4
+WARM_BLOCK = 32
+Progress = Callable[[int, int, str], None]
+_cache: OrderedDict[str, Prepared] = OrderedDict()
+_cache_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One family of a library, ready to be asked; ``notes`` say what could not be used and why."""
+
+    scorer: Scorer
+    groups: np.ndarray
+    calibration: Calibration
+    use_weights: bool
+    use_text: bool
+    encoder: str | None
+    notes: tuple[str, ...]
+
+
+def prepare(
+    view: LibraryView,
+    family: str,
+    tower: TextTower,
+    use_weights: bool = True,
+    use_text: bool = True,
+    progress: Progress | None = None,
+) -> Prepared:
+    """Make a family ready, or take it from the cache when nothing it depends on has changed."""
+    encoder = view.encoder(family, tower.id)
+    state = [view.handle, family, tower.id, encoder.id if encoder else None, use_weights, use_text]
+    key = json.dumps(state, sort_keys=True, default=str) if view.handle else None
+    with _cache_lock:
+        if key in _cache:
+            _cache.move_to_end(key)
+            return _cache[key]
+    store = view.text_tower(tower)
+    _encode_words(store, _usable(view, family), progress)
+    prepared = _prepare_cold(view, family, store, encoder, use_weights, use_text)
+    if key is not None:
+        with _cache_lock:
+            _cache[key] = prepared
+            while len(_cache) > CACHED_LIBRARIES:
+                _cache.popitem(last=False)
+    return prepared
+
+
+def _prepare_cold(view, family, store: CachedTower, encoder: WeightEncoder | None, use_weights, use_text) -> Prepared:
+    notes = []
+    if use_weights and encoder is None:
+        notes.append("Weights were not used: no encoder has been fitted for this base model and text tower.")
+    elif use_weights and not encoder.usable:
+        notes.append("Weights were not used: too few LoRAs of this base model have words to learn their meaning from.")
+    reading = encoder if use_weights and encoder is not None and encoder.usable else None
+    vectors = view.vectors(family, reading.id) if reading is not None else None
+    scorer = Scorer(_usable(view, family), store, reading, vectors)
+    groups = near_groups(scorer, list(view.near_duplicates(family)))
+    weights = reading is not None and bool(scorer.has_vector.any())
+    calibration = calibrate(scorer, groups, weights, use_text)
+    silent = int((~((scorer.has_vector & weights) | (scorer.has_text & use_text))).sum())
+    if silent:
+        notes.append(f"{silent} LoRAs have neither words nor usable weights and could not be considered.")
+    return Prepared(scorer, groups, calibration, weights, use_text, reading.id if reading else None, tuple(notes))
+
+
+def warm(view: LibraryView, family: str, tower: TextTower, progress: Progress | None = None) -> None:
+    """Encode every text the retriever will need into the library's text store, in blocks.
+
+    Six milliseconds a text with MiniLM, once per library: call it after encoding a library, so that the first prompt
+    need not wait. ``progress(done, total, text)`` may raise to interrupt; finished blocks are kept.
+    """
+    _encode_words(view.text_tower(tower), _usable(view, family), progress)
+
+
+def _encode_words(store: CachedTower, entries: list[EntryLike], progress: Progress | None) -> None:
+    own = {phrase.text for entry in entries for phrase in phrases_of(entry, 0)}
+    texts = [*GENERIC_PROMPTS, *sorted(own)]
+    for start in range(0, len(texts), WARM_BLOCK):
+        if progress is not None:
+            progress(start, len(texts), texts[start])
+        store.encode(texts[start : start + WARM_BLOCK])
+
+
+def _usable(view: LibraryView, family: str) -> list[EntryLike]:
+    return [entry for entry in view.entries(family) if entry.kind in USABLE_KINDS and entry.hash]
