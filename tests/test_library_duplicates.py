@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from conftest import emoji_factors, emoji_shapes, write_lora
@@ -77,12 +79,15 @@ def mixed(factors: dict) -> dict:
     return out
 
 
-@pytest.fixture
-def library(tmp_path):
+@pytest.fixture(scope="module")
+def scanned(tmp_path_factory):
+    """A folder with one LoRA saved in many ways and four others, and a library that has read them."""
+    folder = tmp_path_factory.mktemp("duplicates")
+    torch.manual_seed(0)
     base = emoji_factors(1)
 
     def write(name: str, factors: dict, dtype: torch.dtype = torch.float32) -> None:
-        write_lora(tmp_path / "loras" / f"{name}.safetensors", factors, dtype=dtype)
+        write_lora(folder / "loras" / f"{name}.safetensors", factors, dtype=dtype)
 
     write("original", base)
     write("resaved", base, torch.float16)
@@ -93,8 +98,14 @@ def library(tmp_path):
     write("quarter", dict(list(base.items())[: len(base) // 4]))
     for seed in range(2, 6):
         write(f"other{seed}", emoji_factors(seed))
-    with Library.open(tmp_path / "library") as opened:
-        opened.scan([tmp_path / "loras"])
+    with Library.open(folder / "library") as opened:
+        opened.scan([folder / "loras"])
+    return folder / "library"
+
+
+@pytest.fixture
+def library(scanned, tmp_path):
+    with Library.open(shutil.copytree(scanned, tmp_path / "library")) as opened:
         yield opened
 
 
