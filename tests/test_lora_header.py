@@ -112,6 +112,23 @@ def test_a_huge_header_is_refused_before_it_is_read(tmp_path: Path, monkeypatch:
         read_header(path)
 
 
+def test_too_many_tensors_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "many.safetensors"
+    path.write_bytes(raw({f"{n}": tensor(shape=[0], offsets=(0, 0)) for n in range(11)}))
+    assert len(read_header(path).tensors) == 11
+    monkeypatch.setattr(header_module, "MAX_TENSORS", 10)
+    with pytest.raises(FileFormatError, match="11 tensors"):
+        read_header(path)
+
+
+def test_a_key_of_a_megabyte_is_not_printed_whole(tmp_path: Path) -> None:
+    path = tmp_path / "long.safetensors"
+    path.write_bytes(raw({"k" * 1_000_000: tensor("F33")}, EIGHT))
+    with pytest.raises(FileFormatError) as caught:
+        read_header(path)
+    assert len(str(caught.value)) < 1000
+
+
 def test_a_folder_a_pipe_and_a_missing_file_are_named(tmp_path: Path) -> None:
     (tmp_path / "folder.safetensors").mkdir()
     with pytest.raises(FileFormatError, match="folder"):

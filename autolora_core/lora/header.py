@@ -23,6 +23,8 @@ from .sniff import shown, what_is_it
 MAX_HEADER_BYTES = 64 * 1024 * 1024
 _SNIFF_BYTES = 512
 _MAX_RANK = 16  # dimensions of a tensor; real files stay below 6
+MAX_TENSORS = 100_000  # real LoRAs have up to about 5,000, whole checkpoints about 20,000
+_MAX_SHOWN = 200  # characters of a key in a message
 
 # dtype name -> (bits a value, torch dtype or None where torch cannot hold it)
 DTYPES: dict[str, tuple[int, torch.dtype | None]] = {
@@ -84,6 +86,8 @@ def read_header(path: str | os.PathLike) -> Header:
         size = os.fstat(file.fileno()).st_size
         text = _header_text(file, size, path)
     entries = _parse_json(text, path)
+    if len(entries) > MAX_TENSORS:
+        raise _bad(path, f"the header names {len(entries):,} tensors; more than {MAX_TENSORS:,} is not believable")
     metadata = _metadata(entries.pop("__metadata__", {}), path)
     data_start = 8 + len(text)
     tensors = {key: _tensor_info(key, entry, data_start, size, path) for key, entry in entries.items()}
@@ -106,12 +110,8 @@ def _read_one(file: BinaryIO, header: Header, key: str) -> torch.Tensor:
     info = header.tensors[key]
     dtype = DTYPES[info.dtype][1]
     if dtype is None:
-        raise FileFormatError(
-            f"this PyTorch cannot hold values of type {info.dtype}",
-            path=shown(header.path),
-            key=key,
-            fix="convert the file to F16 or BF16.",
-        )
+        fix = "convert the file to F16 or BF16."
+        raise _bad(header.path, f"this PyTorch cannot hold values of type {info.dtype}", key, fix)
     if info.start == info.stop:
         return torch.zeros(info.shape, dtype=dtype)
     file.seek(info.start)
@@ -122,7 +122,8 @@ def _read_one(file: BinaryIO, header: Header, key: str) -> torch.Tensor:
 
 
 def _bad(path: str | os.PathLike, message: str, key: str | None = None, fix: str | None = None) -> FileFormatError:
-    return FileFormatError(message, path=shown(path), key=key, fix=fix or "download it again, or remove it.")
+    short = key if key is None or len(key) <= _MAX_SHOWN else key[:_MAX_SHOWN] + "…"
+    return FileFormatError(message, path=shown(path), key=short, fix=fix or "download it again, or remove it.")
 
 
 def _open_regular(path: str | os.PathLike) -> BinaryIO:
