@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.multiprocessing as mp
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -181,7 +182,8 @@ def save_state(shared: Shared) -> None:
     write_json(folder / "state.json", {"step": int(shared.clock[1]), "seconds": float(shared.clock[0])})
 
 
-def initial_state() -> Shared:
+def initial_state(warm: bool = False) -> Shared:
+    """The saved state, else (``warm``) the shipped weights, else a fresh start from seed 0."""
     torch.manual_seed(0)
     model = MMDiT()
     params = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
@@ -201,14 +203,32 @@ def initial_state() -> Shared:
             getattr(shared, key).copy_(saved[key])
         shared.clock[2] = 0
         log.info("resumed: %s", read_json(zoo_dir("base") / "state.json"))
+    elif warm:
+        warm_start(shared)
     for value in vars(shared).values():
         value.share_memory_()
     return shared
 
 
+def warm_start(shared: Shared) -> None:
+    """Go on from the shipped weights, when the training state is lost; the clock goes on, the moments start anew."""
+    model = MMDiT()
+    with safe_open(str(shipped_path()), "pt") as handle:
+        model.load_state_dict({k: handle.get_tensor(k).float() for k in handle.keys()})
+        info = handle.metadata() or {}
+    shared.params.copy_(torch.cat([p.detach().reshape(-1) for p in model.parameters()]))
+    shared.ema.copy_(shared.params)
+    shared.clock[0], shared.clock[1] = float(info["autolora.training_seconds"]), int(info["autolora.training_steps"])
+    log.info("going on from %s", shipped_path())
+
+
 def start(rank: int, shared: Shared, barrier: Any, minutes: float, compiled: bool) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     Worker(rank, shared, barrier, minutes, compiled).run()
+
+
+def shipped_path() -> Path:
+    return REPO / "models" / "emoji_mmdit.safetensors"
 
 
 def export(path: Path | None = None) -> Path:
@@ -222,15 +242,15 @@ def export(path: Path | None = None) -> Path:
         "autolora.training_steps": str(int(state["clock"][1])),
     }
     info["autolora.training_seconds"] = str(int(state["clock"][0]))
-    path = path or REPO / "models" / "emoji_mmdit.safetensors"
+    path = path or shipped_path()
     return write_atomic(path, lambda tmp: save_file(tensors, str(tmp), info))
 
 
-def train(minutes: float, compiled: bool = True) -> None:
+def train(minutes: float, compiled: bool = True, warm: bool = False) -> None:
     """Train until ``minutes`` of training time (over all runs) are spent."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(zoo_dir("inductor")))
     BaseData.load()  # builds what is missing once, before the processes start
-    shared = initial_state()
+    shared = initial_state(warm)
     if float(shared.clock[0]) >= minutes * 60:
         log.info("already trained for %.0f s", float(shared.clock[0]))
         return
@@ -248,7 +268,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if not args.export:
-        train(args.minutes, not args.no_compile)
+        train(args.minutes, not args.no_compile, args.from_shipped)
     log.info("wrote %s", export())
 
 
