@@ -37,6 +37,8 @@ def read(folder: Path, file: str, metadata: dict[str, str] | None = None):
         ("last-000010", None),
         ("adapter_model", None),
         ("a3f09bc2", None),
+        ("my_lora_v3_1a2b", None),
+        ("3f9c01aa-77be", None),
         ("9b772db5b66a262582d2824fb1b6e562", None),
         ("550e8400-e29b-41d4-a716-446655440000", None),
         ("final", None),

@@ -7,19 +7,19 @@ import re
 
 # Words that say how a file was made, not what it draws.
 _TECHNICAL = frozenset(
-    """lora loras locon loha lokr lycoris dora dreambooth db adapter adapters models weights pytorch diffusers
-    safetensors checkpoint ckpt steps epoch epochs epoc ep rank dim alpha fp16 bf16 fp32 fp8 training trained output
+    """lora loras locon loha lokr lycoris dora dreambooth db adapter adapters models pytorch diffusers
+    safetensors checkpoint ckpt steps epoch epochs epoc ep rank alpha fp16 bf16 fp32 fp8 training trained output
     untitled version ver v sd sd1 sd14 sd15 sd2 sd21 sd3 sd35 sdxl xl flux flux1 schnell illustrious qwen wan hunyuan
     unet te clip kohya peft comfyui default noname unnamed tmp temp""".split()
 )
 # Words that name nothing when they stand alone ("last-000010"), yet belong to a name that has others ("test tube").
 _WEAK = frozenset(
-    """a the my new old best last latest final test model file step copy network train image weight bin dev
-    pony""".split()
+    """a the my new old best last latest final test model file step copy network train image weight weights dim
+    bin dev pony""".split()
 )
-_HEX = re.compile(r"^[0-9a-f]{6,}$")
+_HEX = re.compile(r"^[0-9a-f]{4,}$")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-_VERSION = re.compile(r"^(?:v|ver|r|e|s|b|ep|dim|rank)?\d[\d.]*(?:k|e|b|s|st|steps?|epochs?)?$")
+_VERSION = re.compile(r"^(?:v|ver|r|e|s|b|ep|dim|rank)?\d[\d.]*(?:k|e|b|s|steps?|epochs?)?$")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _SPLIT = re.compile(r"[\s_\-.+,;()\[\]{}~!@#$%^&=]+")
 
@@ -33,13 +33,13 @@ def _looks_random(word: str) -> bool:
 
 
 def words_of(stem: str) -> list[str]:
-    """Lower-case words of a file name, technical words and numbers left out, order kept, repeats dropped."""
+    """Lower-case words of a file name, technical words and numbers left out, order kept."""
     stem = _UUID.sub(" ", stem.encode("utf-8", "replace").decode("utf-8"))
     raw = (piece for part in _SPLIT.split(stem) for piece in _CAMEL.split(part))
     words: list[str] = []
     for word in (piece.lower() for piece in raw):
         is_noise = word in _TECHNICAL or _VERSION.match(word) or _looks_random(word)
-        if word and not is_noise and word not in words:
+        if word and not is_noise:
             words.append(word)
     return words
 
