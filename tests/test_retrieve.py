@@ -192,7 +192,8 @@ def test_only_the_models_family_is_searched():
     view = MemoryView([*held, ViewEntry("c.safetensors", digest("c"), family="flux", kind="control")])
     selection = retrieve(view, "an axolotl and a lighthouse", family="flux", tower=LEXICAL)
     assert names(selection) == ["lighthouse"]
-    assert any("4 for emoji" in note for note in selection.notes)
+    assert any("4 for emoji (axolotl.safetensors, " in note for note in selection.notes)
+    assert any("c.safetensors (control)" in note for note in selection.notes)
     assert retrieve(view, "x", tower=LEXICAL).family == "emoji", "the largest; by name on a tie"
     empty = retrieve(view, "an otter", family="sdxl", tower=LEXICAL)
     assert "holds none for this base model (sdxl)" in empty.none_reason

@@ -2,7 +2,7 @@
 
 A tower is named by a hash of its contents (``id``), so that vectors of two towers can never be mixed up.
 ``MiniLMTower`` is the semantic tower that travels with the pack (all-MiniLM-L6-v2, Apache-2.0); ``LexicalTower``
-needs no file and is always there; ``OpenClipTower`` reads a CLIP that the user already owns.
+needs no file and is always there; ``open_clip_tower.OpenClipTower`` reads a CLIP that the user already owns.
 """
 
 from __future__ import annotations

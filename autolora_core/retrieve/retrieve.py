@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -83,18 +82,29 @@ def _check(top_k: int, threshold: float, strength: float) -> None:
 
 def _family(entries: Sequence[EntryLike], family: str | None) -> tuple[str, list[str]]:
     """The family to search, and notes on what that leaves out."""
-    counts = Counter(entry.family for entry in entries if entry.kind in USABLE_KINDS)
+    by_family: dict[str, list[str]] = {}
+    for entry in entries:
+        if entry.kind in USABLE_KINDS:
+            by_family.setdefault(entry.family, []).append(entry.name)
     notes = []
     if family is None:
-        known = sorted((name for name in counts if name != "unknown"), key=lambda name: (-counts[name], name))
+        known = sorted((name for name in by_family if name != "unknown"), key=lambda name: (-len(by_family[name]), name))
         family = known[0] if known else "unknown"
         if len(known) > 1:
             notes.append(f"Searched the LoRAs for {family}, the largest group; connect a model to choose another.")
-    others = sorted((name, count) for name, count in counts.items() if name != family)
+    others = sorted(name for name in by_family if name != family)
     if others:
-        listed = ", ".join(f"{count} for {name}" for name, count in others)
+        listed = "; ".join(f"{len(by_family[name])} for {name} ({_some(by_family[name])})" for name in others)
         notes.append(f"Left out, made for another base model: {listed}.")
+    unusable = [f"{entry.name} ({entry.kind})" for entry in entries if entry.kind not in USABLE_KINDS]
+    if unusable:
+        notes.append(f"Left out, no LoRAs that can be added to a prompt: {_some(unusable)}.")
     return family, notes
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    shown = ", ".join(sorted(names)[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
 @dataclass(frozen=True)
