@@ -79,16 +79,23 @@ class LowRank(nn.Module):
 
 
 class Kronecker(nn.Module):
-    """``scale · (left ⊗ right) x`` by two small products: (…, b·d) → (…, b, c) → (…, a, c)."""
+    """``scale · (left ⊗ right) ∗ x`` by two small products, over the channel axis ``dim``: b·d → b, c → a, c."""
 
-    def __init__(self, left: nn.Module, right: nn.Module, scale: float):
+    def __init__(self, left: nn.Module, right: nn.Module, scale: float, dim: int):
         super().__init__()
-        self.left, self.right, self.scale = left, right, scale
+        self.left, self.right, self.scale, self.dim = left, right, scale, dim
         self.columns = left.in_features
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.right(x.unflatten(-1, (self.columns, -1)))
-        return self.left(x.transpose(-1, -2) * self.scale).transpose(-1, -2).flatten(-2)
+        x = x.unflatten(self.dim, (self.columns, -1))
+        if self.dim == -1:
+            return self._mix(self.right(x), -2).flatten(-2)
+        # A convolution takes one batch axis: the b parts of the channels become more samples.
+        parts = self.right(x.flatten(0, 1)).unflatten(0, (-1, self.columns))
+        return self._mix(parts, 1).flatten(1, 2)
+
+    def _mix(self, x: Tensor, dim: int) -> Tensor:
+        return self.left(x.movedim(dim, -1) * self.scale).movedim(-1, dim)
 
 
 class Dense(nn.Module):
@@ -104,7 +111,7 @@ class Dense(nn.Module):
 
 def _linear_branch(branch: Branch, base: nn.Module) -> nn.Module:
     if branch.kind == "kron":
-        return Kronecker(_linear(branch.left), _linear(branch.right), branch.scale)
+        return Kronecker(_linear(branch.left), _linear(branch.right), branch.scale, -1)
     if branch.kind == "dense":
         return Dense(_linear(branch.dense), branch.scale)
     return LowRank([_linear(branch.down)], _linear(branch.up), branch.scale)
@@ -118,6 +125,8 @@ def _convolution_branch(branch: Branch, base: nn.Module) -> nn.Module:
         "dilation": base.dilation,
         "padding_mode": base.padding_mode,
     }
+    if branch.kind == "kron":
+        return Kronecker(_linear(branch.left), _convolution(branch.right, walk), branch.scale, 1)
     if branch.kind == "dense":
         return Dense(_convolution(branch.dense, walk), branch.scale)
     up = _convolution(branch.up.reshape(*branch.up.shape, *[1] * len(base.kernel_size)), {})

@@ -20,7 +20,6 @@ from ..autolora_core.fusion.branches import (
     Branch,
     hadamard_factors,
     hadamard_pays,
-    kronecker_factors,
     lowrank_factors,
 )
 
@@ -144,14 +143,26 @@ def _loha(patch: Any, layer: Layer, source: str) -> Converted:
 def _lokr(patch: Any, layer: Layer, source: str) -> Converted:
     w1, w2, alpha, w1a, w1b, w2a, w2b, t2, dora_scale = patch.weights
     _no_dora(dora_scale)
-    if layer.kernel or t2 is not None:
-        return _dense(patch, layer, source)
     dim = w2b.shape[0] if w2 is None else w1b.shape[0] if w1 is None else None
     left = w1 if w1 is not None else w1a.float() @ w1b.float()
-    right = w2 if w2 is not None else w2a.float() @ w2b.float()
-    if (left.shape[0] * right.shape[0], left.shape[1] * right.shape[1]) != layer.shape:
-        _misfit(layer, (left.shape[0] * right.shape[0], left.shape[1] * right.shape[1]), source)
-    return kronecker_factors(left, right), alpha / dim if alpha is not None and dim else 1.0
+    right = _right_factor(w2, w2a, w2b, t2)
+    per_row = math.prod(layer.kernel)
+    if right[0].numel() % per_row or left.shape[0] * right.shape[0] != layer.shape[0]:
+        return _dense(patch, layer, source)
+    right = right.reshape(right.shape[0], -1, *layer.kernel)
+    if left.shape[1] * right.shape[1] != layer.n_in:
+        return _dense(patch, layer, source)
+    return {"left": left, "right": right}, alpha / dim if alpha is not None and dim else 1.0
+
+
+def _right_factor(w2: Any, w2a: Any, w2b: Any, t2: Any) -> torch.Tensor:
+    """The larger factor of LoKr, (c, d·k) or (c, d, *k); stored whole, as a product, or as a Tucker product."""
+    if w2 is not None:
+        return w2
+    if t2 is None:
+        return w2a.float() @ w2b.float()
+    # torch.kron fails on the strides that einsum leaves behind.
+    return torch.einsum("ij...,jr,ip->pr...", t2.float(), w2b.float(), w2a.float()).contiguous()
 
 
 def _dense(patch: Any, layer: Layer, source: str) -> Converted:
@@ -162,18 +173,14 @@ def _dense(patch: Any, layer: Layer, source: str) -> Converted:
     )
     # ComfyUI logs a wrong shape and goes on with the weight unchanged.
     if not dense.any() and all(part.any() for part in patch.weights if isinstance(part, torch.Tensor)):
-        _misfit(layer, None, source)
+        sizes = ", ".join("×".join(map(str, part.shape)) for part in patch.weights if isinstance(part, torch.Tensor))
+        raise FamilyError(
+            f"{source} does not fit this model: for {layer.name} it has factors of {sizes}, the model's layer is "
+            f"{'×'.join(map(str, layer.shape))}",
+            key=layer.name,
+            fix="choose a LoRA made for this base model",
+        )
     return {"dense": dense}, 1.0
-
-
-def _misfit(layer: Layer, found: tuple[int, ...] | None, source: str) -> None:
-    has = f"an update of {'×'.join(map(str, found))}" if found else "an update of another size"
-    raise FamilyError(
-        f"{source} does not fit this model: for {layer.name} it has {has}, the model's layer is "
-        f"{'×'.join(map(str, layer.shape))}",
-        key=layer.name,
-        fix="choose a LoRA made for this base model",
-    )
 
 
 _CONVERTERS: dict[str, Callable[[Any, Layer, str], Converted]] = {"lora": _lora, "loha": _loha, "lokr": _lokr}

@@ -7,7 +7,7 @@ import torch
 from reference_fusion import gated_sum_ref, random_vectors
 
 from autolora_core.errors import GateError
-from autolora_core.fusion.branches import Branch, hadamard_factors, hadamard_pays, kronecker_factors, lowrank_factors
+from autolora_core.fusion.branches import Branch, hadamard_factors, hadamard_pays, lowrank_factors
 from autolora_core.fusion.eager import fuse
 from autolora_core.fusion.plan import build_plan, split_slice
 
@@ -148,12 +148,20 @@ def test_hadamard_factors_are_the_product(ranks):
 
 def test_kronecker_rows_and_order():
     left, right = normal(3, 2), normal(4, 5, seed=1)
-    one = Branch("m", 0, scale=2.0, **kronecker_factors(left, right))
+    one = Branch("m", 0, scale=2.0, left=left, right=right)
     full = 2.0 * torch.kron(left.double(), right.double())
     assert one.width == 12 and one.delta().equal(full)
     assert (one.rows(5, 9).delta() - full[5:9]).abs().max() <= 1e-5
     order = torch.arange(12).flip(0)
     assert (one.permuted(order).delta() - full[order]).abs().max() <= 1e-5
+
+
+def test_kronecker_of_a_kernel_is_one_product_a_position():
+    left, right = normal(3, 2), normal(4, 5, 2, 3, seed=1)
+    delta = Branch("m", 0, left=left, right=right).delta()
+    for i in range(2):
+        for j in range(3):
+            assert delta[:, :, i, j].equal(torch.kron(left.double(), right[:, :, i, j].double()))
 
 
 def test_tucker_factors():

@@ -1,7 +1,7 @@
 """One LoRA's update of one module, kept factored: what is added to the module's output for an input ``x``.
 
 low rank    y = scale · up · (mid ∗) down ∗ x      LoRA, LoCon, Tucker LoCon; LoHa where its rank is small
-kron        y = scale · (left ⊗ right) x           LoKr on linear layers, never built densely
+kron        y = scale · (left ⊗ right) ∗ x         LoKr, never built densely
 dense       y = scale · dense ∗ x                  what is left
 """
 
@@ -15,8 +15,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Branch:
-    """Shapes: ``down`` (r, in, *k), ``up`` (out, r), ``mid`` (r, r, *k); ``left`` (a, b), ``right`` (c, d) with
-    out = a·c and in = b·d; ``dense`` (out, in, *k). ``k`` is empty for linear layers.
+    """Shapes: ``down`` (r, in, *k), ``up`` (out, r), ``mid`` (r, r, *k); ``left`` (a, b), ``right`` (c, d, *k)
+    with out = a·c and in = b·d; ``dense`` (out, in, *k). ``k`` is empty for linear layers.
 
     ``slice`` = (start, stop) when the branch covers only those output channels of the module. ``scale`` holds strength
     and alpha/rank and is applied when the branch runs: folding it into half-precision factors would lose bits.
@@ -62,20 +62,21 @@ class Branch:
         low, high = start - first, stop - first
         if self.kind == "lowrank":
             return replace(self, up=self.up[low:high], slice=(start, stop))
-        dense = self.dense if self.dense is not None else torch.kron(self.left.float(), self.right.float())
-        return replace(self, left=None, right=None, dense=dense[low:high], slice=(start, stop))
+        return replace(self, left=None, right=None, dense=self._full()[low:high], slice=(start, stop))
 
     def permuted(self, order: Tensor) -> Branch:
         """Output channels in another order: channel ``i`` of the result is channel ``order[i]`` of this branch."""
         if self.kind == "lowrank":
             return replace(self, up=self.up[order])
-        dense = self.dense if self.dense is not None else torch.kron(self.left.float(), self.right.float())
-        return replace(self, left=None, right=None, dense=dense[order])
+        return replace(self, left=None, right=None, dense=self._full()[order])
+
+    def _full(self) -> Tensor:
+        return self.dense if self.dense is not None else kronecker(self.left.float(), self.right.float())
 
     def delta(self) -> Tensor:
         """The weight change, float64 (out, in, *k). For tests and inspection: as large as the layer."""
         if self.kind == "kron":
-            return self.scale * torch.kron(self.left.double(), self.right.double())
+            return self.scale * kronecker(self.left.double(), self.right.double())
         if self.kind == "dense":
             return self.scale * self.dense.double()
         down = self.down.double()
@@ -109,6 +110,6 @@ def hadamard_pays(rank: int, out: int, n_in: int) -> bool:
     return rank * (out + n_in) < out * n_in
 
 
-def kronecker_factors(left: Tensor, right: Tensor) -> dict[str, Tensor]:
-    """LoKr on a linear layer: ``left ⊗ right``, (a, b) and (c, d)."""
-    return {"left": left, "right": right}
+def kronecker(left: Tensor, right: Tensor) -> Tensor:
+    """``left`` (a, b) ⊗ ``right`` (c, d, *k) → (a·c, b·d, *k): for every kernel position the matrix product."""
+    return torch.kron(left.reshape(*left.shape, *[1] * (right.ndim - 2)), right)
