@@ -2,12 +2,12 @@
 
     python -m benchmarks.library
 
-writes `benchmarks/results/library.json`. The shelf is `models/loras` as shipped: most files have a meaningless name and
-no metadata. What each one really shows is in `zoo/loras.json`, which the retriever never reads. A prompt asks for
+writes `benchmarks/results/library.json`. The shelf is `models/loras` as shipped: most files have a meaningless name
+and no metadata. What each one really shows is in `zoo/loras.json`, which the retriever never reads. A prompt asks for
 one LoRA's subject or style in plain words; right is any file that shows it. Files are counted apart by whether they
-say what they are (`described`) or not (`bare`); a bare file can only be found by its weights. The weights part is fitted on the
-described files alone, so every bare one shows something it never saw, unless a described second edition exists
-(those are counted apart, as `sibling`).
+say what they are (`described`) or not (`bare`); a bare file can only be found by its weights. The weights part is
+fitted on the described files alone, so every bare one shows something it never saw, unless a described second edition
+exists (those are counted apart, as `sibling`).
 """
 
 from __future__ import annotations
