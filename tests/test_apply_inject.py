@@ -1,4 +1,4 @@
-"""Proves that our wrappers survive any neighbour: other packs wrap the same layer in any order and eject out of turn."""
+"""Proves that our wrappers survive any neighbour: other packs wrap the same layer, and eject out of turn."""
 
 from __future__ import annotations
 
