@@ -1,0 +1,156 @@
+"""What the judge is trained on: real pictures, their transforms, and both after a trip through the autoencoder."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zoo.autoencoder import Autoencoder, decode_latents, encode_pictures
+from zoo.autoencoder_train import PER_TRANSFORM, held_out, transformed_pool
+from zoo.cache import write_npy, zoo_dir
+from zoo.judge import SIZE, centre, known_names
+from zoo.pictures import Pictures
+from zoo.splits import Splits
+from zoo.transforms import TRANSFORMS
+
+log = logging.getLogger("zoo.judge")
+DECODED_REAL, DECODED_TRANSFORMED = 900, 300
+
+
+def test_rows(pictures: Pictures) -> list[int]:
+    """Rows held out for the judge."""
+    return [r["row"] for r in pictures.rows if Splits.judge_test(r["subject"], r["style"])]
+
+
+def train_rows(pictures: Pictures) -> list[int]:
+    """All other rows, less those whose picture is byte for byte one of the held-out ones (twins under another name)."""
+
+    def digest(row: int) -> bytes:
+        return hashlib.sha256(pictures.images[row].tobytes()).digest()
+
+    held = test_rows(pictures)
+    seen, out = {digest(r) for r in held}, set(held)
+    return [r["row"] for r in pictures.rows if r["row"] not in out and digest(r["row"]) not in seen]
+
+
+@dataclass
+class Pool:
+    """Pictures uint8 (n, 64, 64, 3) with the numbers of their subject and style, int64 (n,)."""
+
+    images: np.ndarray
+    subject: np.ndarray
+    style: np.ndarray
+
+    def save(self, name: str) -> None:
+        write_npy(zoo_dir("judge") / f"{name}.npy", self.images)
+        write_npy(zoo_dir("judge") / f"{name}-labels.npy", np.stack([self.subject, self.style]))
+
+    @classmethod
+    def read(cls, name: str) -> Pool | None:
+        paths = zoo_dir("judge") / f"{name}.npy", zoo_dir("judge") / f"{name}-labels.npy"
+        return cls(np.load(paths[0]), *np.load(paths[1])) if all(p.exists() for p in paths) else None
+
+
+def halve(images: np.ndarray) -> np.ndarray:
+    """uint8 (n, 128, 128, 3) -> uint8 (n, 64, 64, 3), averages of 2 x 2, as `to_input` sees them."""
+    parts = np.array_split(images, max(1, len(images) // 256))
+    small = [p.reshape(len(p), SIZE, 2, SIZE, 2, 3).mean((2, 4), dtype=np.float32) for p in parts]
+    return np.concatenate([s.round().astype(np.uint8) for s in small])
+
+
+class Pools:
+    """The three pools, made once and kept in the cache."""
+
+    def __init__(self) -> None:
+        self.pictures = Pictures.load()
+        subjects, self.styles = known_names()
+        self.number = {s: i for i, s in enumerate(subjects)}
+        self.rows = train_rows(self.pictures)
+
+    def labels(self, rows: list[int], styles: list[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of subjects and styles of picture rows; `styles` overrides theirs."""
+        table = self.pictures.rows
+        names = styles or [table[r]["style"] for r in rows]
+        subject = np.array([self.number[table[r]["subject"]] for r in rows])
+        return subject, np.array([self.styles.index(s) for s in names])
+
+    def real(self) -> Pool:
+        return Pool(halve(self.pictures.images[self.rows]), *self.labels(self.rows))
+
+    def transformed_rows(self) -> tuple[np.ndarray, list[int], list[str]]:
+        """The autoencoder's transformed pictures that may be trained on: their places, picture rows and styles.
+
+        They were drawn from one seeded stream, which is replayed here; one picture a transform is checked.
+        """
+        images = transformed_pool(self.pictures)
+        rows = [r["row"] for r in self.pictures.rows if not held_out(r["subject"])]
+        rng, allowed = np.random.default_rng(0), set(self.rows)
+        drawn = [(int(rng.choice(rows)), style) for style in TRANSFORMS for _ in range(PER_TRANSFORM)]
+        for i in range(0, len(drawn), PER_TRANSFORM):
+            row, style = drawn[i]
+            if not np.array_equal(TRANSFORMS[style](self.pictures.images[row]), images[i]):
+                path = zoo_dir() / "autoencoder_transforms.npy"
+                raise ValueError(f"{path} is of other pictures or transforms; delete it and run again")
+        places = [i for i, (row, _) in enumerate(drawn) if row in allowed]
+        return np.array(places), [drawn[i][0] for i in places], [drawn[i][1] for i in places]
+
+    def transformed(self) -> Pool:
+        places, rows, styles = self.transformed_rows()
+        return Pool(halve(transformed_pool(self.pictures)[places]), *self.labels(rows, styles))
+
+    def decoded(self) -> Pool:
+        """Real pictures and transforms after a round trip through the autoencoder."""
+        rng, model = np.random.default_rng(5), Autoencoder.load()
+        rows = [int(r) for r in rng.choice(self.rows, DECODED_REAL, replace=False)]
+        places, t_rows, t_styles = self.transformed_rows()
+        some = rng.choice(len(places), DECODED_TRANSFORMED, replace=False)
+        images = np.concatenate([self.pictures.images[rows], transformed_pool(self.pictures)[places[some]]])
+        out = decode_latents(encode_pictures(images, model, batch=8), model, batch=8)
+        styles = [self.pictures.rows[r]["style"] for r in rows] + [t_styles[i] for i in some]
+        return Pool(halve(out), *self.labels(rows + [t_rows[i] for i in some], styles))
+
+    def load(self) -> list[Pool]:
+        """Real, transformed, decoded."""
+        pools = []
+        for name in ("real", "transformed", "decoded"):
+            pool = Pool.read(name)
+            if pool is None:
+                pool = getattr(self, name)()
+                pool.save(name)
+                log.info("made pool %s: %d pictures", name, len(pool.images))
+            pools.append(pool)
+        return pools
+
+
+def augment(x: Tensor, flip: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Pictures 0..255 (b, 3, 64, 64) -> network input, and whether the style is still honest (b,) float.
+
+    Moves up to 9 %, scale 0.82-1.2, turns of up to 12 degrees, mirror where `flip` (b,) allows it; blur, noise,
+    light; one in six loses its colours or has them inverted, which makes the style a lie.
+    """
+    b = len(x)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(b, *shape, generator=g)
+
+    angle, mirror = uniform(-0.2, 0.2), 1 - 2 * (flip & (uniform(0, 1) < 0.4)).float()
+    zx, zy = (uniform(0.83, 1.22) * k for k in (1.0, uniform(0.93, 1.07)))
+    move = uniform(-0.18, 0.18, 2)
+    cos, sin = angle.cos(), angle.sin()
+    top = torch.stack([cos * zx * mirror, -sin * zy, move[:, 0]], 1)
+    low = torch.stack([sin * zx * mirror, cos * zy, move[:, 1]], 1)
+    grid = F.affine_grid(torch.stack([top, low], 1), list(x.shape), align_corners=False)
+    x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    x = x.lerp(F.avg_pool2d(x, 3, 1, 1, count_include_pad=False), (uniform(0, 1.0, 1, 1, 1) - 0.4).clamp(min=0) * 1.6)
+    grey, inverted = uniform(0, 1) < 0.11, uniform(0, 1) < 0.05
+    x = torch.where(grey[:, None, None, None], x.mean(1, keepdim=True), x)
+    x = torch.where(inverted[:, None, None, None], 255 - x, x)
+    x = x * uniform(0.88, 1.08, 1, 1, 1) * uniform(0.95, 1.05, 3, 1, 1)
+    x = x + uniform(0, 14, 1, 1, 1) * torch.randn(x.shape, generator=g)
+    return centre(x).contiguous(memory_format=torch.channels_last), (~(grey | inverted)).float()
