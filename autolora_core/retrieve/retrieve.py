@@ -88,7 +88,7 @@ def _family(entries: Sequence[EntryLike], family: str | None) -> tuple[str, list
             by_family.setdefault(entry.family, []).append(entry.name)
     notes = []
     if family is None:
-        known = sorted((name for name in by_family if name != "unknown"), key=lambda name: (-len(by_family[name]), name))
+        known = sorted(by_family.keys() - {"unknown"}, key=lambda name: (-len(by_family[name]), name))
         family = known[0] if known else "unknown"
         if len(known) > 1:
             notes.append(f"Searched the LoRAs for {family}, the largest group; connect a model to choose another.")

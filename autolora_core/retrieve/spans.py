@@ -15,6 +15,8 @@ from .words import FILLER, FUNCTION, MANNERS, WORD, stem
 
 MAX_PHRASE = 6
 MAX_WORDS = 200
+# Every span costs a pass of the text tower; of a very long prompt the parts of phrases are given up first.
+MAX_SPANS = 256
 _SETTING = frozenset({"at", "during", "by"})
 _STYLE_WORDS = frozenset({"style", "styled", "styles", "aesthetic"})
 _NOISE = re.compile(r"<[^<>]*>|\bembedding:\S+|\bBREAK\b|(?<=\d):(?=\d)|:\s*-?\d+(?:\.\d+)?(?=\s*[)\]])")
@@ -89,7 +91,8 @@ def decompose(prompt: str) -> list[Span]:
             offer(span)
     for span in _joined(tokens, pieces) + _wholes(tokens, pieces):
         offer(span)
-    return sorted(found.values(), key=lambda span: (-len(span.words), min(span.words), span.text))
+    kept = sorted(found.values(), key=lambda span: (span.headless, span.partial, min(span.words), span.text))
+    return sorted(kept[:MAX_SPANS], key=lambda span: (-len(span.words), min(span.words), span.text))
 
 
 def _phrases(tokens: list[Token]) -> list[tuple[int, int]]:
