@@ -75,6 +75,8 @@ def _model_halves(model: Any, loras: list[LoadedLora], outcomes: list[LoraOutcom
         half = bridge_loras.model_half(lora, model, key_map, index)
         outcome.matched, outcome.missing = half.matched, half.missing
         outcome.total = max(outcome.total, half.matched)
+        if half.zero:
+            outcome.notes.append(f"{half.zero} layers have an update of zero")
         outcome.forwarded = half.reasons if lora.request.model else {}
         halves.append(half)
     return halves

@@ -57,8 +57,8 @@ def describe_layer(name: str, module: torch.nn.Module) -> Layer:
     return Layer(name, module.out_channels, module.in_channels, tuple(module.kernel_size))
 
 
-def branch_of(patch: Any, target: Any, layer: Layer, lora_index: int, strength: float, source: str) -> Branch:
-    """The branch for one entry of ``comfy.lora.load_lora``.
+def branch_of(patch: Any, target: Any, layer: Layer, lora_index: int, strength: float, source: str) -> Branch | None:
+    """The branch for one entry of ``comfy.lora.load_lora``; None for an update that is exactly zero.
 
     ``target`` is its key: a weight name, or ``(name, offset[, function])``. Raises ``NotABranch`` for what only a
     weight patch can do, ``UnsupportedAdapterError`` for what nobody should apply, ``FamilyError`` for wrong sizes.
@@ -73,9 +73,24 @@ def branch_of(patch: Any, target: Any, layer: Layer, lora_index: int, strength: 
     convert = _CONVERTERS.get(patch.name)
     if convert is None:
         raise NotABranch(f"a {patch.name} adapter, which depends on the base weight")
+    if _is_zero(patch):
+        return None
     fields, scale = convert(patch, layer, source)
     branch = Branch(layer.name, lora_index, scale=strength * scale, slice=layer.rows, **fields)
     return branch if function is None else branch.permuted(_row_order(function, layer.shape[0]))
+
+
+def _is_zero(patch: Any) -> bool:
+    """One factor of a product is all zero, as in layers that were never trained. DoRA rescales the weight even then."""
+    factors = [part for part in patch.weights if isinstance(part, torch.Tensor)]
+    if patch.name == "lora":
+        up, down, _, mid, dora_scale, reshape = patch.weights
+        factors = [up, down] + ([mid] if mid is not None else [])
+        if reshape is not None:
+            return False
+    else:
+        dora_scale = patch.weights[-1]
+    return dora_scale is None and not all(part.any() for part in factors)
 
 
 def target_parts(target: Any) -> tuple[tuple[int, int, int] | None, Callable | None]:
@@ -172,7 +187,7 @@ def _dense(patch: Any, layer: Layer, source: str) -> Converted:
         [(1.0, patch, 1.0, None, None)], zeros, f"{layer.name}.weight", intermediate_dtype=torch.float32
     )
     # ComfyUI logs a wrong shape and goes on with the weight unchanged.
-    if not dense.any() and all(part.any() for part in patch.weights if isinstance(part, torch.Tensor)):
+    if not dense.any():
         sizes = ", ".join("×".join(map(str, part.shape)) for part in patch.weights if isinstance(part, torch.Tensor))
         raise FamilyError(
             f"{source} does not fit this model: for {layer.name} it has factors of {sizes}, the model's layer is "

@@ -39,13 +39,17 @@ class LoadedLora:
 
 @dataclass
 class ModelHalf:
-    """What one LoRA does to the diffusion model. ``forwarded``: ComfyUI patches; ``reasons``: layer → why."""
+    """What one LoRA does to the diffusion model. ``forwarded``: ComfyUI patches; ``reasons``: layer → why.
+
+    ``zero`` of the ``matched`` layers have an update that is exactly zero, and no branch.
+    """
 
     branches: list[Branch] = field(default_factory=list)
     forwarded: dict[Any, Any] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     channels: dict[str, int] = field(default_factory=dict)
     matched: int = 0
+    zero: int = 0
     missing: list[str] = field(default_factory=list)
 
 
@@ -93,6 +97,9 @@ def model_half(lora: LoadedLora, model: Any, key_map: Mapping[str, Any], lora_in
             half.forwarded[target] = patch
             half.reasons[weight.removeprefix(PREFIX).removesuffix(".weight")] = str(reason)
         else:
+            if branch is None:
+                half.zero += 1
+                continue
             half.branches.append(branch)
             half.channels[name] = layer.out
     half.missing = _missing_layers(lora, patches)

@@ -66,7 +66,7 @@ class AutoLoRAGatedApply:
                     "LORA_STACK",
                     {
                         "tooltip": "LoRAs from any stacker: (name, model strength, clip strength). "
-                        "A file named twice gets both strengths added."
+                        "A file named twice gets both strengths added: connect either output of Retrieve, not both."
                     },
                 ),
             },

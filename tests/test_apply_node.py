@@ -120,6 +120,15 @@ def test_an_all_zero_lora_changes_nothing_and_says_so(world):
     assert model is world.model and "changes nothing" in report
 
 
+def test_a_zero_layer_gets_no_branch(world):
+    tensors = lora_layers(f"diffusion_model.{FC1}", 256, 64)
+    tensors |= lora_layers("diffusion_model.joint_blocks.0.x_block.mlp.fc2", 64, 256)
+    tensors["diffusion_model.joint_blocks.0.x_block.mlp.fc2.lora_up.weight"] *= 0
+    model, _, report = world.apply((world.file("half.safetensors", tensors), 1.0))
+    assert model.get_additional_models()[0].model.names == (FC1,)
+    assert "2 of 2 layers" in report and "1 layers have an update of zero" in report
+
+
 def test_text_encoder_half_equals_the_stock_loader(world, clip):
     import comfy.sd
 
