@@ -60,7 +60,7 @@ def test_damaged_minilm_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("tower", INSTALLED)
 def test_the_model_is_read_once_a_process(tower):
-    assert MiniLMTower.find() is tower
+    assert MiniLMTower.find() is MiniLMTower.find() and MiniLMTower.find().folder == tower.folder
 
 
 def test_absent_minilm_gives_the_lexical_tower(monkeypatch):

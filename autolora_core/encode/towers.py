@@ -95,10 +95,12 @@ class MiniLMTower:
         """One tower a folder and state of its files, so that 90 MB are read and hashed once a process."""
         stats = [(folder / name).stat() for name in ("model.safetensors", "tokenizer.json")]
         key = (str(folder), *((stat.st_size, stat.st_mtime_ns) for stat in stats))
-        if key not in _found:
+        tower = _found.get(key)
+        if tower is None:
+            tower = cls(folder)
             _found.clear()
-            _found[key] = cls(folder)
-        return _found[key]
+            _found[key] = tower
+        return tower
 
     @property
     def id(self) -> str:
