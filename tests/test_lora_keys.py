@@ -224,6 +224,8 @@ def test_a_module_named_twice_counts_once_and_is_reported() -> None:
         {"down": (4,), "up": (9, 4)},
         {"down": (4, 8), "up": (9, 4, 3, 3)},
         {"down": (4, 8)},
+        {"down": (0, 8), "up": (9, 0)},
+        {"down": (4, 8), "up": (9, 4), "diff_b": (8,)},
         {"alpha": ()},
         {"hada_w1_a": (4, 2), "hada_w1_b": (2, 4), "hada_w2_a": (4, 2), "hada_w2_b": (2, 5)},
         {"hada_w1_a": (4, 2), "hada_w1_b": (2, 4)},

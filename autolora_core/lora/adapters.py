@@ -116,7 +116,7 @@ def _fold(up: Tensor, scale: float) -> Tensor:
 
 def _bias(tensors: Mapping[str, Tensor]) -> Tensor | None:
     found = next((tensors[role] for role in ("diff_b", "bias", "b_norm") if role in tensors), None)
-    return None if found is None else _working(found)
+    return None if found is None else _working(found).reshape(-1)
 
 
 def _plain_extra(name: str, kind: str, tensors: Mapping[str, Tensor], scale: float) -> Update:

@@ -127,9 +127,9 @@ class LoraFile:
         scale = entry.stock_scale if self._stock_scale else entry.scale
         try:
             made = adapters.build(entry.name, entry.kind, self.tensors(module), scale, entry.shape, entry.dora)
+            return adapters.swap_halves(made) if entry.swap_halves else made
         except RuntimeError as error:
             raise LoraError(f"its tensors do not fit together ({error})", path=shown(self.path), key=module) from error
-        return adapters.swap_halves(made) if entry.swap_halves else made
 
     def updates(self) -> Iterator[Update]:
         """Every update, in the order of the file; one module is in memory at a time."""

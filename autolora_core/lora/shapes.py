@@ -64,8 +64,17 @@ def describe(shapes: dict[str, Shape]) -> AdapterShape:
     for options in _NEEDED.get(kind, ()):
         if not any(role in shapes for role in options):
             raise ShapeError(f"{options[0]} is missing")
+    for role, shape in shapes.items():
+        _require(0 not in shape, f"{role} {list(shape)} has no values")
     reader = {"lora": _lora, "loha": _loha, "lokr": _lokr, "diff": _diff}.get(kind)
-    return reader(shapes) if reader is not None else AdapterShape(kind, None, _loose_shape(kind, shapes))
+    if reader is None:
+        return AdapterShape(kind, None, _loose_shape(kind, shapes))
+    found = reader(shapes)
+    outputs = math.prod(found.shape[:1])
+    for role in ("diff_b", "bias"):
+        bias = shapes.get(role, (outputs,))
+        _require(math.prod(bias) == outputs, f"{role} {list(bias)} does not fit {outputs} outputs")
+    return found
 
 
 def _loose_shape(kind: str, shapes: dict[str, Shape]) -> Shape:
