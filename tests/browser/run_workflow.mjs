@@ -1,0 +1,132 @@
+// Opens a workflow in ComfyUI's own front end as a person does (Ctrl+O, choose the file), presses Run, waits for the end,
+// and prints what was seen as one line of JSON. Usage: node run_workflow.mjs '{"url", "file", "profile", "screenshot"?}'
+
+import { createRequire } from "node:module";
+
+const { chromium } = createRequire(import.meta.url)("playwright-core");
+const MINUTE = 60_000;
+// Drawn by the CPU without emulating a GPU, which would be slower by far.
+const FLAGS = [
+  "--headless", "--no-sandbox", "--disable-gpu", "--disable-software-rasterizer", "--disable-gpu-rasterization",
+  "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+];
+
+const job = JSON.parse(process.argv[2]);
+const seen = { file: job.file, console: [], outside: [] };
+const context = await chromium.launchPersistentContext(job.profile, {
+  executablePath: process.env.AUTOLORA_BROWSER,
+  args: FLAGS,
+  ignoreDefaultArgs: ["--enable-unsafe-swiftshader"],
+  viewport: job.viewport,
+});
+try {
+  const page = context.pages()[0] ?? (await context.newPage());
+  page.setDefaultTimeout(2 * MINUTE);
+  page.on("pageerror", (error) => seen.console.push(String(error)));
+  await step("keep inside", () => keepInside(page));
+  await step("open the front end", () => openFrontEnd(page));
+  await step("open the workflow", () => openWorkflow(page));
+  await step("look at it", () => look(page));
+  await step("press Run and wait", () => run(page));
+  await step("see the results", () => results(page));
+  if (job.screenshot) await step("take a picture", () => takePicture(page));
+} finally {
+  await context.close();
+}
+process.stdout.write(JSON.stringify(seen) + "\n");
+
+// On standard error: which step took how long, so that a failed test says how far it came.
+async function step(name, act) {
+  const start = Date.now();
+  process.stderr.write(`${name} … `);
+  await act();
+  process.stderr.write(`${((Date.now() - start) / 1000).toFixed(1)} s\n`);
+}
+
+// Nothing may leave this machine: requests elsewhere are refused, and listed.
+async function keepInside(page) {
+  const home = new URL(job.url).host;
+  await page.route(
+    (url) => url.host !== home && /^(https?|wss?):$/.test(url.protocol),
+    (route) => {
+      seen.outside.push(route.request().url());
+      return route.abort();
+    },
+  );
+}
+
+async function openFrontEnd(page) {
+  await page.goto(job.url, { waitUntil: "domcontentloaded" });
+  await page.getByTestId("queue-button").waitFor();
+  await page.waitForFunction(() => globalThis.app?.graph?.nodes && !document.querySelector(".p-blockui-mask"));
+}
+
+// The dialog that a person gets for Ctrl+O. Dialogs on missing nodes or models come a moment after the graph.
+async function openWorkflow(page) {
+  const chooser = page.waitForEvent("filechooser");
+  await page.keyboard.press("Control+o");
+  await (await chooser).setFiles(job.file);
+  await page.waitForFunction((count) => globalThis.app.graph.nodes.length === count, job.nodes);
+  await page.waitForTimeout(2_000);
+}
+
+// What stands on the screen after loading: dialogs, unknown nodes, empty menus.
+async function look(page) {
+  seen.dialogs = await page.locator(".p-dialog").allInnerTexts();
+  seen.nodes = await page.evaluate(() =>
+    globalThis.app.graph.nodes.map((node) => ({
+      id: node.id,
+      type: node.type,
+      known: node.type in globalThis.LiteGraph.registered_node_types,
+      flawed: Boolean(node.has_errors),
+      widgets: Object.fromEntries((node.widgets ?? []).map((widget) => [widget.name, widget.value])),
+    })),
+  );
+  seen.saved = await page.evaluate(() => globalThis.app.graph.serialize());
+}
+
+async function run(page) {
+  await page.evaluate(() => {
+    globalThis.ended = new Promise((resolve) => {
+      for (const kind of ["execution_success", "execution_error", "execution_interrupted"])
+        globalThis.app.api.addEventListener(kind, (event) => resolve({ kind, detail: event.detail }));
+    });
+  });
+  await page.getByTestId("queue-button").click();
+  const limit = page.waitForTimeout(4 * MINUTE).then(() => ({ kind: "nothing", detail: "no end in four minutes" }));
+  seen.ended = await Promise.race([page.evaluate(() => globalThis.ended), limit]);
+}
+
+// The pictures and texts that the nodes show, once the browser has loaded them.
+async function results(page) {
+  const drawing = ["SaveImage", "PreviewImage"];
+  if (seen.ended.kind === "execution_success")
+    await page.waitForFunction(
+      (types) =>
+        globalThis.app.graph.nodes
+          .filter((node) => types.includes(node.type))
+          .every((node) => node.imgs?.length && node.imgs.every((img) => img.complete && img.naturalWidth)),
+      drawing,
+      { timeout: MINUTE },
+    );
+  seen.dialogsAfter = await page.locator(".p-dialog").allInnerTexts();
+  const shown = await page.evaluate(
+    (types) => ({
+      pictures: globalThis.app.graph.nodes
+        .filter((node) => types.includes(node.type))
+        .map((node) => (node.imgs ?? []).map((img) => [img.naturalWidth, img.naturalHeight])),
+      texts: globalThis.app.graph.nodes
+        .filter((node) => node.type === "PreviewAny")
+        .map((node) => (node.widgets ?? []).map((widget) => String(widget.value ?? "")).join("\n")),
+    }),
+    drawing,
+  );
+  Object.assign(seen, shown);
+}
+
+async function takePicture(page) {
+  await page.locator(".pi-times").first().click({ timeout: 5_000 }).catch(() => {}); // the banner, where there is one
+  await page.keyboard.press(".");
+  await page.waitForTimeout(2_000);
+  await page.screenshot({ path: job.screenshot });
+}

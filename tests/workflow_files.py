@@ -1,0 +1,73 @@
+"""The shipped workflows, read in both formats, and the few facts about a format that tests compare."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "workflows"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+NOTES = {"Note", "MarkdownNote"}  # known to the front end alone
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+
+
+def ui_file(name: str) -> dict[str, Any]:
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def api_file(name: str) -> dict[str, Any]:
+    return json.loads((FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def ui_nodes(workflow: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Node id → node, less the notes."""
+    return {str(node["id"]): node for node in workflow["nodes"] if node["type"] not in NOTES}
+
+
+def ui_wires(workflow: dict[str, Any]) -> dict[tuple[str, str], list]:
+    """(node id, input's name) → [source id, slot], as the API format writes a link."""
+    nodes = ui_nodes(workflow)
+    return {
+        (str(target), nodes[str(target)]["inputs"][slot]["name"]): [str(source), source_slot]
+        for _, source, source_slot, target, slot, _ in workflow["links"]
+    }
+
+
+def api_wires(graph: dict[str, Any]) -> dict[tuple[str, str], list]:
+    return {
+        (node, name): value
+        for node, body in graph.items()
+        for name, value in body["inputs"].items()
+        if isinstance(value, list)
+    }
+
+
+def schema(info: dict[str, Any]) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """Input's name → (type, options), required ones first, in the order the node declares them."""
+    inputs = {}
+    for part in ("required", "optional"):
+        for name, spec in info["input"].get(part, {}).items():
+            inputs[name] = (spec[0], spec[1] if len(spec) > 1 else {})
+    return inputs
+
+
+def menu(kind: Any, options: dict[str, Any]) -> list | None:
+    """What a menu offers, in either way servers write it; None for other inputs."""
+    if isinstance(kind, list):
+        return kind
+    return options.get("options") if kind == "COMBO" else None
+
+
+def is_widget(kind: Any, options: dict[str, Any]) -> bool:
+    return (isinstance(kind, list) or kind in WIDGETS) and not options.get("forceInput")
+
+
+def widget_values(info: dict[str, Any], saved: list) -> dict[str, Any]:
+    """A UI node's ``widgets_values`` by name. Raises ValueError when their number does not fit the node."""
+    names = []
+    for name, (kind, options) in schema(info).items():
+        if is_widget(kind, options):
+            names += [name, "control_after_generate"] if options.get("control_after_generate") else [name]
+    return dict(zip(names, saved, strict=True))
