@@ -60,7 +60,7 @@ def _outcome(lora: LoadedLora) -> LoraOutcome:
     outcome = LoraOutcome(request.name, request.model, request.clip, request.origin)
     outcome.total = sum(entry.half == "model" for entry in file.modules.values())
     outcome.outside_gate = few_step_reason(request.name, file.metadata)
-    outcome.notes = list(file.problems)
+    outcome.notes = [*([f"partial file: {file.partial}"] if file.partial else []), *file.problems]
     if file.kind == "all_zero":
         outcome.notes.append("every update in the file is zero: it changes nothing")
     return outcome

@@ -108,4 +108,6 @@ def test_report_says_everything_once():
 
 
 def test_long_lists_are_cut():
+    outcome = LoraOutcome("a", 1, 1, notes=[f"note {n}" for n in range(9)])
+    assert outcome.lines("sum")[-2:] == ["  note 3", "  and 5 more notes"]
     assert listed("abcdef") == "a, b, c, d and 2 more"

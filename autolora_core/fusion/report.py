@@ -39,7 +39,9 @@ class LoraOutcome:
             out.append(f"  as weight patches ({reason}): {listed(layers)}")
         if self.missing:
             out.append(f"  not in this model: {listed(self.missing)}")
-        return out + [f"  {note}" for note in self.notes]
+        hidden = len(self.notes) - SHOWN
+        out += [f"  {note}" for note in self.notes[:SHOWN]]
+        return [*out, f"  and {hidden} more notes"] if hidden > 0 else out
 
 
 def listed(names: Iterable[str]) -> str:
