@@ -126,6 +126,14 @@ class StreamBlock(nn.Module):
         return x + gate_mlp.unsqueeze(1) * self.mlp(normed)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention, (B, heads, L, 64) each. Written out: for short sequences on a CPU the backward pass of PyTorch's
+    fused attention took a quarter of a training step, as two plain products it takes a twentieth.
+    """
+    scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.mT
+    return torch.softmax(scores.float(), dim=-1).to(v.dtype) @ v
+
+
 class JointBlock(nn.Module):
     def __init__(self, hidden: int, pre_only: bool):
         super().__init__()
@@ -136,7 +144,7 @@ class JointBlock(nn.Module):
         ctx_qkv, ctx_mods = self.context_block.before(context, c)
         x_qkv, x_mods = self.x_block.before(x, c)
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(ctx_qkv, x_qkv, strict=True))
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        out = attend(q, k, v).transpose(1, 2).flatten(2)
         n = context.shape[1]
         x = self.x_block.after(x, out[:, n:], x_mods)
         if self.context_block.pre_only:

@@ -262,6 +262,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=120)
     parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--from-shipped", action="store_true", help="without a saved state, go on from shipped weights")
     parser.add_argument(
         "--export", action="store_true", help="only write models/emoji_mmdit.safetensors from the saved state"
     )
