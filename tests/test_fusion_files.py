@@ -144,13 +144,15 @@ def test_public_flux_gate_has_every_layer(tmp_path):
 
 def test_public_layers_are_those_of_comfyui_and_as_wide(comfy, tmp_path):
     import comfy.ops
-    from comfy.ldm.flux.model import Flux
+    from comfy.ldm.flux.model import Flux, FluxParams
 
     public_file(tmp_path / "m.safetensors", hidden=3072, double=1, single=1)
     gate = read_gate(tmp_path / "m.safetensors")
     sizes = {"in_channels": 16, "out_channels": 16, "vec_in_dim": 768, "context_in_dim": 4096, "hidden_size": 3072}
     sizes |= {"mlp_ratio": 4.0, "num_heads": 24, "depth": 1, "depth_single_blocks": 1, "axes_dim": [16, 56, 56]}
     sizes |= {"theta": 10_000, "patch_size": 2, "qkv_bias": True, "guidance_embed": True}
+    if "txt_ids_dims" in FluxParams.__dataclass_fields__:  # newer ComfyUI
+        sizes["txt_ids_dims"] = []
     network = Flux(device="meta", dtype=torch.float16, operations=comfy.ops.disable_weight_init, **sizes)
     blocks = {
         name: module.out_features
