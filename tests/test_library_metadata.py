@@ -31,7 +31,8 @@ def read(folder: Path, file: str, metadata: dict[str, str] | None = None):
         ("test-tube", "test tube"),
         ("3d_render", "3d render"),
         ("train_station", "train station"),
-        ("水彩", None),  # two characters are too few to be sure
+        ("水彩_v2", "水彩"),
+        ("xk", None),
         ("lora_000123", None),
         ("pytorch_lora_weights", None),
         ("last-000010", None),

@@ -319,3 +319,14 @@ def test_real_files(library, path, tmp_path):
     if entry.kind == "lora":
         features = library.module_features("sd15")[entry.hash]
         assert len(features.modules) > 90
+
+
+def test_a_library_made_anew_shows_nothing_of_the_old_one(roots, tmp_path):
+    with Library.open(tmp_path / "library") as first:
+        first.scan([roots])
+        old = first.generation, names(first)
+    shutil.rmtree(tmp_path / "library")
+    (roots / "fox.safetensors").unlink()
+    with Library.open(tmp_path / "library") as second:
+        second.scan([roots])
+        assert second.generation > old[0] and names(second) == [name for name in old[1] if name != "fox.safetensors"]

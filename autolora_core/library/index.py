@@ -11,6 +11,7 @@ Everything is incremental; LoRA folders are only read. :class:`Library` is a ``r
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +37,9 @@ from .vectors import VectorIndex, open_vectors
 from .walk import Scope
 
 INDEX_FORMAT = "autolora-index/1"
+# Entries by folder, generation and scope: nodes open a library at every run, and reading 30,000 rows takes a second.
+MAX_HELD = 4
+_entries: dict[tuple[str, int, str], list[Entry]] = {}
 
 
 class Library:
@@ -47,7 +51,6 @@ class Library:
 
     def __init__(self, store: Store, scope: Scope | None = None, wait: float = 30.0):
         self.store, self.scope, self.wait = store, scope, wait
-        self._entries: tuple[int, list[Entry]] | None = None
         self._texts: TextStore | None = None
 
     @classmethod
@@ -183,11 +186,14 @@ class Library:
 
         Left out unless asked for: files not there now, and files hidden by one of the same name in an earlier root.
         """
-        if self._entries is None or self._entries[0] != self.generation:
-            self._entries = (self.generation, self._read_entries())
+        key = (str(self.folder), self.generation, json.dumps(self.scope.to_json()) if self.scope else "")
+        if key not in _entries:
+            while len(_entries) >= MAX_HELD:
+                _entries.pop(next(iter(_entries)), None)
+            _entries[key] = self._read_entries()
         return [
             entry
-            for entry in self._entries[1]
+            for entry in _entries[key]
             if (family is None or entry.family == family)
             and (include_missing or not entry.missing)
             and (include_shadowed or not entry.shadowed)

@@ -51,7 +51,9 @@ def meaningful_name(stem: str) -> str | None:
     ``"last-000010"``, ``"a3f09bc2"`` → None. ``stem`` is the name without folder and extension.
     """
     words = words_of(stem)
-    return " ".join(words) if sum(len(word) for word in words if word not in _WEAK) >= 3 else None
+    # A Chinese or Japanese character says as much as two letters.
+    weight = sum(2 if char >= "\u2e80" else 1 for word in words if word not in _WEAK for char in word)
+    return " ".join(words) if weight >= 3 else None
 
 
 def compile_filter(pattern: str):

@@ -124,7 +124,9 @@ class Store:
                 if self.db.execute("PRAGMA user_version").fetchone()[0] == 0:
                     for statement in filter(str.strip, _SCHEMA.split(";")):
                         self.db.execute(statement)
-                    self.db.execute("INSERT INTO meta VALUES ('created', ?), ('generation', '0')", (now(),))
+                    # Counted from the time of creation: a library made anew never repeats an old one's numbers.
+                    first = str(int(time.time() * 1000))
+                    self.db.execute("INSERT INTO meta VALUES ('created', ?), ('generation', ?)", (now(), first))
                     self.db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         elif version > SCHEMA_VERSION:
             self.db.close()
