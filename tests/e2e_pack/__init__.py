@@ -1,0 +1,20 @@
+"""A pack of someone else, for the end-to-end tests: a LoRA stacker that takes any name, as text."""
+
+
+class StackFromText:
+    """Lines ``name|model strength|clip strength`` → LORA_STACK, without looking whether the files are there."""
+
+    RETURN_TYPES = ("LORA_STACK",)
+    FUNCTION = "stack"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"lines": ("STRING", {"multiline": True, "default": ""})}}
+
+    def stack(self, lines):
+        entries = (line.split("|") for line in lines.splitlines())
+        return ([(name, float(model), float(clip)) for name, model, clip in entries],)
+
+
+NODE_CLASS_MAPPINGS = {"StackFromText": StackFromText}
