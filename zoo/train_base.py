@@ -121,8 +121,8 @@ class Worker:
         shared.ema[self.mine].lerp_(shared.params[self.mine], 1 - decay)
 
     def run(self) -> None:
-        last = time.time()
-        while True:
+        last, parent = time.time(), os.getppid()
+        while os.getppid() == parent:  # a killed parent must not leave its processes behind
             step = int(self.shared.clock[1]) + 1
             loss = self.compute(step)
             self.shared.clock[4 + self.rank] += loss

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,10 +116,13 @@ def worker(rank: int, work: list[list[list[LoraSpec]]], compiled: bool) -> None:
     adapters = StackedAdapters(model, GROUP, RANK)
     fast = torch.compile(model, dynamic=False) if compiled else model
     bank = make_bank(plan(), pictures)
+    parent = os.getppid()
     for number, specs in enumerate(work[rank]):
         began = time.time()
 
         def progress(step: int, steps: int, loss: float, number: int = number, began: float = began) -> None:
+            if os.getppid() != parent:
+                raise SystemExit("the process that started this one is gone")
             if step % 50 == 0:
                 log.info(
                     "worker %d group %d/%d step %d/%d loss %.4f  %.0f s",
