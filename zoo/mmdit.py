@@ -127,8 +127,9 @@ class StreamBlock(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention, (B, heads, L, 64) each. Written out: for short sequences on a CPU the backward pass of PyTorch's
-    fused attention took a quarter of a training step, as two plain products it takes a twentieth.
+    """Softmax attention, (B, heads, L, 64) each, written out.
+
+    For short sequences on a CPU the backward pass of PyTorch's fused attention took a quarter of a training step.
     """
     scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.mT
     return torch.softmax(scores.float(), dim=-1).to(v.dtype) @ v
