@@ -52,6 +52,16 @@ def test_more_evidence_never_lowers_the_probability():
     assert (np.diff(p) >= 0).all() and ((p > 0) & (p < 1)).all()
 
 
+def test_a_coefficient_held_at_zero_is_no_prop_for_the_others():
+    """With a second column that would get a negative slope, the fit equals the fit without that column."""
+    rng = np.random.default_rng(4)
+    pos, neg = rng.normal([3, 0], 1, (60, 2)), rng.normal([1, 2], 1, (90, 2))
+    both = fit_logistic(pos, neg, Logistic(-0.5, np.array([1.0, 0.0])), cost=3.0)
+    alone = fit_logistic(pos[:, :1], neg[:, :1], Logistic(-0.5, np.array([1.0])), cost=3.0)
+    assert both.slope[1] == 0
+    np.testing.assert_allclose([both.bias, both.slope[0]], [alone.bias, alone.slope[0]], atol=1e-8)
+
+
 def test_separable_and_huge_scores_stay_finite():
     fitted = fit_logistic(np.full((200, 1), 1e3), np.full((200, 1), -1e3), PRIOR)
     assert np.isfinite(fitted.bias) and np.isfinite(fitted.slope).all()

@@ -259,10 +259,10 @@ def measured(weights):
 
 
 def test_weights_alone_find_unnamed_loras(measured):
-    """40 LoRAs without a word among 160; chance is 1 in 160. Measured: 0.93; the least we accept: 0.8."""
+    """40 LoRAs without a word among 160; chance is 1 in 160. Measured: 0.95; the least we accept: 0.8."""
     hits, scores, _ = measured
     assert hits.mean() >= 0.8
-    assert (hits & (scores >= 0.5)).mean() >= 0.55, "measured 0.70"
+    assert (hits & (scores >= 0.5)).mean() >= 0.6, "measured 0.78"
 
 
 def test_two_unnamed_loras_cover_a_subject_and_a_style(weights):
@@ -277,7 +277,7 @@ def test_two_unnamed_loras_cover_a_subject_and_a_style(weights):
 
 
 def test_none_fits_by_weights(measured):
-    """Prompts of absent topics. Measured AUROC 0.96 and 3 % false picks at 0.5; accepted: 0.9 and 10 %."""
+    """Prompts of absent topics. Measured AUROC 0.98 and 2 % false picks at 0.5; accepted: 0.9 and 10 %."""
     _, present, absent = measured
     assert auroc(present, absent) >= 0.9
     assert (absent >= 0.5).mean() <= 0.10

@@ -40,7 +40,6 @@ def fit_logistic(
     *,
     cost: float = 1.0,
     strength: float = 4.0,
-    steps: int = 50,
 ) -> Logistic:
     """MAP fit by Newton steps. ``positives`` (n, k), ``negatives`` (m, k).
 
@@ -49,26 +48,39 @@ def fit_logistic(
     a false no. ``strength`` is how many examples the prior is worth, per coefficient; slopes are kept at or above zero,
     since more evidence must never lower a probability.
     """
-    x = np.concatenate([positives, negatives]).astype(np.float64)
     if len(positives) == 0 or len(negatives) == 0:
         return prior
+    x = np.concatenate([positives, negatives]).astype(np.float64)
     x = np.concatenate([np.ones((len(x), 1)), x], axis=1)
     y = np.concatenate([np.ones(len(positives)), np.zeros(len(negatives))])
     each = min(len(positives), len(negatives))
     weight = np.where(y == 1, each / len(positives), cost * each / len(negatives))
     centre = np.concatenate([[prior.bias], prior.slope])
-    # The spread of a coefficient under the prior: as large as itself, and at least a half.
-    precision = strength / np.maximum(np.abs(centre), 0.5) ** 2 / 4
+    # The spread of a coefficient under the prior: as large as itself, and at least a half (the bias: two).
+    least = np.where(np.arange(len(centre)) == 0, 2.0, 0.5)
+    precision = strength / np.maximum(np.abs(centre), least) ** 2 / 4
+    free = np.ones(len(centre), bool)
+    while True:
+        w = np.zeros(len(centre))
+        w[free] = _newton(x[:, free], y, weight, centre[free], precision[free])
+        worst = 1 + int(w[1:].argmin())
+        if w[worst] >= 0:
+            return Logistic(float(w[0]), w[1:], (len(positives), len(negatives)))
+        free[worst] = False  # and fit the others again: they had been leaning on it
+
+
+def _newton(x, y, weight, centre: np.ndarray, precision: np.ndarray, steps: int = 100) -> np.ndarray:
+    """Minimise weighted log loss + ½ Σ precision (w − centre)²; steps are bounded, so far-off data cannot overshoot."""
     w = centre.copy()
     for _ in range(steps):
         p = sigmoid(x @ w)
         gradient = x.T @ (weight * (p - y)) + precision * (w - centre)
         hessian = (x * (weight * np.maximum(p * (1 - p), 1e-6))[:, None]).T @ x + np.diag(precision)
         step = np.linalg.solve(hessian, gradient)
-        w -= step / max(1.0, float(np.abs(step).max()) / 2)
+        w = w - step / max(1.0, float(np.abs(step).max()) / 2)
         if np.abs(step).max() < 1e-9:
             break
-    return Logistic(float(w[0]), np.maximum(w[1:], 0), (len(positives), len(negatives)))
+    return w
 
 
 @dataclass(frozen=True)
@@ -96,8 +108,6 @@ class Ruler:
 
 # "None fits", before any example: the top score's own log odds decide, a clear lead over the runner-up helps a little.
 NONE_FITS_PRIOR = Logistic(-0.5, np.array([1.0, 0.25, 0.0]))
-# A LoRA that does not fit spoils the picture; one that is missing leaves the base model's (Stylus, arXiv 2404.18928).
-FALSE_PICK_COST = 3.0
 
 
 @dataclass(frozen=True)
@@ -109,11 +119,12 @@ class NoneFits:
     model: Logistic
 
     @classmethod
-    def fit(cls, positives: np.ndarray, negatives: np.ndarray) -> NoneFits:
+    def fit(cls, positives: np.ndarray, negatives: np.ndarray, cost: float = 2.0) -> NoneFits:
         """``positives`` (n, 3): captioned LoRAs' own texts, the LoRA present; ``negatives`` (m, 3): the same prompts
-        without it and its near-duplicates, and generic prompts. Without examples the stated prior is used."""
+        without it and its near-duplicates, and generic prompts; ``cost``: see :func:`fit_logistic`. Without examples
+        the stated prior is used."""
         sides = np.reshape(positives, (-1, 3)), np.reshape(negatives, (-1, 3))
-        return cls(fit_logistic(*sides, NONE_FITS_PRIOR, cost=FALSE_PICK_COST))
+        return cls(fit_logistic(*sides, NONE_FITS_PRIOR, cost=cost))
 
     def probability(self, evidence: np.ndarray) -> np.ndarray:
         """(…, 3) → (…,) probability that it fits."""

@@ -18,6 +18,9 @@ from .score import MAX_LOGIT, WEIGHT_PRIOR, Scorer, among, combine
 
 MAX_OWN_PROMPTS = 200
 BLOCK = 32
+ENOUGH = 8
+# A LoRA that does not fit spoils the picture; one that is missing leaves the base model's (Stylus, arXiv 2404.18928).
+FALSE_PICK_COST, MAX_ODDS = 2.0, 20.0
 LOGIT_FLOOR = 0.5
 # A lead beyond these log odds says no more: the runner-up is out of the question anyway.
 MAX_LEAD = 3.0
@@ -67,8 +70,11 @@ def calibrate(scorer: Scorer, groups: np.ndarray, use_weights: bool, use_text: b
     claimed = np.nan_to_num(generic.words).max(axis=1) > CLAIMED
     negatives = [top_evidence(logit, groups, ruler)[0][~claimed]]
     own = _Parts.of(scorer, asked, texts, use_weights, use_text)
-    positives = []
+    positives, asks = [], 0
     for words in _variants(own.words, owners, scorer, use_weights):
+        if sum(map(len, positives)) >= ENOUGH:
+            break
+        asks += len(owners)
         logit = combine(own.weights, words, np.full_like(words, np.nan))
         if len(logit):
             found, best = top_evidence(logit, groups, ruler)
@@ -79,7 +85,16 @@ def calibrate(scorer: Scorer, groups: np.ndarray, use_weights: bool, use_text: b
             negatives += [found[~right], top_evidence(without[other], groups, ruler)[0]]
     good = np.concatenate(positives) if positives else np.zeros((0, 3))
     bad = np.concatenate(negatives)
-    return Calibration(NoneFits.fit(good, bad), ruler, (len(good), len(bad)))
+    return Calibration(NoneFits.fit(good, bad, _odds_against(len(good), asks)), ruler, (len(good), len(bad)))
+
+
+def _odds_against(right: int, asks: int) -> float:
+    """How much the negatives weigh: an encoder that is often wrong must be surer before it is believed.
+
+    Of ``asks`` prompts whose LoRA is there ``right`` are answered rightly; as many prompts are asked whose LoRA is not
+    there, and a wrong answer to those counts twice.
+    """
+    return min((asks - right + FALSE_PICK_COST * asks) / right, MAX_ODDS) if right else MAX_ODDS
 
 
 def top_evidence(logit: np.ndarray, groups: np.ndarray, ruler: Ruler) -> tuple[np.ndarray, np.ndarray]:
@@ -129,10 +144,14 @@ def _calibrate_weights(scorer: Scorer, asked: np.ndarray, owners: np.ndarray, sa
 
 
 def _variants(words: np.ndarray, owners: np.ndarray, scorer: Scorer, use_weights: bool) -> list[np.ndarray]:
-    """The words part as it is, and, where there are weights to go on, with each LoRA's own words hidden."""
+    """The words part with each LoRA's own words hidden where there are weights to go on, and as it is.
+
+    The first is the hard case, and decides alone when there are enough of it: that a LoRA's own title finds it is no
+    news, and hundreds of such examples would make the odds of the others look better than they are.
+    """
     if not use_weights or not scorer.has_vector[owners].any():
         return [words]
     hidden = words.copy()
     mine = np.arange(len(owners)), owners
     hidden[mine] = np.where(scorer.has_vector[owners], np.nan, hidden[mine])
-    return [words, hidden]
+    return [hidden, words]
