@@ -133,14 +133,14 @@ def test_augmented_pictures_stay_recognisable_and_say_when_the_style_is_a_lie() 
     x = torch.full((256, 3, 64, 64), 255.0)
     x[:, 0, 16:48, 16:48] = 20  # a cyan square on white
     out, honest = judge_data.augment(x, torch.ones(256, dtype=torch.bool), torch.Generator().manual_seed(0))
-    assert out.shape == x.shape and out.abs().max() < 4
-    assert 0.75 < honest.mean() < 0.92
+    assert out.shape == x.shape and out.abs().max() < 4.5
+    assert 0.55 < honest.mean() < 0.75
     middle, corner = out[:, :, 28:36, 28:36].mean((2, 3)), out[:, :, :3, :3].mean((2, 3))
     kept = honest.bool()
-    assert (middle[kept, 1] - middle[kept, 0]).min() > 1.5  # still cyan
-    assert corner[kept].min() > 1.0  # still white
-    grey_or_inverted = (middle[~kept, 1] - middle[~kept, 0]) < 0.6
-    assert grey_or_inverted.all()
+    assert (middle[kept, 1] - middle[kept, 0]).min() > 3  # still cyan: 235 / 255 * 4 = 3.7
+    assert corner[kept].min() > 1.5  # still white
+    robbed = ((middle[:, 1] - middle[:, 0]) < 1.5).float()  # grey or inverted
+    assert robbed[kept].sum() == 0 and 0.25 < robbed[~kept].mean() < 0.6
 
 
 @pytest.fixture
@@ -258,3 +258,24 @@ def test_the_shipped_judge_names_held_out_pictures_as_its_file_claims(path: Path
     assert right > judge.measured["top1"]["value"] - 0.08  # about 200 pictures: two standard errors are 0.05
     assert styled > judge.measured["style"]["value"] - 0.04
     assert asdict(evaluate.share(np.ones(2), ["a", "b"]))["value"] == 1.0
+
+
+def test_a_sample_depends_on_its_prompt_and_seed_not_on_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def encode(texts: list[str], minilm: None) -> tuple[torch.Tensor, torch.Tensor]:
+        sizes = torch.tensor([float(len(t)) for t in texts])
+        return sizes[:, None, None] * torch.ones(1, 24, 384), sizes[:, None] * torch.ones(1, 384)
+
+    def velocity(x: torch.Tensor, t: torch.Tensor, context: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+        return x - 0.1 * pooled[:, :1, None, None]
+
+    monkeypatch.setattr(evaluate, "encode", encode)
+    monkeypatch.setattr(evaluate, "tower", lambda: None)
+    monkeypatch.setattr(evaluate, "decode_latents", lambda z, model, batch: z.numpy())
+    prompts, drawn = ["a", "bb", "ccc", "dddd", "eeeee"], []
+    for batch in (2, 5):
+        monkeypatch.setattr(evaluate, "BATCH", batch)
+        drawn.append(evaluate.draw_pictures(velocity, prompts, 40, None))
+    np.testing.assert_allclose(drawn[0], drawn[1], atol=1e-5)
+    alone = evaluate.draw_pictures(velocity, ["ccc"], 42, None)
+    np.testing.assert_allclose(alone[0], drawn[1][2], atol=1e-5)
+    assert np.abs(evaluate.draw_pictures(velocity, ["ccc"], 43, None)[0] - alone[0]).max() > 0.1

@@ -32,8 +32,8 @@ from zoo.optimiser import orthogonal
 log = logging.getLogger("zoo.judge")
 BATCH, NAMES = 96, 544  # names per step: those of the batch and random others
 MUON_LR, ADAM_LR, WARMUP, EMA = 4e-3, 2e-3, 0.03, 0.998
-SMOOTHING, STYLE_WEIGHT = 0.1, 0.35
-SHARES = (0.62, 0.23, 0.15)  # real pictures, transforms, decoded pictures
+SMOOTHING, STYLE_WEIGHT = 0.1, 0.6
+SHARES = (0.67, 0.20, 0.13)  # real pictures, transforms, decoded pictures
 SAVE_EVERY, LOG_EVERY = 60.0, 50
 _SIDED = re.compile("left|right|clock|waxing|waning|quarter|chart|button|arrow|moon|facing|backhand|number")
 
