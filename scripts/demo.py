@@ -10,8 +10,14 @@ import sys
 import time
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-NOTHING_FITS = "a cosy cabin on a snowy mountain at dusk"
-PROMPTS = ("an otter in pixel art style", "a lighthouse in blueprint style", "a neon outline axolotl", NOTHING_FITS)
+NOTHING_FITS = "a fox"  # the base model knows it, and no LoRA is for it
+PROMPTS = (
+    "a sunflower in blueprint style",
+    "a castle in stained glass mosaic style",
+    "a volcano in paper cut style",
+    "a cupcake in watercolour style",
+    NOTHING_FITS,
+)
 
 
 def parse(arguments):

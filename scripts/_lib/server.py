@@ -21,7 +21,7 @@ from .paths import REPO, cache_dir
 from .process import Child, tail
 
 _HOST = "127.0.0.1"
-_START_TIMEOUT = 240.0  # seconds; importing torch from a cold disk takes most of it
+_START_TIMEOUT = 600.0  # seconds; a busy machine takes minutes, and a server that ended is noticed at once
 _PORT_TRIES = 3
 _PORT_TAKEN = ("address already in use", "errno 98", "errno 48", "errno 10048", "winerror 10048")
 PACK_NAME = "autolora"

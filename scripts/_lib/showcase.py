@@ -17,6 +17,7 @@ from .png import same_picture
 from .progress import Progress, RunProgress
 from .server import ComfyServer
 
+_RUN_TIMEOUT = 3600.0  # seconds for one graph; two dozen pictures on a machine that is busy with something else
 _MISSING = (
     "Missing: {what}. It is part of this repository: get a complete copy, or make the demo's models yourself with "
     "`python -m zoo build` (hours)."
@@ -97,7 +98,7 @@ def check_nodes(server: ComfyServer, workflow: Graph) -> None:
 def _follow(server: ComfyServer, graph: Graph, label: str) -> RunResult:
     progress = Progress(label)
     try:
-        result = server.run(graph, RunProgress(progress, graphs.titles(graph)))
+        result = server.run(graph, RunProgress(progress, graphs.titles(graph)), timeout=_RUN_TIMEOUT)
     except BaseException as error:
         progress.done("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
         raise
