@@ -91,7 +91,7 @@ def loss_rows() -> Rows:
         return []
     groups = [table[:1], *np.array_split(table[1:], min(LOSS_ROWS, max(1, len(table) - 1)))]
     ends = [(g[-1, 0], g[-1, 1], g[:, 2].mean()) for g in groups if len(g)]
-    return [{"kind": "base loss", "step": int(a), "seconds": round(b), "loss": round(c, 5)} for a, b, c in ends]
+    return [{"kind": "base loss", "step": int(a), "seconds": round(b), "loss": round(float(c), 5)} for a, b, c in ends]
 
 
 def training_part(source: dict[str, str]) -> tuple[Figures, Rows]:

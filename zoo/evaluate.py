@@ -78,14 +78,18 @@ def subject_shares(verdict: Verdict, truth: Sequence[str]) -> dict[str, Share]:
 
 
 def judge_on_real(judge: Judge | None = None, pictures: Pictures | None = None) -> dict[str, Any]:
-    """The judge on real pictures it never saw: subject and style shares, and per style {style: top-1, style, n}."""
+    """The judge on real pictures it never saw: subject and style shares, and per style {subject_acc, style_acc, n}."""
     pictures = pictures or Pictures.load()
     rows = [r for r in pictures.rows if Splits.judge_test(r["subject"], r["style"])]
     verdict = judge_pictures(pictures.images[[r["row"] for r in rows]], judge)
     subjects, styles = [r["subject"] for r in rows], np.array([r["style"] for r in rows])
     first, right = verdict.subject_rank(subjects) < 1, verdict.style_rank(list(styles)) < 1
     per_style = {
-        s: {"subject": float(first[at].mean()), "style": float(right[at].mean()), "n": int(at.sum())}
+        s: {
+            "subject_acc": round(float(first[at].mean()), 4),
+            "style_acc": round(float(right[at].mean()), 4),
+            "n": int(at.sum()),
+        }
         for s in np.unique(styles).tolist()
         if (at := styles == s).any()
     }
@@ -124,7 +128,11 @@ def load_base(from_cache: bool = False) -> tuple[MMDiT, dict[str, str]]:
 
     saved = load_file(str(state))
     clock = saved["clock"].tolist()
-    return ema_model(saved["ema"]), {"source": "training state", "steps": str(int(clock[1])), "seconds": str(clock[0])}
+    return ema_model(saved["ema"]), {
+        "source": "training state",
+        "steps": str(int(clock[1])),
+        "seconds": str(int(clock[0])),
+    }
 
 
 def draw_pictures(
