@@ -279,3 +279,15 @@ def test_a_sample_depends_on_its_prompt_and_seed_not_on_its_batch(monkeypatch: p
     alone = evaluate.draw_pictures(velocity, ["ccc"], 42, None)
     np.testing.assert_allclose(alone[0], drawn[1][2], atol=1e-5)
     assert np.abs(evaluate.draw_pictures(velocity, ["ccc"], 43, None)[0] - alone[0]).max() > 0.1
+
+
+def test_a_wall_time_ends_a_run_with_its_learning_rate_at_the_bottom(tiny_training: list[judge_data.Pool]) -> None:
+    trainer = judge_train.Trainer(10.0, wall_minutes=5.0)
+    trainer.begun = trainer.spent = 120.0  # a fifth of the CPU time was spent by an earlier run
+    assert trainer.progress() == pytest.approx(0.2, abs=0.01)
+    trainer.started -= 150  # half of the wall time has gone
+    assert trainer.progress() == pytest.approx(0.6, abs=0.01)
+    trainer.spent = 540.0
+    assert trainer.progress() == pytest.approx(0.9, abs=0.01)
+    trainer.started -= 200
+    assert trainer.progress() == 1.0 and judge_train.schedule(1.0) == pytest.approx(0.01)

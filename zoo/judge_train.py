@@ -1,8 +1,9 @@
 """Training of the judge on one CPU core: contrastive, picture against names, time-boxed, resumable.
 
-    python -m zoo.judge_train --minutes 8
+    python -m zoo.judge_train --minutes 8 [--wall-minutes 30]
 
-The time is CPU time of the process over all runs, so that other work on the machine does not shorten the training.
+The time is CPU time of the process over all runs, so that other work on the machine does not shorten the training;
+with `--wall-minutes` this run also ends by then, its learning rate falling to zero in time.
 Pictures held out for the judge (`Splits.judge_test`), their byte-identical twins under other names, and everything
 made from them are never trained on; nor is any generated picture. Part of the pool is passed through the autoencoder,
 so that decoded pictures do not look foreign.
@@ -86,7 +87,8 @@ def schedule(progress: float) -> float:
 class Trainer:
     """One judge in training."""
 
-    def __init__(self, minutes: float) -> None:
+    def __init__(self, minutes: float, wall_minutes: float = math.inf) -> None:
+        self.wall_seconds, self.started = wall_minutes * 60, time.time()
         self.seconds, (self.subjects, self.styles) = minutes * 60, known_names()
         names = [subject_text(s) for s in self.subjects] + [style_text(s) for s in self.styles]
         self.config = JudgeConfig(context=9, vocabulary=words_of(names))
@@ -100,6 +102,7 @@ class Trainer:
         self.folder = zoo_dir("judge")
         if (self.folder / "state.json").exists():
             self._resume()
+        self.begun = self.spent
 
     def _resume(self) -> None:
         saved, meta = load_file(str(self.folder / "state.safetensors")), read_json(self.folder / "state.json")
@@ -109,6 +112,12 @@ class Trainer:
         self.optimiser.restore(saved)
         self.steps, self.spent, self.history = meta["steps"], meta["spent"], meta["history"]
         log.info("resumed at step %d after %.0f s", self.steps, self.spent)
+
+    def progress(self) -> float:
+        """0..1: of the CPU time, or of what was left of it when this run began against its wall time."""
+        begun = self.begun / self.seconds
+        wall = (time.time() - self.started) / self.wall_seconds
+        return min(1.0, max(self.spent / self.seconds, begun + (1 - begun) * wall))
 
     def save(self) -> None:
         """Everything needed to go on."""
@@ -153,7 +162,7 @@ class Trainer:
         total, *parts = self.loss(pools, np.random.default_rng((11, self.steps)))
         total.backward()
         self.steps += 1
-        self.optimiser.step(schedule(self.spent / self.seconds))
+        self.optimiser.step(schedule(self.progress()))
         decay = min(EMA, (1 + self.steps) / (10 + self.steps))
         with torch.no_grad():
             state = self.model.state_dict()
@@ -167,9 +176,9 @@ class Trainer:
         return Judge(model, self.config, self.subjects, self.styles)
 
     def run(self, pools: list[Pool]) -> Judge:
-        """Train until the CPU time is spent."""
+        """Train until the CPU time, or the wall time of this run, is spent."""
         last, saved, meter = time.process_time(), time.time(), torch.zeros(2)
-        while self.spent < self.seconds:
+        while self.progress() < 1:
             meter += self.step(pools)
             now = time.process_time()
             self.spent, last = self.spent + now - last, now
@@ -185,12 +194,12 @@ class Trainer:
         return self.judge()
 
 
-def train(minutes: float) -> Judge:
+def train(minutes: float, wall_minutes: float = math.inf) -> Judge:
     """Train (or go on), measure on the held-out pictures, write `models/emoji_judge.safetensors`."""
     from zoo.evaluate import judge_on_real
 
     torch.set_num_threads(1)
-    trainer = Trainer(minutes)
+    trainer = Trainer(minutes, wall_minutes)
     judge = trainer.run(Pools().load()) if trainer.spent < minutes * 60 else trainer.judge()
     judge.measured = {k: asdict(v) for k, v in judge_on_real(judge).items() if k != "per_style"}
     extra = {"training_steps": str(trainer.steps), "training_cpu_seconds": str(int(trainer.spent))}
@@ -204,7 +213,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--minutes", type=float, default=8.0, help="CPU minutes over all runs")
-    train(parser.parse_args().minutes)
+    parser.add_argument("--wall-minutes", type=float, default=math.inf, help="end this run by then, annealed in time")
+    args = parser.parse_args()
+    train(args.minutes, args.wall_minutes)
 
 
 if __name__ == "__main__":
