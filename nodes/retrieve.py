@@ -84,18 +84,18 @@ def _line(pick: Pick) -> str:
     parts = (("weights", pick.parts.weights), ("text", pick.parts.text), ("words", pick.parts.lexical))
     shares = ", ".join(f"{name} {_percent(part)}" for name, part in parts)
     role = f"{pick.role}, " if pick.role else ""
-    return f"  {_shown(pick.name)}: {role}{pick.score:.0%} ({shares}). {pick.reason}"
+    return f"- {_shown(pick.name)}: {role}{pick.score:.0%} ({shares}). {pick.reason}"
 
 
 def selection_report(selection: Selection, why_family: str, added: Sequence[str]) -> str:
-    """Every decision with its reason, as text."""
-    lines = [f"Prompt: {selection.prompt}", why_family, ""]
+    """Every decision with its reason. Lists and blank lines stay apart in Preview as Text, which may show Markdown."""
+    lines = [f"Prompt: {selection.prompt}", "", why_family]
     if selection.picks:
-        lines += ["Picked:", *(f"{_line(pick)} Strength {pick.strength:g}." for pick in selection.picks)]
+        lines += ["", "Picked:", *(f"{_line(pick)} Strength {pick.strength:g}." for pick in selection.picks)]
     if selection.none_reason:
-        lines.append(selection.none_reason)
+        lines += ["", selection.none_reason]
     if added:
-        lines.append(f"Trigger words added to the prompt: {', '.join(added)}")
+        lines += ["", f"Trigger words added to the prompt: {', '.join(added)}"]
     near = [miss for miss in selection.misses if miss.score >= WORTH_A_LINE]
     if near:
         lines += ["", "Nearest of those left out:", *(_line(miss) for miss in near)]

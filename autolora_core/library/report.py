@@ -81,7 +81,7 @@ def _families(summary: Summary) -> list[str]:
         worded = sum(bool(entry.text.title or entry.text.tags or entry.text.triggers) for entry in mine)
         partial = sum(entry.partial is not None for entry in mine)
         extra = f", {partial} partial" if partial else ""
-        lines.append(f"  {family}: {count} ({worded} with words that describe them{extra})")
+        lines.append(f"- {family}: {count} ({worded} with words that describe them{extra})")
     return lines
 
 
@@ -93,18 +93,18 @@ def _problems(summary: Summary) -> list[str]:
     lines = []
     for entry in summary.entries:
         if entry.kind in KIND_NAMES and not entry.problems:
-            lines.append(f"  {_shown(entry.name)}: {KIND_NAMES[entry.kind]}")
-        lines += [f"  {_shown(entry.name)}: {problem}" for problem in entry.problems]
+            lines.append(f"- {_shown(entry.name)}: {KIND_NAMES[entry.kind]}")
+        lines += [f"- {_shown(entry.name)}: {problem}" for problem in entry.problems]
     names = {entry.name for entry in summary.entries}
-    lines += [f"  {_shown(name)}: {problem}" for name, problem in summary.scan.problems if name not in names]
+    lines += [f"- {_shown(name)}: {problem}" for name, problem in summary.scan.problems if name not in names]
     return _bounded(f"{_count(len(lines), 'note')} on files:", lines) if lines else []
 
 
 def _duplicates(summary: Summary) -> list[str]:
     names = {entry.hash: entry.name for entry in reversed(summary.entries)}
-    lines = [f"  {' = '.join(_shown(entry.name) for entry in group)}: identical files" for group in summary.copies]
+    lines = [f"- {' = '.join(_shown(entry.name) for entry in group)}: identical files" for group in summary.copies]
     for pairs in summary.near.values():
-        lines += [f"  {_name(names, p.hash_a)} ~ {_name(names, p.hash_b)}: {describe(p)}" for p in pairs]
+        lines += [f"- {_name(names, p.hash_a)} ~ {_name(names, p.hash_b)}: {describe(p)}" for p in pairs]
     return _bounded(f"{_count(len(lines), 'duplicate')}:", lines) if lines else []
 
 
@@ -117,7 +117,7 @@ def _name(names: dict[str, str], digest: str) -> str:
 
 
 def _bounded(title: str, lines: list[str]) -> list[str]:
-    more = [f"  … and {len(lines) - MAX_LINES} more"] if len(lines) > MAX_LINES else []
+    more = [f"- … and {len(lines) - MAX_LINES} more"] if len(lines) > MAX_LINES else []
     return [title, *lines[:MAX_LINES], *more]
 
 
