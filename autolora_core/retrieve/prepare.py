@@ -79,7 +79,9 @@ def _prepare_cold(view, family, store: CachedTower, encoder: WeightEncoder | Non
     weights = reading is not None and bool(scorer.has_vector.any())
     calibration = calibrate(scorer, groups, weights, use_text)
     silent = int((~((scorer.has_vector & weights) | (scorer.has_text & use_text))).sum())
-    if silent:
+    if not (use_weights or use_text):
+        notes.append("Weights and text are both switched off: only pinned LoRAs are chosen.")
+    elif silent:
         notes.append(f"{silent} LoRAs have neither words nor usable weights and could not be considered.")
     return Prepared(scorer, groups, calibration, weights, use_text, reading.id if reading else None, tuple(notes))
 
