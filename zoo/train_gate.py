@@ -187,7 +187,8 @@ def train(steps: int) -> Path:
 
 def save(gate: GatedLayers, steps: int, loras: int) -> Path:
     digest = hashlib.sha256(base_path().read_bytes()).hexdigest()
-    recipe = f"flow loss on true composites of {loras} LoRAs, {steps} steps of {BATCH}, K 1 to 3, from the identity; used from K 2 on"
+    recipe = f"flow loss on true composites of {loras} LoRAs, {steps} steps of {BATCH}, K 1 to 3, from the identity"
+    recipe += "; used from K 2 on"  # one LoRA alone stays exactly what the stock loader makes of it
     path = REPO / "models" / "emoji_gate.safetensors"
     write_gate(path, gate.named(), family="emoji", k_range=(2, SLOTS), recipe=recipe, base_sha256=digest)
     return path
