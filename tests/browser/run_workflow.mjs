@@ -119,7 +119,8 @@ async function results(page) {
 }
 
 async function takePicture(page) {
-  await page.locator(".pi-times").first().click({ timeout: 5_000 }).catch(() => {}); // the banner, where there is one
+  const banner = page.locator("div", { has: page.getByRole("button", { name: "Try it out" }) }).last();
+  await banner.getByRole("button").last().click({ timeout: 5_000 }).catch(() => {}); // its cross, where there is a banner
   await page.keyboard.press(".");
   await page.waitForTimeout(2_000);
   await page.screenshot({ path: job.screenshot });
