@@ -91,36 +91,34 @@ async function run(page) {
   seen.ended = await Promise.race([page.evaluate(() => globalThis.ended), limit]);
 }
 
-// The pictures and texts that the nodes show, once the browser has loaded them.
+// The pictures and texts that the nodes show, once the browser has loaded them. Pictures are drawn on the canvas, or in
+// the newer look of the front end ("Nodes 2.0") are elements of the page.
 async function results(page) {
-  const drawing = ["SaveImage", "PreviewImage"];
+  await page.evaluate(() => {
+    globalThis.shown = () =>
+      globalThis.app.graph.nodes
+        .filter((node) => ["SaveImage", "PreviewImage"].includes(node.type))
+        .map((node) => {
+          const images = node.imgs ?? document.querySelectorAll(`[data-node-id="${node.id}"] img`);
+          return Array.from(images, (img) => [img.naturalWidth, img.naturalHeight]);
+        });
+  });
   if (seen.ended.kind === "execution_success")
     await page.waitForFunction(
-      (types) =>
-        globalThis.app.graph.nodes
-          .filter((node) => types.includes(node.type))
-          .every((node) => node.imgs?.length && node.imgs.every((img) => img.complete && img.naturalWidth)),
-      drawing,
-      { timeout: MINUTE },
+      () => globalThis.shown().every((images) => images.length && images.every(([width]) => width)),
+      null,
+      { timeout: MINUTE, polling: 200 },
     );
   seen.dialogsAfter = await page.locator(".p-dialog").allInnerTexts();
-  const shown = await page.evaluate(
-    (types) => ({
-      pictures: globalThis.app.graph.nodes
-        .filter((node) => types.includes(node.type))
-        .map((node) => (node.imgs ?? []).map((img) => [img.naturalWidth, img.naturalHeight])),
-      texts: globalThis.app.graph.nodes
-        .filter((node) => node.type === "PreviewAny")
-        .map((node) => (node.widgets ?? []).map((widget) => String(widget.value ?? "")).join("\n")),
-    }),
-    drawing,
+  seen.pictures = await page.evaluate(() => globalThis.shown());
+  seen.texts = await page.evaluate(() =>
+    globalThis.app.graph.nodes
+      .filter((node) => node.type === "PreviewAny")
+      .map((node) => (node.widgets ?? []).map((widget) => String(widget.value ?? "")).join("\n")),
   );
-  Object.assign(seen, shown);
 }
 
 async function takePicture(page) {
-  const banner = page.locator("div", { has: page.getByRole("button", { name: "Try it out" }) }).last();
-  await banner.getByRole("button").last().click({ timeout: 5_000 }).catch(() => {}); // its cross, where there is a banner
   await page.keyboard.press(".");
   await page.waitForTimeout(2_000);
   await page.screenshot({ path: job.screenshot });
