@@ -57,11 +57,19 @@ async function openFrontEnd(page) {
 
 // The dialog that a person gets for Ctrl+O. Dialogs on missing nodes or models come a moment after the graph.
 async function openWorkflow(page) {
-  const chooser = page.waitForEvent("filechooser");
-  await page.keyboard.press("Control+o");
-  await (await chooser).setFiles(job.file);
+  await (await askForFile(page)).setFiles(job.file);
   await page.waitForFunction((count) => globalThis.app.graph.nodes.length === count, job.nodes);
   await page.waitForTimeout(2_000);
+}
+
+// The front end takes key bindings up some time after it shows; a person presses again when nothing happens.
+async function askForFile(page, tries = 5) {
+  const chooser = page.waitForEvent("filechooser", { timeout: tries > 1 ? 8_000 : MINUTE });
+  await page.keyboard.press("Control+o");
+  return chooser.catch((error) => {
+    if (tries === 1) throw error;
+    return askForFile(page, tries - 1);
+  });
 }
 
 // What stands on the screen after loading: dialogs, unknown nodes, empty menus.
@@ -103,9 +111,19 @@ async function results(page) {
           return Array.from(images, (img) => [img.naturalWidth, img.naturalHeight]);
         });
   });
+  // The classic look loads a picture when its node is drawn, so every node must be in view.
+  await page.evaluate(() => {
+    const { graph, canvas } = globalThis.app;
+    const [left, top] = [0, 1].map((axis) => Math.min(...graph.nodes.map((node) => node.pos[axis])) - 60);
+    const [right, bottom] = [0, 1].map((axis) => Math.max(...graph.nodes.map((node) => node.pos[axis] + node.size[axis])));
+    canvas.ds.scale = Math.min(innerWidth / (right - left + 120), innerHeight / (bottom - top + 120));
+    canvas.ds.offset[0] = 60 / canvas.ds.scale - left;
+    canvas.ds.offset[1] = 60 / canvas.ds.scale - top;
+    canvas.setDirty(true, true);
+  });
   if (seen.ended.kind === "execution_success")
     await page.waitForFunction(
-      () => globalThis.shown().every((images) => images.length && images.every(([width]) => width)),
+      () => globalThis.app.canvas.setDirty(true, true) || globalThis.shown().every((images) => images.length && images.every(([width]) => width)),
       null,
       { timeout: MINUTE, polling: 200 },
     );
