@@ -24,6 +24,7 @@ from .encoder import RidgeEncoder
 from .features import Features, FeatureSchema, module_features, size_for
 from .ridge import KernelRidge
 from .text_cache import CachedTower
+from .threads import one_thread
 from .towers import TextTower, default_tower
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ def read_known(folder: Path, captions: Path) -> list[Known]:
     return sorted(found, key=lambda known: known.path.name)
 
 
+@one_thread()
 def fit_files(known: Sequence[Known], tower: TextTower) -> tuple[RidgeEncoder, Report]:
     """Read every file, fit, and measure. All files must be of one base family."""
     files = [LoraFile.open(each.path) for each in known]

@@ -21,6 +21,7 @@ import numpy as np
 from ..encode.encoder import RidgeEncoder
 from ..encode.features import ModuleFeatures, size_for
 from ..encode.text_cache import CachedTower
+from ..encode.threads import one_thread
 from ..encode.towers import TextTower
 from ..errors import AutoLoRAError, LibraryError
 from ..lora.file import LoraFile
@@ -119,6 +120,7 @@ class Library:
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
+    @one_thread()
     def scan(
         self,
         roots: Mapping[str, str | os.PathLike] | Sequence[str | os.PathLike] | Scope,
@@ -162,6 +164,7 @@ class Library:
             )
             return scanner.run()
 
+    @one_thread()
     def fit(
         self,
         tower: TextTower,
@@ -241,6 +244,7 @@ class Library:
         known = self._known_pairs()
         return sorted(key for key, pair in known.items() if duplicates.is_near(pair) and mine.issuperset(key))
 
+    @one_thread()
     def compare_duplicates(
         self, family: str, tick: Callable[[int, int], None] = lambda done, total: None
     ) -> list[Pair]:

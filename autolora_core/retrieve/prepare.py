@@ -13,6 +13,7 @@ import numpy as np
 from ..encode.encoder import WeightEncoder
 from ..encode.generic import GENERIC_PROMPTS
 from ..encode.text_cache import CachedTower
+from ..encode.threads import one_thread
 from ..encode.towers import TextTower
 from .score import Scorer, phrases_of
 from .tune import Calibration, calibrate, near_groups
@@ -86,6 +87,7 @@ def _prepare_cold(view, family, store: CachedTower, encoder: WeightEncoder | Non
     return Prepared(scorer, groups, calibration, weights, use_text, reading.id if reading else None, tuple(notes))
 
 
+@one_thread()
 def warm(view: LibraryView, family: str, tower: TextTower, progress: Progress | None = None) -> None:
     """Encode every text the retriever will need into the library's text store, in blocks.
 

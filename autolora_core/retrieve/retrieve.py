@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ..encode.threads import one_thread
 from ..encode.towers import TextTower, default_tower
 from ..errors import SelectionError
 from . import explain
@@ -18,6 +19,7 @@ from .view import EntryLike, LibraryView
 from .wishes import read_wishes
 
 
+@one_thread()
 def retrieve(
     library: LibraryView,
     prompt: str,
