@@ -83,7 +83,7 @@ def _exists(*paths: Path) -> Callable[[], bool]:
 
 def steps() -> list[Step]:
     """In order; each needs the ones before it."""
-    zoo, models = zoo_dir(), REPO / "models"
+    zoo = zoo_dir()
     return [
         Step(
             "pictures",
@@ -94,14 +94,14 @@ def steps() -> list[Step]:
         Step("autoencoder", "TAESD layout, 8x, 16 channels", _exists(zoo / "autoencoder.safetensors"), _autoencoder),
         Step("latents", "every picture through the encoder", _exists(zoo / "latents.npy"), _latents),
         Step("base", "MMDiT, flow matching", lambda: False, _base),
-        Step("judge", "open_clip, on real pictures only", _exists(models / "emoji_judge.safetensors"), _judge),
+        Step("judge", "open_clip, on real pictures only", lambda: False, _judge),
         Step("loras", "subjects and styles the base does not know", lambda: False, _loras),
         Step("gate", "gate vectors on true composites", lambda: False, _gate),
     ]
 
 
 def build(args: argparse.Namespace) -> None:
-    """Run the steps up to ``args.until``. Base, LoRAs and gate know themselves how much is done."""
+    """Run the steps up to ``args.until``. Base, judge, LoRAs and gate know themselves how much is done."""
     for step in steps():
         if step.done():
             log.info("%-12s there", step.name)
@@ -128,7 +128,7 @@ def main() -> None:
     command.add_argument("--autoencoder-minutes", type=float, default=15)
     command.add_argument("--base-minutes", type=float, default=120)
     command.add_argument("--judge-minutes", type=float, default=25)
-    command.add_argument("--gate-steps", type=int, default=300)
+    command.add_argument("--gate-steps", type=int, default=600)
     command.add_argument("--until", choices=[s.name for s in steps()])
     command.set_defaults(run=build)
     commands.add_parser("status", help="say what is there").set_defaults(run=status)
