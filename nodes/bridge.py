@@ -13,6 +13,7 @@ from ..autolora_core.fusion.plan import FusionPlan, build_plan
 from ..autolora_core.fusion.report import LoraOutcome, fusion_report
 from ..autolora_core.fusion.requests import Request, merge_same_files
 from ..autolora_core.lora.families import Family
+from ..autolora_core.wording import counted
 from . import bridge_loras
 from .bridge_gates import GateChoice, choose_gate
 from .bridge_inject import attach
@@ -36,7 +37,7 @@ def apply_loras(model: Any, clip: Any, requests: Iterable[Request], mode: str = 
     file, ``NothingMatchesError`` and ``FamilyError`` for a LoRA of another base, ``GateError`` for a wrong gate.
     """
     merged = merge_same_files((bridge_loras.resolve(request), request) for request in requests)
-    absent = [request.name for _, request in merged if request.absent]
+    absent = [request for _, request in merged if request.absent]
     loras = [_load(path, request) for path, request in merged if not request.absent]
     family = model_family(model)
     outcomes = [_outcome(lora) for lora in loras]
@@ -58,9 +59,10 @@ def _load(path: str, request: Request) -> LoadedLora:
 def _outcome(lora: LoadedLora) -> LoraOutcome:
     request, file = lora.request, lora.file
     outcome = LoraOutcome(request.name, request.model, request.clip, request.origin)
-    outcome.total = sum(entry.half == "model" for entry in file.modules.values())
+    outcome.total = len({entry.base_module for entry in file.modules.values() if entry.half == "model"})
     outcome.outside_gate = few_step_reason(request.name, file.metadata)
-    outcome.notes = [*([f"partial file: {file.partial}"] if file.partial else []), *file.problems]
+    partial = [f"partial file: {file.partial}"] if file.partial else []
+    outcome.notes = [*request.notes, *partial, *file.problems]
     if file.kind == "all_zero":
         outcome.notes.append("every update in the file is zero: it changes nothing")
     return outcome
@@ -73,10 +75,10 @@ def _model_halves(model: Any, loras: list[LoadedLora], outcomes: list[LoraOutcom
     for index, (lora, outcome) in enumerate(zip(loras, outcomes, strict=True)):
         throw_if_interrupted()
         half = bridge_loras.model_half(lora, model, key_map, index)
-        outcome.matched, outcome.missing = half.matched, half.missing
-        outcome.total = max(outcome.total, half.matched)
+        outcome.matched, outcome.missing = len(half.matched), half.missing
+        outcome.total = max(outcome.total, outcome.matched)
         if half.zero:
-            outcome.notes.append(f"{half.zero} layers have an update of zero")
+            outcome.notes.append(f"the update is zero in {counted(len(half.zero), 'layer')}")
         outcome.forwarded = half.reasons if lora.request.model else {}
         halves.append(half)
     return halves
@@ -88,7 +90,7 @@ def _apply_clip(clip: Any, loras: list[LoadedLora], outcomes: list[LoraOutcome])
     key_map, new = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}) if loras else {}, clip
     for lora, outcome in zip(loras, outcomes, strict=True):
         patches = bridge_loras.clip_half(lora, key_map)
-        outcome.clip_layers = len(patches)
+        outcome.clip_layers = bridge_loras.count_layers(patches)
         if patches and lora.request.clip:
             new = clip.clone() if new is clip else new
             new.add_patches(patches, lora.request.clip)

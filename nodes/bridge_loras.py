@@ -41,15 +41,16 @@ class LoadedLora:
 class ModelHalf:
     """What one LoRA does to the diffusion model. ``forwarded``: ComfyUI patches; ``reasons``: layer → why.
 
-    ``zero`` of the ``matched`` layers have an update that is exactly zero, and no branch.
+    ``matched`` names the layers found, without prefix; the updates of those in ``zero`` are exactly zero, so they get
+    no branch. ``missing``: entries of the file that the model has no layer for.
     """
 
     branches: list[Branch] = field(default_factory=list)
     forwarded: dict[Any, Any] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     channels: dict[str, int] = field(default_factory=dict)
-    matched: int = 0
-    zero: int = 0
+    matched: set[str] = field(default_factory=set)
+    zero: set[str] = field(default_factory=set)
     missing: list[str] = field(default_factory=list)
 
 
@@ -84,12 +85,11 @@ def load(path: str, request: Request) -> LoadedLora:
 def model_half(lora: LoadedLora, model: Any, key_map: Mapping[str, Any], lora_index: int) -> ModelHalf:
     """Sort the LoRA's updates of the diffusion model into branches and forwarded patches."""
     patches = _patches(lora, key_map)
-    half = ModelHalf(matched=_count_layers(patches))
+    half = ModelHalf(matched={_layer_name(target) for target in patches})
     if lora.file.kind == "all_zero":
         return half
     for target, patch in patches.items():
-        weight = target if isinstance(target, str) else target[0]
-        name = weight.rpartition(".")[0].removeprefix(PREFIX)
+        weight, name = _weight_name(target), _layer_name(target)
         try:
             layer = _layer_of(model, weight, name)
             branch = branch_of(patch, target, layer, lora_index, lora.request.model, lora.name)
@@ -98,10 +98,11 @@ def model_half(lora: LoadedLora, model: Any, key_map: Mapping[str, Any], lora_in
             half.reasons[weight.removeprefix(PREFIX).removesuffix(".weight")] = str(reason)
         else:
             if branch is None:
-                half.zero += 1
+                half.zero.add(name)
                 continue
             half.branches.append(branch)
             half.channels[name] = layer.out
+    half.zero -= half.channels.keys() | {_layer_name(target) for target in half.forwarded}
     half.missing = _missing_layers(lora, patches)
     return half
 
@@ -118,7 +119,7 @@ def _patches(lora: LoadedLora, key_map: Mapping[str, Any]) -> dict[Any, Any]:
         comfy.lora.load_lora(comfy.lora_convert.convert_lora(state), dict(key_map), log_missing=False)
         for state in states
     ]
-    return max(found, key=_count_layers)
+    return max(found, key=_count_updates)
 
 
 def require_match(lora: LoadedLora, half: ModelHalf | None, clip_layers: int, clip: Any, model_family: Any) -> None:
@@ -148,12 +149,23 @@ def _layer_of(model: Any, weight: str, name: str) -> Any:
     return describe_layer(name, comfy.utils.get_attr(model.model, PREFIX + name))
 
 
-def _count_layers(patches: Mapping[Any, Any]) -> int:
+def count_layers(patches: Mapping[Any, Any]) -> int:
+    """Layers that have an update; the slices of one weight, and its bias, are one layer."""
+    return len({_layer_name(target) for target in patches})
+
+
+def _weight_name(target: Any) -> str:
+    """The parameter of a patch key, which may name a slice of it."""
+    return target if isinstance(target, str) else target[0]
+
+
+def _layer_name(target: Any) -> str:
+    return _weight_name(target).removesuffix(".weight").removesuffix(".bias").removeprefix(PREFIX)
+
+
+def _count_updates(patches: Mapping[Any, Any]) -> int:
     """Weights and slices of weights that have an update; a bias belongs to its layer."""
-    weights = {target if isinstance(target, str) else target[:2] for target in patches}
-    names = {(target, None) if isinstance(target, str) else target for target in weights}
-    layers = {(name.removesuffix(".bias").removesuffix(".weight"), offset) for name, offset in names}
-    return len(layers)
+    return len({(_layer_name(target), None if isinstance(target, str) else target[1]) for target in patches})
 
 
 def _missing_layers(lora: LoadedLora, patches: Mapping[Any, Any]) -> list[str]:

@@ -66,7 +66,8 @@ class AutoLoRAGatedApply:
                     "LORA_STACK",
                     {
                         "tooltip": "LoRAs from any stacker: (name, model strength, clip strength). "
-                        "A file named twice gets both strengths added: connect either output of Retrieve, not both."
+                        "A file that the selection names too is used once, with the selection's strength; "
+                        "a file named twice in the stack gets both strengths added."
                     },
                 ),
             },

@@ -118,7 +118,7 @@ class AutoLoRARetrieve:
     RETURN_NAMES = ("selection", "lora_stack", "prompt", "report")
     OUTPUT_TOOLTIPS = (
         "The choice with its reasons, for Gated Multi-LoRA Apply.",
-        "The same as a LORA_STACK, for other packs' nodes. Connect this or the selection to Apply, not both.",
+        "The same as a LORA_STACK, for other packs' nodes. Apply takes either; with both, each LoRA is used once.",
         "The prompt with the trigger words of the chosen LoRAs that it lacked; for CLIP Text Encode.",
         "What was chosen and why, and what was nearly chosen.",
     )

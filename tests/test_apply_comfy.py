@@ -179,7 +179,7 @@ def test_nothing_to_apply_returns_the_model_itself(world):
 def test_a_layer_without_gate_is_summed(world):
     world.gate({"joint_blocks.0.x_block.mlp.fc1": random_vectors(512, 1)}, "small.safetensors")
     model, _, report = world.apply((world.a, 1.0), mode="gate", gate="small.safetensors")
-    assert f"gate on 1 of {len(world.names)} changed layers" in report
+    assert f"gate on 1 of {len(world.names)} layers; the other {len(world.names) - 1} are summed" in report
     name = "joint_blocks.1.x_block.mlp.fc2"
     x, out = layer_calls(model, [name])[name]
     weight, bias = world.state[name + ".weight"].double(), world.state[name + ".bias"].double()

@@ -60,19 +60,28 @@ def lora_layers(prefix: str, out: int, n_in: int, seed: int = 0) -> dict[str, to
     return {f"{prefix}.lora_down.weight": down * 0.3, f"{prefix}.lora_up.weight": up * 0.3}
 
 
-def test_selection_and_stack_meet_and_duplicates_add_up(world):
+def test_a_file_in_both_selection_and_stack_is_used_once_with_the_selections_strength(world):
+    """Retrieve gives its picks both ways: whoever wires both must not get them twice."""
     name = world.lora(os.path.join("sub", "a.safetensors"), seed=1)
     selection = {"format": "autolora-selection/1", "picks": [{"name": name, "strength": 0.5}]}
-    stack = [("sub\\a.safetensors", 0.25, 0.25), ("None", 1.0, 1.0)]
+    stack = [("sub\\a.safetensors", 0.25, 0.75), ("None", 1.0, 1.0)]
     model, _, report = node().apply(world.model, selection=selection, lora_stack=stack)
-    assert "× 0.75 (selection and stack)" in report and report.count("safetensors") == 1
+    assert "× 0.5 (selection)" in report and report.count("safetensors") == 1
+    assert "in the stack too (× 0.25, text encoder 0.75): used once, with the selection's strength" in report
+    assert difference(tiny_models.sample(model), tiny_models.sample(world.stock((name, 0.5)))) <= 1e-4
+
+
+def test_a_file_twice_in_a_stack_adds_up_and_says_so(world):
+    name = world.lora("a.safetensors", seed=1)
+    model, _, report = world.apply((name, 0.5), (name, 0.25))
+    assert "× 0.75 (stack)" in report and "named 2 times in the stack: the strengths are added (0.5 and 0.25)" in report
     assert difference(tiny_models.sample(model), tiny_models.sample(world.stock((name, 0.75)))) <= 1e-4
 
 
 def test_a_file_named_by_two_spellings_cancels_out(world):
     world.lora(os.path.join("sub", "a.safetensors"), seed=1)
     model, _, report = world.apply(("sub/a.safetensors", 0.5), ("sub\\a.safetensors", -0.5))
-    assert model is world.model and "strength 0, absent" in report
+    assert model is world.model and "strength 0, absent" in report and "added (0.5 and -0.5)" in report
 
 
 def test_a_missing_file_is_named(world, errors):
@@ -126,7 +135,7 @@ def test_a_zero_layer_gets_no_branch(world):
     tensors["diffusion_model.joint_blocks.0.x_block.mlp.fc2.lora_up.weight"] *= 0
     model, _, report = world.apply((world.file("half.safetensors", tensors), 1.0))
     assert model.get_additional_models()[0].model.names == (FC1,)
-    assert "2 of 2 layers" in report and "1 layers have an update of zero" in report
+    assert "2 of 2 layers" in report and "the update is zero in 1 layer" in report.splitlines()[-1]
 
 
 def test_text_encoder_half_equals_the_stock_loader(world, clip):
@@ -138,7 +147,7 @@ def test_text_encoder_half_equals_the_stock_loader(world, clip):
     before = clip.encode("an otter")
     _, fused, report = node().apply(world.model, clip=clip, lora_stack=[(name, 1.0, 0.6)])
     _, stock = comfy.sd.load_lora_for_models(None, clip, tensors, 0, 0.6)
-    assert "1 of 1 layers; 1 text encoder layers × 0.6" in report
+    assert "1 of 1 layer; 1 text encoder layer × 0.6" in report
     assert fused.encode("an otter").equal(stock.encode("an otter"))
     assert difference(fused.encode("an otter"), before) > 1e-3
     assert clip.encode("an otter").equal(before)
@@ -155,7 +164,7 @@ def test_a_text_encoder_only_file_needs_a_clip(world, clip, errors):
     with pytest.raises(errors.NothingMatchesError, match="no CLIP is connected"):
         world.apply((name, 1.0))
     model, fused, report = node().apply(world.model, clip=clip, lora_stack=[(name, 1.0, 1.0)])
-    assert model is world.model and fused is not clip and "1 text encoder layers" in report
+    assert model is world.model and fused is not clip and "1 text encoder layer × 1" in report
 
 
 def two(world: World) -> tuple[tuple[str, float], tuple[str, float]]:

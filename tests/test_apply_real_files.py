@@ -55,8 +55,8 @@ def test_every_update_becomes_comfyuis_own_delta(model, path):
     lora = loras.load(str(path), requests.Request(path.name, 0.7, 0.7))
     half = loras.model_half(lora, model, key_map, 0)
     total = sum(entry.half == "model" for entry in lora.file.modules.values())
-    assert (half.matched, len(half.branches) + half.zero) == (total, total)
-    assert not half.missing and not half.forwarded and half.zero <= total / 2
+    assert (len(half.matched), len(half.branches) + len(half.zero)) == (total, total)
+    assert not half.missing and not half.forwarded and len(half.zero) <= total / 2
     patches = {
         (target if isinstance(target, str) else target[0]): patch
         for target, patch in loras._patches(lora, key_map).items()

@@ -6,8 +6,9 @@ import pytest
 
 from autolora_core.errors import SelectionError
 from autolora_core.fusion.kinds import few_step_reason
-from autolora_core.fusion.report import LoraOutcome, fusion_report, listed
+from autolora_core.fusion.report import LoraOutcome, fusion_report
 from autolora_core.fusion.requests import Request, merge_same_files, requests_of
+from autolora_core.wording import listed
 
 SELECTION = {
     "format": "autolora-selection/1",
@@ -31,10 +32,19 @@ def test_none_entries_are_left_out_and_the_stack_is_not_changed():
     assert requests_of(None, None) == []
 
 
-def test_strengths_of_one_file_add_up():
-    a, b, c = Request("a", 0.5, 0.1, "selection", "p"), Request("b", 1.0, 1.0), Request("A", 0.25, -0.1)
+def test_strengths_of_one_file_in_a_stack_add_up():
+    a, b, c = Request("a", 0.5, 0.1), Request("b", 1.0, 1.0), Request("A", 0.25, -0.1)
     merged = merge_same_files([("/a", a), ("/b", b), ("/a", c)])
-    assert merged == [("/a", Request("a", 0.75, 0.0, "selection and stack", "p")), ("/b", b)]
+    note = "named 2 times in the stack: the strengths are added (0.5, text encoder 0.1 and 0.25, text encoder -0.1)"
+    assert merged == [("/a", Request("a", 0.75, 0.0, notes=(note,))), ("/b", b)]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_file_in_selection_and_stack_is_the_selections(order):
+    pick, entry = Request("a", 0.5, 0.5, "selection", "p"), Request("A", 0.25, 0.25)
+    merged = merge_same_files([("/a", pick), ("/a", entry)][::order])
+    note = "in the stack too (× 0.25): used once, with the selection's strength"
+    assert merged == [("/a", Request("a", 0.5, 0.5, "selection", "p", (note,)))]
 
 
 @pytest.mark.parametrize(
@@ -97,17 +107,18 @@ def test_report_says_everything_once():
     outcome = LoraOutcome("a", 0.8, 0.5, "selection", matched=3, total=5, clip_layers=2, missing=["m1", "m2"])
     outcome.forwarded = {"l1": "DoRA", "l2": "DoRA", "l3": "a bias"}
     outcome.outside_gate = "the file name says 'lcm'"
-    text = fusion_report("gate", "g.safetensors", [outcome], 2, 3, absent=["z"])
+    text = fusion_report("gate", "g.safetensors", [outcome], 2, 3, absent=[Request("z", 0.0, 0.0, notes=("why",))])
     for part in ("mode: gate (g.safetensors)",
-                 "gate on 2 of 3", "other 1 are summed", "a × 0.8 (selection): 3 of 5 layers",
+                 "gate on 2 of 3 layers; the other is summed", "a × 0.8 (selection): 3 of 5 layers",
                  "2 text encoder layers × 0.5", "(DoRA): l1, l2", "(a bias): l3", "not in this model: m1, m2",
-                 "says 'lcm'", "z: strength 0, absent"):  # fmt: skip
+                 "says 'lcm'", "z: strength 0, absent\n  why"):  # fmt: skip
         assert text.count(part) == 1, part
     assert "lcm" not in fusion_report("sum", "asked for", [outcome], 0, 3)
     assert "returned as it came" in fusion_report("sum", "no LoRA for a gate", [], 0, 0)
 
 
 def test_long_lists_are_cut():
+    assert LoraOutcome("a", 1, 1, notes=list("abcde")).lines("sum")[-1] == "  and 1 more note"
     outcome = LoraOutcome("a", 1, 1, notes=[f"note {n}" for n in range(9)])
     assert outcome.lines("sum")[-2:] == ["  note 3", "  and 5 more notes"]
     assert listed("abcdef") == "a, b, c, d and 2 more"

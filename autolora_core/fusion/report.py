@@ -1,9 +1,16 @@
-"""What was done with every LoRA, in words: the node's report."""
+"""What was done with every LoRA, in words: the node's report.
+
+A *layer* is always a layer of the base model, however many updates a file has for it: the q, k and v of one fused
+projection are one layer.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+from ..wording import counted, listed
+from .requests import Request
 
 SHOWN = 4  # names listed before "and N more"
 
@@ -28,42 +35,45 @@ class LoraOutcome:
     notes: list[str] = field(default_factory=list)
 
     def lines(self, mode: str) -> list[str]:
-        head = f"- {self.name} × {self.strength:g} ({self.origin}): {self.matched} of {self.total} layers"
+        head = f"- {self.name} × {self.strength:g} ({self.origin}): {self.matched} of {counted(self.total, 'layer')}"
         if self.clip_layers:
-            head += f"; {self.clip_layers} text encoder layers × {self.clip_strength:g}"
+            head += f"; {counted(self.clip_layers, 'text encoder layer')} × {self.clip_strength:g}"
         out = [head]
         if self.outside_gate and mode == "gate":
             out.append(f"  kept additive, outside the gate: {self.outside_gate}")
         for reason in dict.fromkeys(self.forwarded.values()):
             layers = [layer for layer, why in self.forwarded.items() if why == reason]
-            out.append(f"  as weight patches ({reason}): {listed(layers)}")
+            out.append(f"  as weight patches ({reason}): {listed(layers, SHOWN)}")
         if self.missing:
-            out.append(f"  not in this model: {listed(self.missing)}")
+            out.append(f"  not in this model: {listed(self.missing, SHOWN)}")
         hidden = len(self.notes) - SHOWN
         out += [f"  {note}" for note in self.notes[:SHOWN]]
-        return [*out, f"  and {hidden} more notes"] if hidden > 0 else out
-
-
-def listed(names: Iterable[str]) -> str:
-    """The first few names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+        return [*out, f"  and {counted(hidden, 'more note')}"] if hidden > 0 else out
 
 
 def fusion_report(
-    mode: str, why: str, outcomes: Iterable[LoraOutcome], gated: int, modules: int, absent: Iterable[str] = ()
+    mode: str,
+    why: str,
+    outcomes: Iterable[LoraOutcome],
+    gated: int,
+    fused: int,
+    absent: Iterable[Request] = (),
+    warnings: Iterable[str] = (),
 ) -> str:
-    """The text of the report. ``gated`` of ``modules`` changed layers have a gate."""
-    lines = [f"mode: {mode} ({why})"]
+    """The text of the report. ``gated`` of the ``fused`` layers, those that have a branch beside them, have a gate."""
+    lines = [f"mode: {mode} ({why})", *(f"warning: {warning}" for warning in warnings)]
     if mode == "gate":
-        plain = modules - gated
-        lines.append(
-            f"gate on {gated} of {modules} changed layers" + (f"; the other {plain} are summed" if plain else "")
-        )
+        lines.append(_coverage(gated, fused))
     for outcome in outcomes:
         lines += outcome.lines(mode)
-    lines += [f"- {name}: strength 0, absent" for name in absent]
+    for request in absent:
+        lines += [f"- {request.name}: strength 0, absent", *(f"  {note}" for note in request.notes)]
     if len(lines) == 1:
         lines.append("no LoRA to apply: the model is returned as it came")
     return "\n".join(lines)
+
+
+def _coverage(gated: int, fused: int) -> str:
+    plain = fused - gated
+    rest = f"; the other {'is' if plain == 1 else f'{plain} are'} summed" if plain else ""
+    return f"gate on {gated} of {counted(fused, 'layer')}{rest}"

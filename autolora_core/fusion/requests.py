@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import SelectionError
@@ -14,13 +14,17 @@ SELECTION_FORMAT = "autolora-selection/1"
 
 @dataclass(frozen=True)
 class Request:
-    """One LoRA asked for: its name as ComfyUI's loras list shows it, and the strengths for model and text encoder."""
+    """One LoRA asked for: its name as ComfyUI's loras list shows it, and the strengths for model and text encoder.
+
+    ``origin`` is selection or stack; ``notes`` say what was decided when several requests were for one file.
+    """
 
     name: str
     model: float
     clip: float
     origin: str = "stack"
     path: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def absent(self) -> bool:
@@ -42,17 +46,39 @@ def requests_of(selection: Any, stack: Any, strength: float = 1.0) -> list[Reque
 
 
 def merge_same_files(requests: Iterable[tuple[str, Request]]) -> list[tuple[str, Request]]:
-    """(resolved path, request) pairs with the strengths of one file added up, in order of first mention."""
-    merged: dict[str, Request] = {}
+    """One request for each file, in order of first mention; ``requests`` are (resolved path, request) pairs.
+
+    The selection decides: a file that the stack names too (Retrieve hands out its picks both ways) is used once, with
+    the selection's strength. Entries of one origin for one file add up, as in a chain of LoRA loaders. Either way the
+    request's notes say so.
+    """
+    named: dict[str, dict[str, list[Request]]] = {}
     for path, request in requests:
-        before = merged.get(path)
-        if before is not None:
-            origin = before.origin if before.origin == request.origin else f"{before.origin} and {request.origin}"
-            request = Request(
-                before.name, before.model + request.model, before.clip + request.clip, origin, before.path
-            )
-        merged[path] = request
-    return list(merged.items())
+        named.setdefault(path, {}).setdefault(request.origin, []).append(request)
+    return [(path, _merged({origin: _added_up(same) for origin, same in by.items()})) for path, by in named.items()]
+
+
+def _added_up(same: list[Request]) -> Request:
+    first = same[0]
+    if len(same) == 1:
+        return first
+    parts = " and ".join(_strength(one) for one in same)
+    note = f"named {len(same)} times in the {first.origin}: the strengths are added ({parts})"
+    total = {"model": sum(one.model for one in same), "clip": sum(one.clip for one in same)}
+    return replace(first, **total, notes=(*first.notes, note))
+
+
+def _merged(by_origin: dict[str, Request]) -> Request:
+    if set(by_origin) != {"selection", "stack"}:
+        return next(iter(by_origin.values()))
+    chosen, other = by_origin["selection"], by_origin["stack"]
+    note = f"in the stack too (× {_strength(other)}): used once, with the selection's strength"
+    return replace(chosen, notes=(*chosen.notes, note))
+
+
+def _strength(request: Request) -> str:
+    same = request.model == request.clip
+    return f"{request.model:g}" if same else f"{request.model:g}, text encoder {request.clip:g}"
 
 
 def _from_selection(selection: Any) -> list[Request]:

@@ -1,0 +1,22 @@
+"""Words that every report shares: counts with their plural, lists that stop in time, names any display can take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def counted(number: int, word: str) -> str:
+    """``counted(1, "layer")`` → ``"1 layer"``, ``counted(2, "layer")`` → ``"2 layers"``. Regular plurals only."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+def listed(names: Iterable[str], most: int = 4) -> str:
+    """The first ``most`` names in the order given, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def shown(name: str) -> str:
+    """A file name that any display can take; bytes that are not text become �."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
