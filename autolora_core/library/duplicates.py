@@ -86,15 +86,16 @@ def _dot(a: Piece, b: Piece) -> float:
     return float(((low.T @ dense) * down).sum())
 
 
-def _sum(a: list[Piece], b: list[Piece]) -> float:
+def inner(a: list[Piece], b: list[Piece]) -> float:
+    """⟨ΔW_a, ΔW_b⟩ of one module's pieces."""
     return sum(_dot(x, y) for x in a for y in b)
 
 
 def compare(hash_a: str, a: dict[str, list[Piece]], hash_b: str, b: dict[str, list[Piece]]) -> Pair:
     """Cosine and strength ratio of two files over the modules both have; cosine 0 when they share none."""
     common = sorted(a.keys() & b.keys())
-    cross = sum(_sum(a[name], b[name]) for name in common)
-    square_a, square_b = (sum(_sum(side[name], side[name]) for name in common) for side in (a, b))
+    cross = sum(inner(a[name], b[name]) for name in common)
+    square_a, square_b = (sum(inner(side[name], side[name]) for name in common) for side in (a, b))
     norm = (square_a * square_b) ** 0.5
     cosine, ratio = (cross / norm, cross / square_b) if norm > 0 else (0.0, 0.0)
     return Pair(hash_a, hash_b, cosine, ratio, len(common), len(a) - len(common), len(b) - len(common))

@@ -1,0 +1,140 @@
+"""One short row a file whose inner products estimate ⟨ΔW_a, ΔW_b⟩: thousands of files in one matrix product.
+
+A row is the file's product sketches (:mod:`..encode.sketch`), each with its norm put back, under random signs of the
+module's own, summed over modules. It is linear in ΔW, so the row of a weighted sum is the weighted sum of the rows:
+what a LoRA leaves of another can be searched for too (orthogonal matching pursuit, Pati et al. 1993).
+
+Rows depend on one file alone. They are kept in ``grid-<sketch id>.safetensors`` beside the library: a cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..encode.features import ModuleFeatures, size_for
+from .sketches import read_sketches, sketch_id
+from .store import write_atomically
+
+if TYPE_CHECKING:
+    from .index import Library
+
+log = logging.getLogger(__name__)
+WIDTH = 1024
+VERSION = "1"
+_BLOCK = 256
+
+
+@dataclass(frozen=True)
+class Grid:
+    """``rows`` (n, WIDTH) float32 in units of ΔW; row i belongs to ``hashes[i]`` (sorted)."""
+
+    family: str
+    hashes: tuple[str, ...]
+    rows: np.ndarray
+
+    def place(self, digest: str) -> int | None:
+        """The row of a content, or None."""
+        at = int(np.searchsorted(np.array(self.hashes), digest)) if self.hashes else 0
+        return at if at < len(self.hashes) and self.hashes[at] == digest else None
+
+    def cosines(self, row: np.ndarray) -> np.ndarray:
+        """(n,) estimated cosines of all files with ``row`` (WIDTH,)."""
+        norms = np.linalg.norm(self.rows, axis=1) * np.linalg.norm(row)
+        return self.rows @ row.astype(np.float32) / np.maximum(norms, 1e-20)
+
+    def residual(self, whole: np.ndarray, part: np.ndarray) -> np.ndarray:
+        """``whole`` without its component along ``part``."""
+        square = float(part @ part)
+        return whole - part * (float(whole @ part) / square if square else 0.0)
+
+
+def row_of(file: ModuleFeatures, family: str) -> np.ndarray:
+    """(WIDTH,) float32: the row of one file."""
+    return _rows_of({"": file}, family)[""]
+
+
+def _signs(name: str, count: int) -> np.ndarray:
+    """(count, WIDTH) float32 of ±1, a function of the module's name alone, the same for ever."""
+    digest = hashlib.shake_128(f"grid {VERSION} {name}".encode()).digest(count * WIDTH // 8)
+    bits = np.unpackbits(np.frombuffer(digest, np.uint8)).reshape(count, WIDTH)
+    return bits.astype(np.float32) * 2 - 1
+
+
+def open_grid(library: Library, family: str, tick: Callable[[int, int], None] = lambda done, total: None) -> Grid:
+    """The rows of a family's encodable files that are present; only those not in the cache are computed."""
+    hashes = tuple(sorted({entry.hash for entry in library.entries(family) if entry.hash}))
+    path = library.folder / f"grid-{sketch_id(family)}.safetensors"
+    known = _read(path)
+    missing = [digest for digest in hashes if digest not in known]
+    fresh: dict[str, np.ndarray] = {}
+    for start in range(0, len(missing), _BLOCK):
+        tick(start, len(missing))
+        found = read_sketches(library.store.db, missing[start : start + _BLOCK], family)
+        fresh |= _rows_of(found, family)
+    if fresh:
+        _write(path, known | fresh)
+    rows = known | fresh
+    held = tuple(digest for digest in hashes if digest in rows)
+    return Grid(family, held, np.stack([rows[digest] for digest in held]) if held else np.zeros((0, WIDTH), np.float32))
+
+
+def _rows_of(files: Mapping[str, ModuleFeatures], family: str) -> dict[str, np.ndarray]:
+    """Files of one trainer have one module list: their rows are made together, a module at a time."""
+    product = size_for(family).slices[0]
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for digest, file in files.items():
+        groups.setdefault(file.modules, []).append(digest)
+    out: dict[str, np.ndarray] = {}
+    for modules, members in groups.items():
+        total = np.zeros((len(members), WIDTH))
+        for at, name in enumerate(modules):
+            values = np.stack([files[digest].rows[at, product] for digest in members]).astype(np.float32)
+            norms = np.exp([float(files[digest].log_norms[at]) for digest in members])
+            total += norms[:, None] * (values @ _signs(name, values.shape[1]))
+        rows = (total / WIDTH**0.5).astype(np.float32)
+        out |= dict(zip(members, rows, strict=True))
+    return out
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """The cached rows; empty when there is no cache, or it is damaged or of another version."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return {}
+    try:
+        with safe_open(str(path), "np") as handle:
+            said, rows = handle.metadata() or {}, handle.get_tensor("rows")
+        hashes = json.loads(said.get("hashes", "[]"))
+        whole = said.get("version") == VERSION and said.get("sha256") == _checksum(rows)
+        if whole and rows.shape == (len(hashes), WIDTH):
+            return dict(zip(hashes, rows, strict=True))
+    except (OSError, ValueError, SafetensorError) as error:
+        log.warning("%s cannot be used (%s); making it again", path, error)
+        return {}
+    log.warning("%s is damaged or of another version; making it again", path)
+    return {}
+
+
+def _write(path: Path, rows: Mapping[str, np.ndarray]) -> None:
+    from safetensors.numpy import save
+
+    hashes = sorted(rows)
+    matrix = np.ascontiguousarray(np.stack([rows[digest] for digest in hashes]), "<f4")
+    said = {"version": VERSION, "hashes": json.dumps(hashes), "sha256": _checksum(matrix)}
+    try:
+        write_atomically(path, save({"rows": matrix}, said))
+    except OSError as error:
+        log.warning("%s could not be written (%s); it is made again next time", path, error)
+
+
+def _checksum(rows: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(rows, "<f4").tobytes()).hexdigest()

@@ -1,0 +1,241 @@
+"""Find what is like a LoRA, by its weights: copies, versions, merges, and what is merely alike.
+
+The whole library is searched by its grid (:mod:`.grid`, one matrix product); the files that come near are opened and
+compared exactly (:mod:`.relations`), and what one of them leaves unexplained is searched for again, which finds
+merges (:mod:`.merges`). Nothing but weights is looked at: names may lie.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ..encode.features import module_features, size_for
+from ..encode.threads import one_thread
+from ..encode.towers import file_sha256
+from ..errors import AutoLoRAError, LibraryError, NoUpdatesError
+from ..lora.file import LoraFile
+from .entries import Entry
+from .grid import Grid, open_grid, row_of
+from .index import Library
+from .merges import Merge, find_merge
+from .relations import VERSIONS, Measured, Relation, decide, measure
+from .sketches import ENCODABLE_KINDS
+from .weights import Weights
+
+Tick = Callable[[int, int], None]
+OPEN_FROM = 0.12  # estimated cosine from which a file is opened; the estimates of unlike files lie within 0.1
+MAX_OPENED = 32
+MERGE_FROM = 0.2  # estimated cosine of a merge with each of its parts: a weight of 0.2 beside 1
+SECOND_FROM = 0.3  # and of what the first part leaves with the second
+MAX_FIRSTS, MAX_SECONDS = 6, 2
+HELD = 6  # files in memory at a time
+
+
+def silent(done: int, total: int) -> None:
+    """A :data:`Tick` that says nothing."""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One content of the library beside the one asked for. ``names`` are all its files, the first is ``entry``'s."""
+
+    entry: Entry
+    names: tuple[str, ...]
+    relation: Relation
+
+    @property
+    def is_version(self) -> bool:
+        """Whether it is the same LoRA over again rather than another one."""
+        return self.relation.kind in VERSIONS
+
+    @property
+    def cosine(self) -> float:
+        """⟨ΔW_a, ΔW_b⟩ / (‖ΔW_a‖ ‖ΔW_b‖), exact."""
+        return self.relation.measured.cosine
+
+
+@dataclass(frozen=True)
+class MergeFound:
+    """The content ``whole`` is ``merge.weights[0]`` · ``first`` + ``merge.weights[1]`` · ``second`` (hashes)."""
+
+    whole: str
+    first: str
+    second: str
+    merge: Merge
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is like one LoRA: ``hits`` by falling |cosine|, versions always among them. ``names``: hash → file name."""
+
+    name: str
+    hash: str
+    family: str
+    hits: tuple[Hit, ...] = ()
+    merges: tuple[MergeFound, ...] = ()
+    names: dict[str, str] = field(default_factory=dict)
+    searched: int = 0
+    opened: int = 0
+    notes: tuple[str, ...] = ()
+
+
+class Shelf:
+    """The files of one base family of a library: rows to search by, and weights, read when asked for."""
+
+    def __init__(self, library: Library, family: str, tick: Tick = silent):
+        self.family = family
+        self.grid: Grid = open_grid(library, family, tick)
+        self.entries: dict[str, list[Entry]] = {}
+        for entry in library.entries(family, include_shadowed=True):
+            self.entries.setdefault(entry.hash, []).append(entry)
+        self.paths = {digest: group[0].path for digest, group in self.entries.items()}
+        self.unread: dict[str, str] = {}
+        self.opened = 0
+        self._held: dict[str, Weights] = {}
+
+    def add(self, digest: str, path: str, row: np.ndarray) -> None:
+        """A file that is not in the library takes part in the search."""
+        if self.grid.place(digest) is None:
+            at = int(np.searchsorted(np.array(self.grid.hashes), digest)) if self.grid.hashes else 0
+            hashes = (*self.grid.hashes[:at], digest, *self.grid.hashes[at:])
+            self.grid = Grid(self.family, hashes, np.insert(self.grid.rows, at, row, axis=0))
+        self.paths.setdefault(digest, path)
+
+    def row(self, digest: str) -> np.ndarray:
+        """(WIDTH,) float32."""
+        return self.grid.rows[self.grid.hashes.index(digest)]
+
+    def weights(self, digest: str) -> Weights | None:
+        """A file's weights, the last few kept; None (with a note in ``unread``) when it cannot be read now."""
+        if digest in self._held:
+            self._held[digest] = self._held.pop(digest)
+            return self._held[digest]
+        if digest in self.unread:
+            return None
+        try:
+            found = Weights.of(LoraFile.open(self.paths[digest]).updates())
+        except AutoLoRAError as error:
+            self.unread[digest] = error.message
+            return None
+        self.opened += 1
+        while len(self._held) >= HELD:
+            self._held.pop(next(iter(self._held)))
+        self._held[digest] = found
+        return found
+
+    def near(self, row: np.ndarray, least: float, without: Iterable[str] = ()) -> list[tuple[str, float]]:
+        """``(hash, estimated cosine)`` of the files at least ``least`` from ``row`` in size, nearest first."""
+        left_out = set(without)
+        scores = self.grid.cosines(row)
+        order = np.argsort(-np.abs(scores), kind="stable")
+        return [
+            (self.grid.hashes[i], float(scores[i]))
+            for i in order[: int((np.abs(scores) >= least).sum())]
+            if self.grid.hashes[i] not in left_out
+        ]
+
+    def merges(self, whole: str, firsts: Iterable[str]) -> Iterator[MergeFound]:
+        """Ways in which ``whole`` is a sum of one of ``firsts`` and another file, best match of the rows first."""
+        row = self.row(whole)
+        for first in firsts:
+            rest = self.grid.residual(row, self.row(first))
+            if np.linalg.norm(rest) < 1e-3 * np.linalg.norm(row):
+                continue
+            for second, _ in self.near(rest, SECOND_FROM, (whole, first))[:MAX_SECONDS]:
+                held = [self.weights(digest) for digest in (whole, first, second)]
+                merge = find_merge(*held) if None not in held else None
+                if merge is not None:
+                    yield MergeFound(whole, first, second, merge)
+
+
+@one_thread()
+def find_like(library: Library, path: str | os.PathLike, *, top_k: int = 10, tick: Tick = silent) -> Found:
+    """What in ``library`` is like the LoRA file ``path`` (which need not be in it).
+
+    Returns at least the versions and at most ``top_k`` others. ``tick(done, total)`` may raise to interrupt. Raises
+    ``FileFormatError`` and ``LoraError`` for a file that cannot be used, ``LibraryError`` when the library holds no
+    LoRA of its base.
+    """
+    name, digest, family, row = _query(library, os.fspath(path))
+    shelf = Shelf(library, family, tick)
+    if not shelf.grid.hashes:
+        raise LibraryError(
+            f"the index holds no LoRA for {family}", path=path, fix="run Encode LoRA Library on the folder they are in"
+        )
+    searched = sum(digest != other for other in shelf.grid.hashes)
+    shelf.add(digest, os.fspath(path), row)
+    shown = {hash_: group[0].name for hash_, group in shelf.entries.items()} | {digest: name}
+    near = shelf.near(row, 0.0, (digest,))
+    wanted = [pair for i, pair in enumerate(near) if i < top_k or (i < MAX_OPENED and abs(pair[1]) >= OPEN_FROM)]
+    relations: dict[str, Relation] = {}
+    for done, (other, _) in enumerate(wanted):
+        tick(done, len(wanted) + 1)
+        mine, theirs = shelf.weights(digest), shelf.weights(other)
+        if mine is None:
+            raise NoUpdatesError(f"this LoRA cannot be read: {shelf.unread[digest]}", path=path)
+        if theirs is not None:
+            relations[other] = decide(measure(mine, theirs))
+    merges = _merges(shelf, digest, dict(wanted), relations)
+    hits = _hits(shelf, digest, relations, merges, top_k)
+    notes = tuple(f"{shown[other]} could not be read: {why}" for other, why in shelf.unread.items())
+    return Found(name, digest, family, hits, merges, shown, searched, shelf.opened, notes)
+
+
+def _query(library: Library, path: str) -> tuple[str, str, str, np.ndarray]:
+    """``(name, hash, family, row)`` of the LoRA asked for, from the library where it knows this very file."""
+    lora = LoraFile.open(path)
+    if lora.kind not in ENCODABLE_KINDS or lora.family.name == "unknown":
+        lora.require_usable()
+        raise NoUpdatesError(
+            f"weights of this kind of file are not compared ({lora.kind}, base {lora.family.name})",
+            path=path,
+            fix="choose a LoRA of a base model that this pack knows",
+        )
+    features = module_features(lora.updates(), size_for(lora.family.name))
+    if not features.modules:
+        raise NoUpdatesError("no layer of this file can be compared", path=path, fix="choose a LoRA that adds matrices")
+    digest = file_sha256(path)
+    known = [entry for entry in library.entries(include_shadowed=True) if entry.hash == digest]
+    here = [entry.name for entry in known if os.path.abspath(entry.path) == os.path.abspath(path)]
+    name = here[0] if here else os.path.basename(path)
+    return name, digest, lora.family.name, row_of(features, lora.family.name)
+
+
+def _merges(
+    shelf: Shelf, digest: str, estimates: dict[str, float], relations: dict[str, Relation]
+) -> tuple[MergeFound, ...]:
+    """The LoRA as a merge of two others, and others as merges of it; the best fit for each of them."""
+    open_ones = [
+        other
+        for other, relation in relations.items()
+        if relation.kind not in VERSIONS[:-1] and abs(estimates[other]) >= MERGE_FROM
+    ][:MAX_FIRSTS]
+    found = []
+    for whole, firsts in [(digest, open_ones), *((other, [digest]) for other in open_ones)]:
+        best = min(shelf.merges(whole, firsts), key=lambda one: one.merge.left_over, default=None)
+        if best is not None:
+            found.append(best)
+    return tuple(found)
+
+
+def _hits(
+    shelf: Shelf, digest: str, relations: dict[str, Relation], merges: tuple[MergeFound, ...], top_k: int
+) -> tuple[Hit, ...]:
+    merged = {part for one in merges for part in (one.whole, one.first, one.second)} - {digest}
+    hits = []
+    for other, relation in relations.items():
+        if other in merged:
+            relation = replace(relation, kind="merged")
+        group = shelf.entries[other]
+        hits.append(Hit(group[0], tuple(entry.name for entry in group), relation))
+    twins = shelf.entries.get(digest, [])
+    if len(twins) > 1:
+        same = Relation("same_file", Measured(1.0, 1.0, 1.0, (1.0, 1.0), 0.0, 0, 0, 0, 0.0))
+        hits.append(Hit(twins[0], tuple(entry.name for entry in twins), same))
+    hits.sort(key=lambda hit: (-abs(hit.cosine), hit.entry.name))
+    others = [hit for hit in hits if not hit.is_version][:top_k]
+    return tuple(hit for hit in hits if hit.is_version or hit in others)

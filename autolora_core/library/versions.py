@@ -1,0 +1,193 @@
+"""Near-duplicates and versions of a whole library: every pair that is one LoRA over again, and every merge.
+
+Pairs come from one product of the grid with itself, in blocks; only those near each other are opened. What was decided
+is kept in ``versions-<sketch id>.json`` beside the library, so that a second look reads no file: a cache, by the rules
+that made it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..encode.threads import one_thread
+from .grid import VERSION, Grid
+from .index import Library
+from .merges import Merge
+from .relations import RULES, VERSIONS, Measured, Relation, decide, measure
+from .similar import MERGE_FROM, SECOND_FROM, MergeFound, Shelf, Tick, silent
+from .sketches import sketch_id
+from .store import write_atomically
+
+log = logging.getLogger(__name__)
+# A truncation that keeps a quarter of the energy, or a part of as much: nearer files are opened.
+PAIR_FROM = 0.4
+NEIGHBOURS = 16
+FIRSTS = 3
+
+
+@dataclass(frozen=True)
+class PairFound:
+    """``relation.smaller`` and the strength factor are those of (a, b) in this order; hashes."""
+
+    a: str
+    b: str
+    relation: Relation
+
+
+@dataclass(frozen=True)
+class Versions:
+    """``copies``: names of identical files. ``pairs``: same LoRA, or the same training. ``groups``: hashes that hang
+    together by such pairs, largest first. ``names``: hash → file name."""
+
+    family: str
+    files: int
+    copies: tuple[tuple[str, ...], ...] = ()
+    pairs: tuple[PairFound, ...] = ()
+    merges: tuple[MergeFound, ...] = ()
+    names: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def groups(self) -> list[list[str]]:
+        """Connected components of ``pairs``."""
+        home: dict[str, set[str]] = {}
+        for pair in self.pairs:
+            joined = home.get(pair.a, {pair.a}) | home.get(pair.b, {pair.b})
+            home |= {digest: joined for digest in joined}
+        unique = {id(group): group for group in home.values()}.values()
+        return sorted((sorted(group) for group in unique), key=lambda group: (-len(group), group))
+
+
+@one_thread()
+def list_versions(library: Library, family: str, tick: Tick = silent) -> Versions:
+    """All versions and merges among the present files of ``family``. ``tick(done, total)`` may raise to interrupt;
+    what was compared until then is kept."""
+    shelf = Shelf(library, family, tick)
+    path = library.folder / f"versions-{sketch_id(family)}.json"
+    kept = _Kept(path)
+    near = list(near_pairs(shelf.grid, min(PAIR_FROM, MERGE_FROM)))
+    try:
+        pairs = _pairs(shelf, kept, near, tick)
+        merges = _merges(shelf, kept, near, pairs, tick)
+    finally:
+        kept.write()
+    names = {digest: group[0].name for digest, group in shelf.entries.items()}
+    copies = tuple(tuple(e.name for e in group) for group in shelf.entries.values() if len(group) > 1)
+    merged = {frozenset((one.whole, part)) for one in merges for part in (one.first, one.second)}
+    found = [p for p in pairs if p.relation.kind in VERSIONS and frozenset((p.a, p.b)) not in merged]
+    found.sort(key=lambda p: (VERSIONS.index(p.relation.kind), -abs(p.relation.measured.cosine), p.a, p.b))
+    notes = tuple(f"{names.get(d, d)} could not be read: {why}" for d, why in shelf.unread.items())
+    return Versions(family, len(shelf.grid.hashes), copies, tuple(found), merges, names, notes)
+
+
+def near_pairs(grid: Grid, least: float) -> Iterator[tuple[str, str, float]]:
+    """``(hash, hash, estimated cosine)`` of at least ``least`` in size, at most :data:`NEIGHBOURS` a file, smaller hash
+    first, in sorted order, each pair once."""
+    norms = np.maximum(np.linalg.norm(grid.rows, axis=1, keepdims=True), 1e-20)
+    unit = grid.rows / norms
+    for start in range(0, len(grid.hashes), 256):
+        block = unit[start : start + 256] @ unit.T
+        for row, scores in enumerate(block, start):
+            scores[: row + 1] = 0
+            alike = np.flatnonzero(np.abs(scores) >= least)
+            for other in sorted(alike[np.argsort(-np.abs(scores[alike]), kind="stable")][:NEIGHBOURS]):
+                yield grid.hashes[row], grid.hashes[other], float(scores[other])
+
+
+def _pairs(shelf: Shelf, kept: _Kept, near: list[tuple[str, str, float]], tick: Tick) -> list[PairFound]:
+    found = []
+    wanted = [(a, b) for a, b, score in near if abs(score) >= PAIR_FROM]
+    for done, (a, b) in enumerate(wanted):
+        tick(done, 2 * len(wanted))
+        measured = kept.pair(a, b)
+        if measured is None:
+            one, other = shelf.weights(a), shelf.weights(b)
+            if one is None or other is None:
+                continue
+            measured = measure(one, other)
+            kept.keep_pair(a, b, measured)
+        found.append(PairFound(a, b, decide(measured)))
+    return found
+
+
+def _merges(
+    shelf: Shelf, kept: _Kept, near: list[tuple[str, str, float]], pairs: list[PairFound], tick: Tick
+) -> tuple[MergeFound, ...]:
+    """Every file that is a sum of two others: the first part is one of its nearest that is not a copy of it."""
+    same = {frozenset((p.a, p.b)) for p in pairs if p.relation.kind in VERSIONS[:-1]}
+    nearest: dict[str, list[tuple[float, str]]] = {}
+    for a, b, score in near:
+        if frozenset((a, b)) not in same:
+            nearest.setdefault(a, []).append((-abs(score), b))
+            nearest.setdefault(b, []).append((-abs(score), a))
+    found = []
+    for done, whole in enumerate(sorted(nearest)):
+        tick(len(nearest) + done, 2 * len(nearest))
+        firsts = [first for _, first in sorted(nearest[whole])[:FIRSTS]]
+        seconds = {first: _seconds(shelf, whole, first) for first in firsts}
+        if not any(seconds.values()):
+            continue
+        key = f"{whole} {sorted(seconds.items())}"
+        if not kept.has_merge(key):
+            kept.keep_merge(key, min(shelf.merges(whole, firsts), key=lambda one: one.merge.left_over, default=None))
+        best = kept.merge(key)
+        if best is not None:
+            found.append(best)
+    return tuple(found)
+
+
+def _seconds(shelf: Shelf, whole: str, first: str) -> list[str]:
+    rest = shelf.grid.residual(shelf.row(whole), shelf.row(first))
+    return [digest for digest, _ in shelf.near(rest, SECOND_FROM, (whole, first))[:2]]
+
+
+class _Kept:
+    """What was measured before, on disk. Anything wrong with the file, or other rules: it starts empty."""
+
+    def __init__(self, path: Path):
+        self.path, self._pairs, self._merges, self._new = path, {}, {}, False
+        try:
+            said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            if said.get("rules") == self._rules():
+                self._pairs, self._merges = dict(said["pairs"]), dict(said["merges"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("%s cannot be used (%s); comparing again", path, error)
+
+    def _rules(self) -> str:
+        return f"{RULES} {VERSION}"
+
+    def pair(self, a: str, b: str) -> Measured | None:
+        said = self._pairs.get(f"{a} {b}")
+        return Measured(**{**said, "factors": tuple(said["factors"])}) if said else None
+
+    def keep_pair(self, a: str, b: str, measured: Measured) -> None:
+        self._pairs[f"{a} {b}"], self._new = asdict(measured), True
+
+    def has_merge(self, key: str) -> bool:
+        return key in self._merges
+
+    def merge(self, key: str) -> MergeFound | None:
+        said = self._merges[key]
+        if said is None:
+            return None
+        merge = Merge(tuple(said["merge"]["weights"]), said["merge"]["how"], said["merge"]["left_over"],
+                      tuple(said["merge"]["share"]))  # fmt: skip
+        return MergeFound(said["whole"], said["first"], said["second"], merge)
+
+    def keep_merge(self, key: str, found: MergeFound | None) -> None:
+        self._merges[key], self._new = asdict(found) if found else None, True
+
+    def write(self) -> None:
+        if not self._new:
+            return
+        said = {"rules": self._rules(), "pairs": self._pairs, "merges": self._merges}
+        try:
+            write_atomically(self.path, json.dumps(said).encode())
+        except OSError as error:
+            log.warning("%s could not be written (%s); files are compared again next time", self.path, error)
