@@ -45,9 +45,11 @@ def apply_loras(model: Any, clip: Any, requests: Iterable[Request], mode: str = 
     halves = _model_halves(model, loras, outcomes)
     for lora, half, outcome in zip(loras, halves, outcomes, strict=True):
         bridge_loras.require_match(lora, half, outcome.clip_layers, clip, family)
-    chosen, plan = _plan(loras, halves, outcomes, mode, gate, family)
+    chosen, plan = _plan(model, family, loras, halves, outcomes, mode, gate)
     new_model = _apply_model(model, loras, halves, plan)
-    text = fusion_report(plan.mode, chosen.why, outcomes, plan.gated_modules, len(plan.modules), absent)
+    text = fusion_report(
+        plan.mode, chosen.why, outcomes, plan.gated_modules, len(plan.modules), absent, chosen.warnings
+    )
     return Applied(new_model, new_clip, text)
 
 
@@ -98,17 +100,18 @@ def _apply_clip(clip: Any, loras: list[LoadedLora], outcomes: list[LoraOutcome])
 
 
 def _plan(
+    model: Any,
+    family: Family,
     loras: list[LoadedLora],
     halves: list[ModelHalf],
     outcomes: list[LoraOutcome],
     mode: str,
     gate: str,
-    family: Family,
 ) -> tuple[GateChoice, FusionPlan]:
     live = [index for index, lora in enumerate(loras) if lora.request.model]
     outside = [index for index in live if outcomes[index].outside_gate]
     gated = [index for index in live if halves[index].branches and index not in outside]
-    chosen = choose_gate(gate, mode, family.name, len(gated)) if gated else GateChoice(None, "no LoRA for a gate")
+    chosen = choose_gate(gate, mode, model, family.name, len(gated)) if gated else GateChoice(None, "no LoRA for a gate")
     branches = [branch for index in live for branch in halves[index].branches]
     channels = {name: width for half in halves for name, width in half.channels.items()}
     return chosen, build_plan(branches, channels, chosen.gate and chosen.gate.modules, outside)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,33 @@ class World:
             state = comfy.utils.load_torch_file(str(self.loras / name), safe_load=True)
             model, _ = comfy.sd.load_lora_for_models(model, None, state, strength, 0)
         return model
+
+
+def sd3_fixtures(hidden: int) -> tuple[Any, Any]:
+    """The fixtures ``state`` (weights of a tiny SD3, once a module) and ``world`` (around it, for one test)."""
+
+    @pytest.fixture(scope="module")
+    def state(comfy) -> dict[str, torch.Tensor]:
+        return tiny_models.sd3_state(hidden)
+
+    @pytest.fixture
+    def world(comfy, tmp_path, monkeypatch, state) -> Iterator[World]:
+        import comfy.model_management
+
+        yield World(tmp_path, state, tiny_models.load(state), monkeypatch)
+        comfy.model_management.unload_all_models()
+
+    return state, world
+
+
+def two(world: World) -> tuple[tuple[str, float], tuple[str, float]]:
+    """Two LoRAs on every layer, at strength 1."""
+    return (world.lora("a.safetensors", seed=1), 1.0), (world.lora("b.safetensors", seed=2), 1.0)
+
+
+def difference(one: torch.Tensor, two: torch.Tensor) -> float:
+    """The largest one between two numbers at the same place."""
+    return (one - two).abs().max().item()
 
 
 def layer_calls(model: Any, names: list[str], **how: Any) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

@@ -10,7 +10,7 @@ import gc
 import pytest
 import tiny_models
 import torch
-from apply_world import World, layer_calls, lora_delta, untouched
+from apply_world import World, difference, layer_calls, lora_delta, untouched
 from reference_fusion import gated_sum_ref, random_vectors
 
 EXACT = 1e-4  # sums of float32 products in another order; activations here are of order 1
@@ -32,10 +32,6 @@ def world(comfy, tmp_path, monkeypatch, state):
     world.gate({name: random_vectors(state[name + ".weight"].shape[0], n) for n, name in enumerate(names)})
     yield world
     comfy.model_management.unload_all_models()
-
-
-def difference(one: torch.Tensor, two: torch.Tensor) -> float:
-    return (one - two).abs().max().item()
 
 
 def test_base_is_bit_identical_after_fused(world):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import tiny_models
 import torch
-from apply_world import World
+from apply_world import World, difference
 from reference_fusion import random_vectors
 
 EXACT = 1e-4
@@ -35,10 +35,6 @@ def compiled(model):
     model = model.clone()
     set_torch_compile_wrapper(model=model, backend="eager")
     return model
-
-
-def difference(one: torch.Tensor, two: torch.Tensor) -> float:
-    return (one - two).abs().max().item()
 
 
 @pytest.mark.slow

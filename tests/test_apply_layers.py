@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import tiny_models
 import torch
-from apply_world import World, layer_calls, lora_delta, untouched
+from apply_world import World, difference, layer_calls, lora_delta, sd3_fixtures, untouched
 from comfy_local import pack_module
 from reference_fusion import gated_sum_ref, random_vectors
 
@@ -18,17 +18,7 @@ QKV = "joint_blocks.0.x_block.attn.qkv"
 FC1 = "joint_blocks.0.x_block.mlp.fc1"
 
 
-@pytest.fixture(scope="module")
-def state(comfy):
-    return tiny_models.sd3_state(128)
-
-
-@pytest.fixture
-def world(comfy, tmp_path, monkeypatch, state):
-    import comfy.model_management
-
-    yield World(tmp_path, state, tiny_models.load(state), monkeypatch)
-    comfy.model_management.unload_all_models()
+state, world = sd3_fixtures(128)
 
 
 def normal(*shape: int, seed: int = 0, scale: float = 0.2) -> torch.Tensor:
@@ -37,10 +27,6 @@ def normal(*shape: int, seed: int = 0, scale: float = 0.2) -> torch.Tensor:
 
 def pair(rank: int = 4, out: int = 512, n_in: int = 128) -> dict[str, torch.Tensor]:
     return {"lora_down.weight": normal(rank, n_in), "lora_up.weight": normal(out, rank, seed=1)}
-
-
-def difference(one: torch.Tensor, two: torch.Tensor) -> float:
-    return (one - two).abs().max().item()
 
 
 def same_as_stock(world: World, name: str, strength: float = 0.8) -> str:

@@ -8,24 +8,13 @@ from types import SimpleNamespace
 import pytest
 import tiny_models
 import torch
-from apply_world import World
+from apply_world import difference, sd3_fixtures, two
 from comfy_local import pack_module
-from reference_fusion import random_vectors
 
 FC1 = "joint_blocks.0.x_block.mlp.fc1"
 
 
-@pytest.fixture(scope="module")
-def state(comfy):
-    return tiny_models.sd3_state(64)
-
-
-@pytest.fixture
-def world(comfy, tmp_path, monkeypatch, state):
-    import comfy.model_management
-
-    yield World(tmp_path, state, tiny_models.load(state), monkeypatch)
-    comfy.model_management.unload_all_models()
+state, world = sd3_fixtures(64)
 
 
 @pytest.fixture
@@ -48,10 +37,6 @@ def clip(comfy):
 
 def node():
     return pack_module("nodes.gated_apply").AutoLoRAGatedApply()
-
-
-def difference(one: torch.Tensor, two: torch.Tensor) -> float:
-    return (one - two).abs().max().item()
 
 
 def lora_layers(prefix: str, out: int, n_in: int, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -167,66 +152,10 @@ def test_a_text_encoder_only_file_needs_a_clip(world, clip, errors):
     assert model is world.model and fused is not clip and "1 text encoder layer × 1" in report
 
 
-def two(world: World) -> tuple[tuple[str, float], tuple[str, float]]:
-    return (world.lora("a.safetensors", seed=1), 1.0), (world.lora("b.safetensors", seed=2), 1.0)
-
-
-def test_auto_says_why_it_sums(world):
-    assert "mode: sum (no gate for a model of family sd3)" in world.apply(*two(world))[2]
-    world.gate({FC1: random_vectors(256, 0)}, family="flux")
-    assert "mode: sum (no gate for a model of family sd3)" in world.apply(*two(world))[2]
-    world.gate({FC1: random_vectors(256, 0)}, "sd3.safetensors")
-    assert "mode: sum (1 LoRA to fuse; sd3.safetensors is for 2 or more)" in world.apply(two(world)[0])[2]
-    assert "mode: gate (sd3.safetensors)" in world.apply(*two(world))[2]
-    assert "mode: sum (asked for)" in world.apply(*two(world), mode="sum")[2]
-
-
-def test_more_loras_than_trained_with_is_said(world):
-    world.gate({FC1: random_vectors(256, 0)}, k_range=(1, 1))
-    assert "trained with at most 1 at once" in world.apply(*two(world))[2]
-
-
-def test_gate_mode_without_a_fitting_gate_is_an_error(world, errors):
-    with pytest.raises(errors.GateError, match="no gate for a model of family sd3"):
-        world.apply(*two(world), mode="gate")
-    world.gate({FC1: random_vectors(256, 0)}, "other.safetensors", family="flux")
-    with pytest.raises(errors.GateError, match="for flux, the model is sd3"):
-        world.apply(*two(world), gate="other.safetensors")
-    with pytest.raises(errors.GateError, match="nowhere.safetensors"):
-        world.apply(*two(world), gate="nowhere.safetensors")
-
-
-def test_a_gate_of_the_wrong_width_is_an_error(world, errors):
-    world.gate({FC1: random_vectors(255, 0)})
-    with pytest.raises(errors.GateError, match=f"255 channels for {FC1}"):
-        world.apply(*two(world))
-
-
-def test_a_few_step_lora_is_added_outside_the_gate(world):
-    world.gate({FC1: random_vectors(256, 0)})
-    pair, turbo = two(world), (world.lora("flux-turbo-8steps.safetensors", seed=3), 0.5)
-    model, _, report = world.apply(*pair, turbo)
-    assert "kept additive, outside the gate: the file name says 'turbo'" in report
-    as_patch = world.apply(*pair, model=world.model)[0]
-    assert difference(tiny_models.sample(model), tiny_models.sample(as_patch)) > 1e-3
-    alone = world.apply(turbo)
-    assert "no LoRA for a gate" in alone[2]
-    assert difference(tiny_models.sample(alone[0]), tiny_models.sample(world.stock(turbo))) <= 1e-4
-
-
 def test_strength_multiplies(world):
     (a, _), (b, _) = two(world)
     one = tiny_models.sample(world.fused((a, 1.0), (b, 0.5), strength=0.5, mode="sum"))
     assert difference(one, tiny_models.sample(world.stock((a, 0.5), (b, 0.25)))) <= 1e-4
-
-
-def test_menu_lists_gate_files_only_and_the_fingerprint_follows_them(world):
-    kind = type(node())
-    before = kind.IS_CHANGED()
-    world.gate({FC1: random_vectors(256, 0)})
-    (world.gates / "broken.safetensors").write_bytes(b"x" * 40)
-    assert kind.INPUT_TYPES()["required"]["gate"][0] == ["auto", "gate.safetensors"]
-    assert kind.IS_CHANGED() != before
 
 
 def test_every_input_and_output_has_a_tooltip(world):

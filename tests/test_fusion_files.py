@@ -10,8 +10,10 @@ from reference_fusion import random_vectors
 from safetensors.torch import load_file, save_file
 
 from autolora_core.errors import GateError
-from autolora_core.fusion.files import gate_family, gate_kind, read_gate, read_public_flux_gate, write_gate
+from autolora_core.fusion.base_print import VALUES, base_fingerprint, is_same_base
+from autolora_core.fusion.files import read_gate, write_gate
 from autolora_core.fusion.gate import VECTORS
+from autolora_core.fusion.gate_sign import GateSign, gate_sign
 
 MODULES = {
     "joint_blocks.0.x_block.mlp.fc1": random_vectors(8, 0),
@@ -32,7 +34,7 @@ def test_write_and_read(path):
     assert gate.modules.keys() == MODULES.keys()
     for name, vectors in MODULES.items():
         assert all(gate.modules[name].named()[key].equal(value) for key, value in vectors.named().items())
-    assert gate_kind(path) == "autolora" and gate_family(path) == "emoji"
+    assert gate_sign(path) == GateSign("emoji") and gate.base_fingerprint == {}
     assert os.listdir(path.parent) == ["gate.safetensors"]
 
 
@@ -46,6 +48,25 @@ def test_eps_travels(tmp_path):
 def test_without_base_weight(tmp_path):
     write_gate(tmp_path / "paper.safetensors", {"m": random_vectors(3, 0, with_base=False)}, family="x")
     assert read_gate(tmp_path / "paper.safetensors").modules["m"].weight_base is None
+
+
+def base(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    vectors = {f"block.{n:02d}.bias": torch.randn(20, generator=generator) for n in range(30)}
+    return {**vectors, "short": torch.ones(4), "same": torch.zeros(99), "matrix": torch.ones(9, 9)}
+
+
+def test_fingerprint_of_a_base_travels_and_tells_bases_apart(tmp_path):
+    taken = base_fingerprint(base(0))
+    assert 8 <= len(taken) <= 12 and {len(values) for values in taken.values()} == {VALUES}
+    write_gate(tmp_path / "g.safetensors", MODULES, family="x", base_fingerprint=taken)
+    assert read_gate(tmp_path / "g.safetensors").base_fingerprint == taken
+    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2):
+        assert is_same_base(taken, {name: value.to(dtype) for name, value in base(0).items()}) is True
+        assert is_same_base(taken, {name: value.to(dtype) for name, value in base(1).items()}) is False
+    tuned = {name: value + 0.02 * base(2)[name] for name, value in base(0).items()}
+    assert is_same_base(taken, tuned) is False
+    assert is_same_base(taken, {}) is None and is_same_base({}, base(0)) is None
 
 
 def damage(path, change, metadata=None):
@@ -101,10 +122,10 @@ def test_k_range_must_be_numbers(path):
 
 
 @pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"<html>", b"\xff" * 64])
-def test_other_bytes_are_no_gate(tmp_path, content):
+def test_other_bytes_may_have_been_a_gate(tmp_path, content):
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
-    assert gate_kind(path) is None and gate_family(path) is None
+    assert gate_sign(path).family is None and gate_sign(path).problem
     with pytest.raises(GateError, match="x.safetensors"):
         read_gate(path)
 
@@ -132,14 +153,13 @@ def public_file(path, hidden: int, double: int = 19, single: int = 38):
 def test_public_flux_gate_has_every_layer(tmp_path):
     """304 gates, Σd = 3,035,136 at hidden 3072: the published figures, here scaled down by 3072/8."""
     tensors = public_file(tmp_path / "model.safetensors", hidden=8)
-    gate = read_public_flux_gate(tmp_path / "model.safetensors")
+    gate = read_gate(tmp_path / "model.safetensors")
     assert gate.family == "flux" and len(gate.modules) == 304
     assert sum(vectors.channels for vectors in gate.modules.values()) * 384 == 3_035_136
     one = gate.modules["double_blocks.3.txt_mlp.2"]
     assert one.weight_out.equal(tensors["model_dict.blocks___3___ff_b___2.weight_out"])
     assert one.norm_base_bias.equal(tensors["model_dict.blocks___3___ff_b___2.norm_base.bias"])
-    assert gate_kind(tmp_path / "model.safetensors") == "public_flux"
-    assert gate_family(tmp_path / "model.safetensors") == "flux"
+    assert gate_sign(tmp_path / "model.safetensors") == GateSign("flux")
 
 
 def test_public_layers_are_those_of_comfyui_and_as_wide(comfy, tmp_path):

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from autolora_core.fusion.base_print import base_fingerprint
 from autolora_core.fusion.files import write_gate
 from autolora_core.fusion.gate import VECTORS, GateVectors, gated_update
 from zoo.autoencoder import encode_pictures
@@ -203,7 +204,11 @@ def save(gate: GatedLayers, steps: int, loras: int) -> Path:
     recipe = f"flow loss on true composites of {loras} LoRAs, {steps} steps of {BATCH}, K 1 to 3, from the identity"
     recipe += "; used from K 2 on"  # one LoRA alone stays exactly what the stock loader makes of it
     path = REPO / "models" / "emoji_gate.safetensors"
-    write_gate(path, gate.named(), family="emoji", k_range=(2, SLOTS), recipe=recipe, base_sha256=digest)
+    fingerprint = base_fingerprint(load_file(str(base_path())))
+    write_gate(
+        path, gate.named(), family="emoji", k_range=(2, SLOTS), recipe=recipe, base_sha256=digest,
+        base_fingerprint=fingerprint,
+    )  # fmt: skip
     return path
 
 

@@ -3,14 +3,16 @@
 Ours is a safetensors file. Keys are ``<module>.<vector>`` with the base model's own module names
 (``joint_blocks.0.x_block.mlp.fc1.weight_out``), a slice of a fused layer as ``<module>[start:stop].<vector>``.
 Metadata: ``format=autolora-gate/1``, ``family``, and, when known, ``eps``, ``k_min``, ``k_max`` (how many LoRAs at once
-the gate was trained with), ``recipe``, ``base_sha256`` (the diffusion model it was trained on).
+the gate was trained with), ``recipe``, and of the diffusion model it was trained on ``base_sha256`` (its file) and
+``base_fingerprint`` (JSON, see :mod:`.base_print`).
 """
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,46 +24,29 @@ from torch import Tensor
 from ..errors import GateError
 from .flux_gate import PUBLIC_PREFIX, hidden_size, public_module
 from .gate import EPS, VECTORS, GateVectors
+from .gate_sign import FIX, FORMAT, NO_FAMILY, what_is_wrong
 from .plan import split_slice
 
-FORMAT = "autolora-gate/1"
-FIX = "download or train the gate again, or choose mode 'sum'"
 _BY_LENGTH = sorted(VECTORS, key=len, reverse=True)  # "norm_base.bias" must be tried before "bias"
 
 
 @dataclass(frozen=True)
 class GateFile:
-    """A gate as read. ``modules``: module or ``module[start:stop]`` → vectors (float32)."""
+    """A gate as read. ``modules``: module or ``module[start:stop]`` → vectors (float32).
+
+    ``base_fingerprint``: what the file tells of the base it was trained on, see :mod:`.base_print`; empty when nothing.
+    """
 
     path: str
     family: str
     modules: dict[str, GateVectors]
     metadata: dict[str, str] = field(default_factory=dict)
+    base_fingerprint: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def k_range(self) -> tuple[int, int | None]:
         """Smallest and largest number of LoRAs seen in training; 2 and "not known" unless the file says."""
         return _whole(self, "k_min") or 2, _whole(self, "k_max")
-
-
-def gate_kind(path: str | os.PathLike) -> str | None:
-    """``"autolora"``, ``"public_flux"``, or None when the file is something else. Reads the header only."""
-    try:
-        with safe_open(os.fspath(path), "pt") as handle:
-            if (handle.metadata() or {}).get("format") == FORMAT:
-                return "autolora"
-            return "public_flux" if any(key.startswith(PUBLIC_PREFIX) for key in handle.keys()) else None
-    except (SafetensorError, OSError):
-        return None
-
-
-def gate_family(path: str | os.PathLike) -> str | None:
-    """The base family a gate file is for, from its header; None when the file is no gate."""
-    kind = gate_kind(path)
-    if kind != "autolora":
-        return "flux" if kind else None
-    with safe_open(os.fspath(path), "pt") as handle:
-        return handle.metadata().get("family")
 
 
 def read_gate(path: str | os.PathLike) -> GateFile:
@@ -75,14 +60,9 @@ def read_gate(path: str | os.PathLike) -> GateFile:
     if metadata.get("format") != FORMAT:
         raise GateError(f"not a gate file: its format is {metadata.get('format')!r}", path=path, fix=FIX)
     if not metadata.get("family"):
-        raise GateError("the gate file does not say which base family it is for", path=path, key="family", fix=FIX)
-    return GateFile(os.fspath(path), metadata["family"], _vectors(path, tensors, _eps(path, metadata)), metadata)
-
-
-def read_public_flux_gate(path: str | os.PathLike) -> GateFile:
-    """The gate of ``DiffSynth-Studio/LoRAFusion-preview-FLUX.1-dev``, under ComfyUI's module names."""
-    tensors, metadata = _read(path)
-    return _public_flux(path, tensors, metadata)
+        raise GateError(NO_FAMILY, path=path, key="family", fix=FIX)
+    modules = _vectors(path, tensors, _eps(path, metadata))
+    return GateFile(os.fspath(path), metadata["family"], modules, metadata, _fingerprint(path, metadata))
 
 
 def write_gate(
@@ -93,6 +73,7 @@ def write_gate(
     k_range: tuple[int, int] | None = None,
     recipe: str = "",
     base_sha256: str = "",
+    base_fingerprint: Mapping[str, Sequence[float]] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write a gate file, completely or not at all. Vectors are stored as float32."""
@@ -101,6 +82,8 @@ def write_gate(
     if len(eps) > 1:
         raise GateError(f"one file holds one eps, these vectors have {sorted(eps)}", path=path)
     header["eps"] = repr(eps.pop() if eps else EPS)
+    if base_fingerprint:
+        header["base_fingerprint"] = json.dumps(dict(base_fingerprint))
     if k_range:
         header["k_min"], header["k_max"] = str(k_range[0]), str(k_range[1])
     tensors = {
@@ -132,7 +115,8 @@ def _read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(os.fspath(path), "pt") as handle:
             return {key: handle.get_tensor(key) for key in handle.keys()}, handle.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise GateError(f"the gate file cannot be read: {error}", path=path, fix=FIX) from error
+        what, fix = what_is_wrong(path, error)
+        raise GateError(f"the gate file cannot be read: {what}", path=path, fix=fix) from error
 
 
 def _public_flux(path: str | os.PathLike, tensors: dict[str, Tensor], metadata: dict[str, str]) -> GateFile:
@@ -205,6 +189,14 @@ def _eps(path: str | os.PathLike, metadata: dict[str, str]) -> float:
     if not 0 < eps < 1:
         raise GateError(f"eps must lie between 0 and 1, found {text}", path=path, key="eps", fix=FIX)
     return eps
+
+
+def _fingerprint(path: str | os.PathLike, metadata: Mapping[str, str]) -> dict[str, list[float]]:
+    text = metadata.get("base_fingerprint", "{}")
+    try:
+        return {name: [float(value) for value in values] for name, values in json.loads(text).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise GateError("base_fingerprint is not readable", path=path, key="base_fingerprint", fix=FIX) from error
 
 
 def _whole(gate: GateFile, key: str) -> int | None:
