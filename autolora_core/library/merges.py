@@ -4,9 +4,13 @@ Three ways of merging are in use, and each leaves a trace that is exact up to ro
 
 ``sum``        ΔW = w₁ΔW₁ + w₂ΔW₂, stored with the ranks added up
 ``truncated``  the same sum cut to fewer directions by an SVD. With Q_out, Q_in the file's own row and column spaces,
-               Q_outᵀ (w₁ΔW₁ + w₂ΔW₂) Q_in is again exactly the file, so the fit is made inside those spaces
+               Q_outᵀ (w₁ΔW₁ + w₂ΔW₂) Q_in is again exactly the file, so the fit is made inside those spaces; and the
+               file must be as near to the sum as its rank allows
 ``matrices``   the down matrices averaged, and the up matrices averaged: down = x₁A₁ + x₂A₂, up = y₁B₁ + y₂B₂, which
                also brings in the cross products B₁A₂ and B₂A₁ (w = x·y)
+
+Of three files tied by one sum each is a sum of the other two. :attr:`Merge.rank_lead` and :attr:`Merge.backwards` tell
+which one was made from the others: the one of the highest rank, else the one whose sum has no minus sign.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .duplicates import Piece, inner
-from .relations import rounding_limit
+from .relations import TRUNCATION_SHORTFALL, rounding_limit, shortfall
 from .weights import Weights, cut
 
 LEFT_OVER = 0.02  # of the file's norm that the two may leave unexplained (more where rounding is coarser)
@@ -28,12 +32,20 @@ MOST_ALIKE = 0.999  # two parts nearer than this cannot be told apart
 @dataclass(frozen=True)
 class Merge:
     """``weights`` of the two parts; ``how`` is sum, truncated or matrices. Relative to the file's norm: ``left_over``,
-    what the two do not explain, and ``share``, the norm of what each brings."""
+    what the two do not explain, and ``share``, the norm of what each brings. ``rank_lead``: the file's ranks, summed,
+    less those of the part that has more. ``backwards``: the sum needs a minus sign."""
 
     weights: tuple[float, float]
     how: str
     left_over: float
     share: tuple[float, float]
+    rank_lead: int
+    backwards: bool
+
+    @property
+    def order(self) -> tuple:
+        """Sort key: the likeliest reading of three files first."""
+        return (self.rank_lead <= 0, self.backwards, self.left_over)
 
 
 def find_merge(whole: Weights, first: Weights, second: Weights) -> Merge | None:
@@ -67,14 +79,26 @@ def _fit_sum(whole: Weights, first: Weights, second: Weights) -> Merge | None:
     if solved is None:
         return None
     weights, left = solved
+    pair = (float(weights[0]), float(weights[1]))
     share = (weights.abs() * gram.diagonal().sqrt() / whole.square**0.5).tolist()
-    # Inside the file's own spaces nothing was lost: the sum itself. Else the rest of it was cut off.
-    full = sum(
-        weights[i] ** 2 * sum(square for name, square in side.squares.items() if name in whole.modules)
-        for i, side in enumerate((first, second))
-    )
-    kept = float((weights**2 * gram.diagonal()).sum() / full)
-    return Merge(tuple(weights.tolist()), "sum" if kept > 1 - 1e-4 else "truncated", left, tuple(share))
+    how = _cut_or_not(whole, first.scaled(pair[0]).plus(second.scaled(pair[1])))
+    return Merge(pair, how, left, tuple(share), _lead(whole, first, second), min(pair) < 0) if how else None
+
+
+def _cut_or_not(whole: Weights, total: Weights) -> str | None:
+    """sum: ``whole`` is all of ``total``; truncated: the best of its rank; None: neither."""
+    shared = sorted(whole.modules.keys() & total.modules.keys())
+    square = sum(total.squares[name] for name in shared)
+    cross = sum(inner(whole.modules[name], total.modules[name]) for name in shared)
+    cosine = cross / (square * whole.square) ** 0.5 if square > 0 else 0.0
+    if cosine > 1 - 1e-3:
+        return "sum"
+    short = shortfall(whole, total, shared, cosine)
+    return "truncated" if short is not None and short <= TRUNCATION_SHORTFALL else None
+
+
+def _lead(whole: Weights, first: Weights, second: Weights) -> int:
+    return whole.rank - max(first.rank, second.rank)
 
 
 def _inside(part: Piece, others: list[list[Piece]]) -> Tensor:
@@ -117,7 +141,9 @@ def _fit_matrices(whole: Weights, first: Weights, second: Weights) -> Merge | No
     weights = downs * ups
     norms = torch.tensor([first.square, second.square], dtype=torch.float64).sqrt()
     share = (weights.abs() * norms / whole.square**0.5).tolist()
-    return Merge(tuple(weights.tolist()), "matrices", max(left_down, left_up), tuple(share))
+    lead = _lead(whole, first, second)
+    pair = (float(weights[0]), float(weights[1]))
+    return Merge(pair, "matrices", max(left_down, left_up), tuple(share), lead, float(downs.min()) < 0)
 
 
 def _matching_pieces(whole: Weights, first: Weights, second: Weights) -> list[tuple[Piece, Piece, Piece]]:

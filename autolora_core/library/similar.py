@@ -70,7 +70,9 @@ class MergeFound:
 
 @dataclass(frozen=True)
 class Found:
-    """What is like one LoRA: ``hits`` by falling |cosine|, versions always among them. ``names``: hash → file name."""
+    """What is like one LoRA: ``hits``, all versions first, by kind, then others by falling |cosine|.
+
+    ``names``: hash → file name. ``searched`` files by their rows, ``opened`` to be sure."""
 
     name: str
     hash: str
@@ -169,17 +171,9 @@ def find_like(library: Library, path: str | os.PathLike, *, top_k: int = 10, tic
     searched = sum(digest != other for other in shelf.grid.hashes)
     shelf.add(digest, os.fspath(path), row)
     shown = {hash_: group[0].name for hash_, group in shelf.entries.items()} | {digest: name}
-    near = shelf.near(row, 0.0, (digest,))
-    wanted = [pair for i, pair in enumerate(near) if i < top_k or (i < MAX_OPENED and abs(pair[1]) >= OPEN_FROM)]
-    relations: dict[str, Relation] = {}
-    for done, (other, _) in enumerate(wanted):
-        tick(done, len(wanted) + 1)
-        mine, theirs = shelf.weights(digest), shelf.weights(other)
-        if mine is None:
-            raise NoUpdatesError(f"this LoRA cannot be read: {shelf.unread[digest]}", path=path)
-        if theirs is not None:
-            relations[other] = decide(measure(mine, theirs))
-    merges = _merges(shelf, digest, dict(wanted), relations)
+    estimates = dict(shelf.near(row, 0.0, (digest,)))
+    relations = _compare(shelf, digest, estimates, top_k, tick)
+    merges = _merges(shelf, digest, estimates, relations)
     hits = _hits(shelf, digest, relations, merges, top_k)
     notes = tuple(f"{shown[other]} could not be read: {why}" for other, why in shelf.unread.items())
     return Found(name, digest, family, hits, merges, shown, searched, shelf.opened, notes)
@@ -205,6 +199,23 @@ def _query(library: Library, path: str) -> tuple[str, str, str, np.ndarray]:
     return name, digest, lora.family.name, row_of(features, lora.family.name)
 
 
+def _compare(shelf: Shelf, digest: str, estimates: dict[str, float], top_k: int, tick: Tick) -> dict[str, Relation]:
+    """Exact relations of the nearest files: all that come near, and more until ``top_k`` are no versions."""
+    relations: dict[str, Relation] = {}
+    others = 0
+    for other, estimate in estimates.items():
+        if others >= top_k and (abs(estimate) < OPEN_FROM or len(relations) >= MAX_OPENED):
+            break
+        tick(len(relations), max(top_k, len(relations) + 1))
+        mine, theirs = shelf.weights(digest), shelf.weights(other)
+        if mine is None:
+            raise NoUpdatesError(f"this LoRA cannot be read: {shelf.unread[digest]}", path=shelf.paths[digest])
+        if theirs is not None:
+            relations[other] = decide(measure(mine, theirs))
+            others += relations[other].kind not in VERSIONS
+    return relations
+
+
 def _merges(
     shelf: Shelf, digest: str, estimates: dict[str, float], relations: dict[str, Relation]
 ) -> tuple[MergeFound, ...]:
@@ -214,12 +225,18 @@ def _merges(
         for other, relation in relations.items()
         if relation.kind not in VERSIONS[:-1] and abs(estimates[other]) >= MERGE_FROM
     ][:MAX_FIRSTS]
-    found = []
-    for whole, firsts in [(digest, open_ones), *((other, [digest]) for other in open_ones)]:
-        best = min(shelf.merges(whole, firsts), key=lambda one: one.merge.left_over, default=None)
-        if best is not None:
-            found.append(best)
-    return tuple(found)
+    firsts = [(digest, open_ones), *((other, [digest]) for other in open_ones)]
+    return likeliest(one for whole, parts in firsts for one in shelf.merges(whole, parts))
+
+
+def likeliest(merges: Iterable[MergeFound]) -> tuple[MergeFound, ...]:
+    """One reading of three files that are tied by a sum, and one sum for every file: the best of each."""
+    kept: list[MergeFound] = []
+    for one in sorted(merges, key=lambda one: (one.merge.order, one.whole, one.first, one.second)):
+        files = {one.whole, one.first, one.second}
+        if all(one.whole != other.whole and files != {other.whole, other.first, other.second} for other in kept):
+            kept.append(one)
+    return tuple(kept)
 
 
 def _hits(
@@ -236,6 +253,7 @@ def _hits(
     if len(twins) > 1:
         same = Relation("same_file", Measured(1.0, 1.0, 1.0, (1.0, 1.0), 0.0, 0, 0, 0, 0.0))
         hits.append(Hit(twins[0], tuple(entry.name for entry in twins), same))
-    hits.sort(key=lambda hit: (-abs(hit.cosine), hit.entry.name))
+    order = {kind: place for place, kind in enumerate(VERSIONS)}
+    hits.sort(key=lambda hit: (order.get(hit.relation.kind, len(order)), -abs(hit.cosine), hit.entry.name))
     others = [hit for hit in hits if not hit.is_version][:top_k]
     return tuple(hit for hit in hits if hit.is_version or hit in others)

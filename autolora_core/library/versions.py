@@ -20,7 +20,7 @@ from .grid import VERSION, Grid
 from .index import Library
 from .merges import Merge
 from .relations import RULES, VERSIONS, Measured, Relation, decide, measure
-from .similar import MERGE_FROM, SECOND_FROM, MergeFound, Shelf, Tick, silent
+from .similar import MERGE_FROM, SECOND_FROM, MergeFound, Shelf, Tick, likeliest, silent
 from .sketches import sketch_id
 from .store import write_atomically
 
@@ -134,12 +134,10 @@ def _merges(
         if not any(seconds.values()):
             continue
         key = f"{whole} {sorted(seconds.items())}"
-        if not kept.has_merge(key):
-            kept.keep_merge(key, min(shelf.merges(whole, firsts), key=lambda one: one.merge.left_over, default=None))
-        best = kept.merge(key)
-        if best is not None:
-            found.append(best)
-    return tuple(found)
+        if not kept.has_merges(key):
+            kept.keep_merges(key, list(shelf.merges(whole, firsts)))
+        found += kept.merges(key)
+    return likeliest(found)
 
 
 def _seconds(shelf: Shelf, whole: str, first: str) -> list[str]:
@@ -169,19 +167,16 @@ class _Kept:
     def keep_pair(self, a: str, b: str, measured: Measured) -> None:
         self._pairs[f"{a} {b}"], self._new = asdict(measured), True
 
-    def has_merge(self, key: str) -> bool:
+    def has_merges(self, key: str) -> bool:
         return key in self._merges
 
-    def merge(self, key: str) -> MergeFound | None:
-        said = self._merges[key]
-        if said is None:
-            return None
-        merge = Merge(tuple(said["merge"]["weights"]), said["merge"]["how"], said["merge"]["left_over"],
-                      tuple(said["merge"]["share"]))  # fmt: skip
-        return MergeFound(said["whole"], said["first"], said["second"], merge)
+    def merges(self, key: str) -> list[MergeFound]:
+        return [MergeFound(*said[:3], Merge(tuple(said[3]), said[4], said[5], tuple(said[6]), *said[7:]))
+                for said in self._merges[key]]  # fmt: skip
 
-    def keep_merge(self, key: str, found: MergeFound | None) -> None:
-        self._merges[key], self._new = asdict(found) if found else None, True
+    def keep_merges(self, key: str, found: list[MergeFound]) -> None:
+        rows = [[one.whole, one.first, one.second, *asdict(one.merge).values()] for one in found]
+        self._merges[key], self._new = rows, True
 
     def write(self) -> None:
         if not self._new:

@@ -6,7 +6,7 @@ Everything works on the pieces of :mod:`.duplicates`, low-rank factors in float6
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
@@ -51,6 +51,23 @@ class Weights:
     def square(self) -> float:
         """‖ΔW‖² over all modules."""
         return sum(self.squares.values())
+
+    @property
+    def rank(self) -> int:
+        """Ranks of all pieces, summed; a dense piece counts its rows."""
+        return sum(len(p.up) if p.down is None else len(p.down) for parts in self.modules.values() for p in parts)
+
+    def scaled(self, by: float) -> Weights:
+        """The same at strength ``by``."""
+        parts = {name: [replace(p, up=p.up * by) for p in group] for name, group in self.modules.items()}
+        return Weights(parts, {name: square * by**2 for name, square in self.squares.items()}, self.rounding)
+
+    def plus(self, other: Weights) -> Weights:
+        """Both applied: pieces on top of each other add up."""
+        names = self.modules.keys() | other.modules.keys()
+        parts = {name: self.modules.get(name, []) + other.modules.get(name, []) for name in names}
+        squares = {name: inner(group, group) for name, group in parts.items()}
+        return Weights(parts, squares, max(self.rounding, other.rounding))
 
 
 def _rounding(piece: Piece) -> float:
