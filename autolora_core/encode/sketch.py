@@ -87,7 +87,7 @@ def spectrum(update: Update) -> Spectrum | None:
     Gram matrices cost a tenth of a QR and square the condition number; the columns are balanced first, so that only
     genuinely dependent columns, not unequal scales, come near the tolerance.
     """
-    up, down = _dense_factors(update.dense) if update.dense is not None else factors(update)
+    up, down = leading_factors(update.dense) if update.dense is not None else factors(update)
     length = torch.linalg.vector_norm(up, dim=0)
     if not (torch.isfinite(length).all() and torch.isfinite(down).all()):
         return None
@@ -147,7 +147,7 @@ def _triangle(matrix: Tensor) -> Tensor:
     return matrix[rows, columns] * torch.where(rows == columns, 1.0, 2.0**0.5)
 
 
-def _dense_factors(dense: Tensor) -> tuple[Tensor, Tensor]:
+def leading_factors(dense: Tensor) -> tuple[Tensor, Tensor]:
     """A dense update as factors of at most :data:`DENSE_RANK` directions: exact below, the leading ones above.
 
     Randomised range finder with one power iteration (Halko, Martinsson and Tropp, arXiv 0909.4061, algorithm 4.4),

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..encode.encoder import RidgeEncoder
 from ..encode.features import ModuleFeatures, size_for
+from ..encode.response import FactorTable
 from ..encode.text_cache import CachedTower
 from ..encode.threads import one_thread
 from ..encode.towers import TextTower
@@ -30,6 +31,7 @@ from .content import Content, modules_of, read_entries
 from .duplicates import Pair
 from .entries import Entry, ScanReport
 from .locks import writer_lock
+from .responses import answered, compute_response, has_response, read_responses, response_id
 from .scan import Progress, Scanner
 from .sketches import ENCODABLE_KINDS, compute_sketch, read_sketches, sketch_id, sketched
 from .store import Store, now, sweep
@@ -138,16 +140,23 @@ class Library:
         """
         scope = roots if isinstance(roots, Scope) else Scope.of(roots)
         db, done, fresh = self.store.db, sketched(self.store.db), set()
+        known = answered(self.store.db)
 
         def features(content: Content, path: str, lora: LoraFile | None) -> bool:
-            digest, key = content.hash, (content.hash, sketch_id(content.family))
-            if content.kind not in ENCODABLE_KINDS or content.family == "unknown" or digest in fresh:
+            digest, family, again = content.hash, content.family, force and lora is not None
+            if content.kind not in ENCODABLE_KINDS or family == "unknown" or digest in fresh:
                 return False
-            if key in done and not (force and lora is not None):
+            sketch = again or (digest, sketch_id(family)) not in done
+            response = has_response(family) and (again or (digest, response_id(family)) not in known)
+            if not (sketch or response):
                 return False
             fresh.add(digest)
             try:
-                compute_sketch(db, digest, lora if lora is not None else LoraFile.open(path))
+                lora = lora if lora is not None else LoraFile.open(path)
+                if sketch:
+                    compute_sketch(db, digest, lora)
+                if response:
+                    compute_response(db, digest, lora)
             except AutoLoRAError:
                 return False  # gone or changed since it was listed: its row says so at the next scan
             return True
@@ -216,6 +225,11 @@ class Library:
         """Content hash → module features of the encodable, present files of one family, by hash."""
         hashes = sorted({entry.hash for entry in self.entries(family) if entry.hash})
         return read_sketches(self.store.db, hashes, family)
+
+    def responses(self, family: str, width: int | None = None) -> FactorTable:
+        """What the present files of one family do to text, by hash; ``width`` is that of the base's text states."""
+        hashes = sorted({entry.hash for entry in self.entries(family) if entry.hash})
+        return read_responses(self.store.db, hashes, family, width)
 
     def encoder(self, family: str, tower_id: str | None = None) -> RidgeEncoder | None:
         """The encoder fitted for a family and text tower (any tower when None), or None."""

@@ -20,7 +20,7 @@ from ..errors import LibraryError, LibraryVersionError
 
 log = logging.getLogger(__name__)
 DATABASE_NAME = "library.sqlite"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -52,6 +52,16 @@ CREATE TABLE pairs (
     hash_a TEXT NOT NULL, hash_b TEXT NOT NULL, cosine REAL NOT NULL, ratio REAL NOT NULL, common INTEGER NOT NULL,
     only_a INTEGER NOT NULL, only_b INTEGER NOT NULL, date TEXT NOT NULL, PRIMARY KEY (hash_a, hash_b));
 """
+
+# What a library of an older version lacks, by the version that brought it; a new one gets them all.
+_ADDED = {
+    2: """
+-- what a content does to text (see responses.py): int8 rows of (spaces, depth, width), their float32 scale
+CREATE TABLE responses (
+    hash TEXT NOT NULL, response_id TEXT NOT NULL, spaces TEXT NOT NULL, depth INTEGER NOT NULL, width INTEGER NOT NULL,
+    rows BLOB NOT NULL, scale BLOB NOT NULL, problem TEXT, date TEXT NOT NULL, PRIMARY KEY (hash, response_id));
+""",
+}
 
 
 def now() -> str:
@@ -116,17 +126,20 @@ class Store:
         )
 
     def _prepare(self) -> None:
-        """Create the tables in a new file, or check the version of an old one."""
+        """Create the tables in a new file, add what an old one lacks, or refuse a newer one."""
         (version,) = self.db.execute("PRAGMA user_version").fetchone()
-        if version == 0:
+        if version < SCHEMA_VERSION:
             with self.transaction():
-                # Another process may have created it between the check and this lock.
-                if self.db.execute("PRAGMA user_version").fetchone()[0] == 0:
-                    for statement in filter(str.strip, _SCHEMA.split(";")):
-                        self.db.execute(statement)
+                # Another process may have done it between the check and this lock.
+                (version,) = self.db.execute("PRAGMA user_version").fetchone()
+                if version == 0:
+                    self._run(_SCHEMA)
                     # Counted from the time of creation: a library made anew never repeats an old one's numbers.
                     first = str(int(time.time() * 1000))
                     self.db.execute("INSERT INTO meta VALUES ('created', ?), ('generation', ?)", (now(), first))
+                for number in sorted(number for number in _ADDED if number > version):
+                    self._run(_ADDED[number])
+                if version < SCHEMA_VERSION:
                     self.db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         elif version > SCHEMA_VERSION:
             self.db.close()
@@ -135,6 +148,10 @@ class Store:
                 path=self.path,
                 fix="update ComfyUI-AutoLoRA, or encode into a library of another name",
             )
+
+    def _run(self, statements: str) -> None:
+        for statement in filter(str.strip, statements.split(";")):
+            self.db.execute(statement)
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
