@@ -111,7 +111,8 @@ def _plan(
     live = [index for index, lora in enumerate(loras) if lora.request.model]
     outside = [index for index in live if outcomes[index].outside_gate]
     gated = [index for index in live if halves[index].branches and index not in outside]
-    chosen = choose_gate(gate, mode, model, family.name, len(gated)) if gated else GateChoice(None, "no LoRA for a gate")
+    none = GateChoice(None, "no LoRA for a gate")
+    chosen = choose_gate(gate, mode, model, family.name, len(gated)) if gated else none
     branches = [branch for index in live for branch in halves[index].branches]
     channels = {name: width for half in halves for name, width in half.channels.items()}
     return chosen, build_plan(branches, channels, chosen.gate and chosen.gate.modules, outside)

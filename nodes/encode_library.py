@@ -13,10 +13,13 @@ from ..autolora_core.library.encoders import find_encoders
 from ..autolora_core.library.index import Library
 from ..autolora_core.library.report import Summary, encode_report
 from ..autolora_core.library.walk import Scope, folder_state
+from ..autolora_core.retrieve.prepare import warm
+from .bar import Bar
 from .tower import shared_tower, tower_state
 
 ALL_LORAS = "all loras"
 MAX_FOLDERS = 500
+STEPS = (0.7, 0.1, 0.1, 0.1)  # reading files, fitting, comparing duplicates, words for the first prompt
 PACK_MODELS = Path(__file__).resolve().parents[1] / "models"
 # Library folders this process has filled, and how often each had vanished since: a deleted library runs the node again.
 _filled: dict[str, int] = {}
@@ -54,32 +57,6 @@ def library_folder(name: str, user_directory: str) -> Path:
             "a library name is 1 to 64 letters, digits, spaces, dots or dashes", key=name, fix="choose another name"
         )
     return Path(user_directory) / "autolora" / name
-
-
-class _Bar:
-    """Drives ComfyUI's progress bar through the three steps, and gives Cancel a chance at every step."""
-
-    WEIGHTS = (0.8, 0.1, 0.1)  # reading files, fitting, comparing duplicates
-    INTERVAL = 0.1  # every message goes to the browser: ten a second are enough
-
-    def __init__(self) -> None:
-        from . import bridge_paths
-
-        self._interrupt, self._update = bridge_paths.throw_if_interrupted, bridge_paths.progress_bar(1000)
-        self.step, self._shown, self._share = 0, -1.0, 0.0
-
-    def __call__(self, done: int, total: int, name: str = "") -> None:
-        self._interrupt()
-        share = sum(self.WEIGHTS[: self.step]) + self.WEIGHTS[self.step] * done / max(total, 1)
-        self._share = max(self._share, share)  # a step may count twice, captions and then families: never run backwards
-        moment = time.monotonic()
-        if moment - self._shown >= self.INTERVAL or done == total:
-            self._update(round(1000 * self._share), 1000)
-            self._shown = moment
-
-    def stopped(self) -> bool:
-        self._interrupt()
-        return False
 
 
 class AutoLoRAEncodeLibrary:
@@ -157,7 +134,7 @@ class AutoLoRAEncodeLibrary:
         from .bridge_paths import lora_roots, model_folders, user_directory
 
         scope = scope_of(folder, name_filter, lora_roots())
-        place, bar = library_folder(library, user_directory()), _Bar()
+        place, bar = library_folder(library, user_directory()), Bar(STEPS)
         with Library.open(place) as opened:
             scan = opened.scan(scope, force=force, progress=bar, should_stop=bar.stopped)
             bar.step = 1
@@ -168,7 +145,11 @@ class AutoLoRAEncodeLibrary:
             view = opened.view(scope)
             families = sorted({entry.family for entry in view.entries()} - {"unknown"})
             near = {family: view.compare_duplicates(family, bar) for family in families}
-            bar(1, 1)
+            bar.step = 3
+            words = opened.text_tower(tower)  # one open text store, closed with the library
+            for family in families:
+                warm(view, family, words, bar)
+            bar.finish()
             report = encode_report(Summary(scan, fitted, view.entries(), view.exact_copies(), near, str(place)))
             handle = view.handle
         _filled.setdefault(str(place), 0)

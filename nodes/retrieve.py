@@ -8,6 +8,7 @@ from typing import Any
 
 from ..autolora_core.library.index import Library
 from ..autolora_core.retrieve.selection import Pick, Selection
+from .bar import Bar
 from .tower import shared_tower
 
 AUTO = "auto"
@@ -136,6 +137,7 @@ class AutoLoRARetrieve:
         from ..autolora_core.retrieve.retrieve import retrieve
         from .bridge_paths import model_family, model_folders
 
+        bar = Bar()
         base = model_family(model).name if model is not None else None
         with Library.from_handle(index) as library:
             indexed = sorted({entry.family for entry in library.entries()} - {"unknown"})
@@ -152,7 +154,9 @@ class AutoLoRARetrieve:
                 use_text=use_text,
                 strength=strength,
                 tower=shared_tower(model_folders()),
+                progress=bar,
             )
+        bar.finish()
         words, added = prompt_with_triggers(prompt, selection.picks)
         report = selection_report(selection, why, added)
         result = (selection.to_json(), extend_stack(lora_stack, selection.picks), words, report)

@@ -139,6 +139,29 @@ def test_deleted_library_runs_the_node_again(encode_module, tmp_path):
     assert node.IS_CHANGED(**EMPTY) == after
 
 
+def test_what_the_first_prompt_needs_is_encoded_already(encode_module, node, tmp_path, monkeypatch):
+    """The words of the library and the generic prompts lie in its text store: no prompt waits for them."""
+
+    class Counting(pack_module("autolora_core.encode.towers").LexicalTower):
+        asked: list[str] = []
+
+        def encode(self, texts):
+            self.asked.extend(texts)
+            return super().encode(texts)
+
+    metadata = {"modelspec.title": "An otter", "modelspec.tags": "animal, river"}
+    write_lora(tmp_path / "loras" / "x.safetensors", emoji_factors(30, blocks=1), metadata)
+    monkeypatch.setattr(encode_module, "shared_tower", lambda folders=(): Counting())
+    index, _ = run(node)
+    assert {"An otter", "animal", "river"} <= set(Counting.asked)
+    Counting.asked.clear()
+    retrieve = pack_module("autolora_core.retrieve.retrieve").retrieve
+    with pack_module("autolora_core.library.index").Library.from_handle(index) as library:
+        found = retrieve(library, "an otter at sea", family="emoji", tower=Counting())
+    assert found.picks and all("otter" in text or "sea" in text for text in Counting.asked)
+    assert "An otter" not in Counting.asked
+
+
 def test_cancel_stops_it_and_the_next_run_goes_on(comfy, node, monkeypatch):
     import comfy.model_management as management
     import comfy.utils
@@ -151,7 +174,7 @@ def test_cancel_stops_it_and_the_next_run_goes_on(comfy, node, monkeypatch):
             management.interrupt_current_processing(True)
 
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
-    monkeypatch.setattr(pack_module("nodes.encode_library")._Bar, "INTERVAL", 0.0)
+    monkeypatch.setattr(pack_module("nodes.bar").Bar, "INTERVAL", 0.0)
     with pytest.raises(management.InterruptProcessingException):
         run(node)
     assert not management.processing_interrupted()

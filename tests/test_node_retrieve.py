@@ -120,6 +120,42 @@ def test_choose_family_says_why(comfy):
     assert choose("auto", None, []) == (None, "The index holds no LoRA of a known base model.")
 
 
+@pytest.fixture
+def progress(comfy, monkeypatch):
+    """What ComfyUI's progress bar is told; nothing that was prepared before counts."""
+    import comfy.utils
+
+    told: list[int] = []
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, *more, **named: told.append(value))
+    monkeypatch.setattr(pack_module("nodes.bar").Bar, "INTERVAL", 0.0)
+    pack_module("autolora_core.retrieve.prepare")._cache.clear()
+    return told
+
+
+def test_the_first_prompt_shows_progress(run, progress):
+    run("a fox in the snow", family="emoji")
+    assert len(progress) > 5 and progress == sorted(progress) and progress[-1] == 1000
+    seen = len(progress)
+    run("an otter", family="emoji")
+    assert progress[seen:] == [1000], "prepared already"
+
+
+def test_the_first_prompt_can_be_cancelled_and_asked_again(run, progress, monkeypatch):
+    import comfy.model_management as management
+    import comfy.utils
+
+    def cancel(value, total, preview, node_id=None):
+        progress.append(value)
+        if len(progress) == 2:
+            management.interrupt_current_processing(True)
+
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", cancel)
+    with pytest.raises(management.InterruptProcessingException):
+        run("a fox in the snow", family="emoji")
+    assert not management.processing_interrupted() and len(progress) == 2
+    assert names(run("a fox in the snow", family="emoji")[0]) == ["fox.safetensors"]
+
+
 def test_trigger_words(comfy):
     module = pack_module("nodes.retrieve")
 
