@@ -9,13 +9,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.lora_plan import ATTENTION, CONTEXT, MLP, Creator
+from zoo.lora_plan import ATTENTION, CONTEXT, MLP
 from zoo.mmdit import MMDiT
+
+
+class Recipe(Protocol):
+    """What training needs to know of a creator."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def alpha(self) -> float: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def rule(self) -> str: ...
+    @property
+    def layers(self) -> tuple[str, ...]: ...
+
+
+@runtime_checkable
+class ChoosesModules(Protocol):
+    """A creator that chooses single modules, not only kinds of layers."""
+
+    def trains(self, module: str) -> bool: ...
+
+
+def trains(creator: Recipe, name: str, kind: str) -> bool:
+    return creator.trains(name) if isinstance(creator, ChoosesModules) else kind in creator.layers
 
 
 def target_layers(model: MMDiT) -> dict[str, str]:
@@ -53,7 +82,7 @@ class StackedAdapters(nn.Module):
         layer.forward = forward  # type: ignore[method-assign]
 
     @torch.no_grad()
-    def reset(self, creators: Sequence[Creator], seeds: Sequence[int]) -> None:
+    def reset(self, creators: Sequence[Recipe], seeds: Sequence[int]) -> None:
         """Fresh factors: ``down`` uniform as in LoRA (Hu et al. 2021, section 4.1), ``up`` zero."""
         for p in self.parameters():
             p.zero_()
@@ -64,14 +93,14 @@ class StackedAdapters(nn.Module):
                 down = self.down[name.replace(".", "/")]
                 bound = 1 / math.sqrt(down.shape[2])
                 fresh = (torch.rand(creator.rank, down.shape[2], generator=generator) * 2 - 1) * bound * math.sqrt(3)
-                if kind in creator.layers:
+                if trains(creator, name, kind):
                     down[k, : creator.rank] = fresh
 
-    def factors(self, k: int, creator: Creator) -> dict[str, tuple[Tensor, Tensor]]:
+    def factors(self, k: int, creator: Recipe) -> dict[str, tuple[Tensor, Tensor]]:
         """Module name -> (down (r, in), up (out, r)) of LoRA ``k``, float32, without padding and without the scale."""
         out = {}
         for name, kind in self.kinds.items():
-            if kind in creator.layers:
+            if trains(creator, name, kind):
                 key, r = name.replace(".", "/"), creator.rank
                 out[name] = self.down[key][k, :r].detach().clone(), self.up[key][k, :, :r].detach().clone()
         return out
@@ -80,7 +109,7 @@ class StackedAdapters(nn.Module):
 class StackedAdam:
     """Adam or a sign rule for each LoRA apart: own rate, own number of steps, cosine fall to a tenth."""
 
-    def __init__(self, adapters: StackedAdapters, creators: Sequence[Creator]):
+    def __init__(self, adapters: StackedAdapters, creators: Sequence[Recipe]):
         self.params = dict(adapters.named_parameters())
         self.first = {k: torch.zeros_like(p) for k, p in self.params.items()}
         self.second = {k: torch.zeros_like(p) for k, p in self.params.items()}
