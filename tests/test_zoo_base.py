@@ -1,11 +1,17 @@
-"""Proves that our training model is ComfyUI's own SD3 network, and that the optimiser and the schedule do what they say."""
+"""Proves that our training model is ComfyUI's own SD3 network, and that the optimiser, the schedule and the budget of
+a training do what they say.
+"""
 
 from __future__ import annotations
 
+import argparse
 import math
 
+import pytest
 import torch
 
+from zoo import cache, train_base
+from zoo.budget import Budget, add_options, chosen
 from zoo.mmdit import MMDiT, MMDiTConfig
 from zoo.optimiser import Optimiser, is_matrix, orthogonal, split_work
 from zoo.sampler import schedule
@@ -101,3 +107,41 @@ def test_attached_parameters_are_views():
 def test_times_lean_to_noise_and_stay_inside():
     t = draw_times(20000, torch.Generator().manual_seed(0))
     assert 0 < t.min() and t.max() < 1 and 0.52 < t.mean() < 0.58
+
+
+@pytest.mark.parametrize(
+    ("arguments", "budget"),
+    [
+        ([], Budget(7.0)),
+        (["--x-minutes", "0.5"], Budget(0.5)),
+        (["--x-steps", "30"], Budget(steps=30)),
+        (["--x-minutes", "2", "--x-steps", "30"], Budget(2.0, 30)),
+    ],
+)
+def test_a_budget_is_minutes_unless_steps_are_asked_for(arguments, budget):
+    parser = argparse.ArgumentParser()
+    add_options(parser, 7.0, "--x-")
+    args = parser.parse_args(arguments)
+    assert chosen(args.x_minutes, args.x_steps, 7.0) == budget
+
+
+def test_what_is_spent_first_ends_a_training():
+    both = Budget(2.0, 100)
+    assert both.progress(60, 10) == 0.5 and both.progress(6, 90) == 0.9
+    assert both.spent(120, 0) and both.spent(0, 100) and not both.spent(119, 99)
+    assert Budget(steps=4).progress(1e9, 2) == 0.5
+    with pytest.raises(SystemExit):
+        parser = argparse.ArgumentParser()
+        add_options(parser, 1.0)
+        parser.parse_args(["--minutes", "0"])
+
+
+def test_steps_that_are_done_again_are_logged_once(tmp_path, monkeypatch):
+    monkeypatch.setenv(cache.FOLDER, str(tmp_path))
+    train_base.forget_after(5)  # nothing is logged yet
+    for step in (100, 200, 300):
+        train_base.write_log(step, step / 10, 1.0)
+    train_base.forget_after(250)
+    train_base.write_log(300, 31.0, 0.5)
+    rows = train_base.loss_path().read_text().splitlines()
+    assert rows == ["step,seconds,loss", "100,10.0,1.00000", "200,20.0,1.00000", "300,31.0,0.50000"]

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from autolora_core.errors import FileFormatError
 from benchmarks import results_file, world
 from zoo import evaluate, judge_data, judge_train
+from zoo.budget import Budget
 from zoo.cache import zoo_dir
 from zoo.judge import Judge, JudgeConfig, Verdict, default_path, known_names, ranks, style_text, subject_text, words_of
 from zoo.pictures import Pictures
@@ -154,15 +155,15 @@ def tiny_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[judge
 
 
 def test_training_goes_on_exactly_where_it_was(tiny_training: list[judge_data.Pool]) -> None:
-    whole = judge_train.Trainer(1.0)
+    whole = judge_train.Trainer(Budget(1.0))
     before = whole.model.state_dict()["visual.conv1.weight"].clone()
     for _ in range(4):
         whole.step(tiny_training)
-    first = judge_train.Trainer(1.0)
+    first = judge_train.Trainer(Budget(1.0))
     for _ in range(2):
         first.step(tiny_training)
     first.save()
-    second = judge_train.Trainer(1.0)
+    second = judge_train.Trainer(Budget(1.0))
     assert second.steps == 2
     for _ in range(2):
         second.step(tiny_training)
@@ -174,7 +175,7 @@ def test_training_goes_on_exactly_where_it_was(tiny_training: list[judge_data.Po
 
 
 def test_the_true_name_is_always_among_the_choices(tiny_training: list[judge_data.Pool]) -> None:
-    trainer = judge_train.Trainer(1.0)
+    trainer = judge_train.Trainer(Budget(1.0))
     subject = torch.tensor([3, 900, 3, 17, 1400, 0])
     chosen, target = trainer.names(subject, np.random.default_rng(0))
     assert torch.equal(chosen[target], subject) and len(torch.unique(chosen)) == len(chosen)
@@ -282,8 +283,8 @@ def test_a_sample_depends_on_its_prompt_and_seed_not_on_its_batch(monkeypatch: p
 
 
 def test_a_wall_time_ends_a_run_with_its_learning_rate_at_the_bottom(tiny_training: list[judge_data.Pool]) -> None:
-    trainer = judge_train.Trainer(10.0, wall_minutes=5.0)
-    trainer.begun = trainer.spent = 120.0  # a fifth of the CPU time was spent by an earlier run
+    trainer = judge_train.Trainer(Budget(10.0), wall_minutes=5.0)
+    trainer.begun, trainer.spent = 0.2, 120.0  # a fifth of the CPU time was spent by an earlier run
     assert trainer.progress() == pytest.approx(0.2, abs=0.01)
     trainer.started -= 150  # half of the wall time has gone
     assert trainer.progress() == pytest.approx(0.6, abs=0.01)

@@ -1,7 +1,7 @@
 """The zoo's autoencoder: TAESD's layout and key names, 16 latent channels, 8x smaller, so stock ComfyUI loads it as a
 VAE.
 
-    python -m zoo.autoencoder train --minutes 12
+    python -m zoo.autoencoder train --minutes 15      or, the same on every machine:  --steps 2900
     python -m zoo.autoencoder finetune-decoder --minutes 10
     python -m zoo.autoencoder latents
     python -m zoo.autoencoder sheet
@@ -26,9 +26,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from zoo.budget import add_options, chosen
 from zoo.cache import write_atomic, write_npy, zoo_dir
 
 log = logging.getLogger("zoo.autoencoder")
+MINUTES = 15.0
 LATENT_CHANNELS = 16
 WIDTH = 64
 DOWNSCALE = 8
@@ -192,18 +194,13 @@ def _batches(n: int, size: int) -> Iterator[slice]:
 
 
 @torch.inference_mode()
-def encode_pictures(
-    images: np.ndarray, model: Autoencoder | None = None, flip: bool = False, batch: int = 32
-) -> np.ndarray:
-    """uint8 (N, H, W, 3) -> float16 (N, 16, H/8, W/8) in model space; `flip` mirrors the pictures left to right
-    first.
-    """
+def encode_pictures(images: np.ndarray, model: Autoencoder | None = None, batch: int = 32) -> np.ndarray:
+    """uint8 (N, H, W, 3) -> float16 (N, 16, H/8, W/8) in model space."""
     model = model or Autoencoder.load()
     n, h, w, _ = images.shape
     out = np.empty((n, LATENT_CHANNELS, h // DOWNSCALE, w // DOWNSCALE), np.float16)
     for part in _batches(n, batch):
-        pixels = images[part, :, ::-1] if flip else images[part]
-        out[part] = model.encode(to_float(pixels)).numpy().astype(np.float16)
+        out[part] = model.encode(to_float(images[part])).numpy().astype(np.float16)
     return out
 
 
@@ -221,29 +218,26 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float((10 * np.log10(255.0**2 / np.maximum(mse, 1e-3))).mean())
 
 
-def _encode_rows(job: tuple[int, int, bool]) -> np.ndarray:
+def _encode_rows(job: tuple[int, int]) -> np.ndarray:
     """Latents of rows start..stop of the pictures table, in a worker process of one thread."""
     from zoo.pictures import Pictures
 
-    start, stop, flip = job
+    start, stop = job
     torch.set_num_threads(1)
-    return encode_pictures(Pictures.load().images[start:stop], flip=flip, batch=8)
+    return encode_pictures(Pictures.load().images[start:stop], batch=8)
 
 
 def precompute_latents(processes: int = 2) -> None:
-    """`latents.npy` and `latents_flipped.npy` (float16, (N, 16, 16, 16)), row for row with the pictures table."""
+    """`latents.npy` (float16, (N, 16, 16, 16)), row for row with the pictures table."""
     from zoo.pictures import Pictures
 
     n = len(Pictures.load().rows)
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        for name, flip in (("latents.npy", False), ("latents_flipped.npy", True)):
-            z = np.concatenate(list(pool.imap(_encode_rows, [(s.start, s.stop, flip) for s in _batches(n, 256)])))
-            write_npy(zoo_dir() / name, z)
-            f = z.astype(np.float32)
-            log.info("%s %s mean %.3f std %.3f", name, z.shape, f.mean(), f.std())
-            log.info(
-                "  per channel mean %s std %s", f.mean((0, 2, 3)).round(2).tolist(), f.std((0, 2, 3)).round(2).tolist()
-            )
+        z = np.concatenate(list(pool.imap(_encode_rows, [(s.start, s.stop) for s in _batches(n, 256)])))
+    write_npy(zoo_dir() / "latents.npy", z)
+    f = z.astype(np.float32)
+    log.info("latents %s mean %.3f std %.3f", z.shape, f.mean(), f.std())
+    log.info("  of each channel: mean %s std %s", f.mean((0, 2, 3)).round(2), f.std((0, 2, 3)).round(2))
 
 
 def main() -> None:
@@ -251,7 +245,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("what", choices=("train", "finetune-decoder", "latents", "sheet"))
-    parser.add_argument("--minutes", type=float, default=12.0)
+    add_options(parser, MINUTES)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--fresh", action="store_true", help="forget the saved state of an earlier run of this kind")
     args = parser.parse_args()
@@ -264,7 +258,8 @@ def main() -> None:
     if args.what == "sheet":
         autoencoder_train.evaluate(Autoencoder.load(), zoo_dir() / "autoencoder_sheet.png")
     else:
-        autoencoder_train.train(args.minutes, decoder_only=args.what == "finetune-decoder", fresh=args.fresh)
+        budget = chosen(args.minutes, args.steps, MINUTES)
+        autoencoder_train.train(budget, decoder_only=args.what == "finetune-decoder", fresh=args.fresh)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import logging
 import os
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from zoo.autoencoder import Autoencoder, default_path, psnr, to_float, to_uint8
-from zoo.cache import read_json, write_atomic, write_json, write_npy, zoo_dir
+from zoo.budget import Budget
+from zoo.cache import models_dir, read_json, write_atomic, write_json, write_npy, zoo_dir
 from zoo.cpu_training import Optimiser, one_cycle, use_fast_convolutions
 from zoo.pictures import Pictures
 from zoo.transforms import TRANSFORMS
@@ -48,12 +50,23 @@ def transformed_pool(pictures: Pictures) -> np.ndarray:
     path = zoo_dir() / "autoencoder_transforms.npy"
     shape = (PER_TRANSFORM * len(TRANSFORMS), *pictures.images.shape[1:])
     if not path.exists() or np.load(path, mmap_mode="r").shape != shape:
-        rng = np.random.default_rng(0)
-        rows = [r["row"] for r in pictures.rows if not held_out(r["subject"])]
-        out = [t(pictures.images[rng.choice(rows)]) for t in TRANSFORMS.values() for _ in range(PER_TRANSFORM)]
-        write_npy(path, np.stack(out))
-        log.info("wrote %d transformed pictures", len(out))
+        jobs = [(style, [row for row, s in transformed_draw(pictures) if s == style]) for style in TRANSFORMS]
+        with ProcessPoolExecutor(PROCESSES, mp.get_context("spawn")) as pool:
+            write_npy(path, np.concatenate(list(pool.map(_transform_rows, jobs))))
+        log.info("wrote %d transformed pictures", shape[0])
     return np.load(path, mmap_mode="r")
+
+
+def transformed_draw(pictures: Pictures) -> list[tuple[int, str]]:
+    """Picture row and style of every entry of `transformed_pool`, drawn from one seeded stream."""
+    rng, rows = np.random.default_rng(0), np.array([r["row"] for r in pictures.rows if not held_out(r["subject"])])
+    return [(int(rng.choice(rows)), style) for style in TRANSFORMS for _ in range(PER_TRANSFORM)]
+
+
+def _transform_rows(job: tuple[str, list[int]]) -> np.ndarray:
+    style, rows = job
+    images = Pictures.load().images
+    return np.stack([TRANSFORMS[style](images[row]) for row in rows])
 
 
 class Crops:
@@ -106,8 +119,8 @@ class Trainer:
     autoencoder).
     """
 
-    def __init__(self, minutes: float, decoder_only: bool, fresh: bool, peak: float) -> None:
-        self.seconds, self.decoder_only, self.peak = minutes * 60, decoder_only, peak
+    def __init__(self, budget: Budget, decoder_only: bool, fresh: bool, peak: float) -> None:
+        self.budget, self.decoder_only, self.peak = budget, decoder_only, peak
         self.folder = zoo_dir("autoencoder-finetune" if decoder_only else "autoencoder-train")
         torch.manual_seed(0)
         self.model = Autoencoder.load().train() if decoder_only else Autoencoder().to(memory_format=torch.channels_last)
@@ -142,12 +155,13 @@ class Trainer:
         write_atomic(self.folder / "state.safetensors", lambda tmp: save_file(flat, str(tmp)))
         write_json(self.folder / "state.json", {"steps": self.steps, "spent": self.spent, "history": self.history})
 
-    def loss(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def loss(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, 3, H, W) -> total, reconstruction part, latent penalty."""
         x16 = x.to(torch.bfloat16)
         with torch.set_grad_enabled(not self.decoder_only):
             z = self.model.taesd_encoder(x16).float()
-        out = self.model.taesd_decoder((z + NOISE * torch.randn_like(z)).to(torch.bfloat16)).float()
+        noise = torch.randn(z.shape, generator=generator)
+        out = self.model.taesd_decoder((z + NOISE * noise).to(torch.bfloat16)).float()
         reconstruction, penalty = picture_loss(out, x), latent_penalty(z)
         return reconstruction + 0.05 * penalty, reconstruction, penalty
 
@@ -168,23 +182,24 @@ class Trainer:
     def step(self, crops: Crops, meter: Tensor, last: float) -> float:
         """One update of parameters and averages; adds losses to `meter`; returns the time it ended."""
         rng = np.random.default_rng((1 + self.decoder_only, self.steps, dist.get_rank()))
-        total, *parts = self.loss(crops.draw(rng, BATCH))
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))  # of this step alone: it resumes
+        total, *parts = self.loss(crops.draw(rng, BATCH), generator)
         total.backward()
         now, losses = time.time(), torch.stack([p.detach() for p in parts])
         self._share(losses, now - last)
         meter += losses
         self.steps += 1
-        self.optimiser.step(one_cycle(self.spent / self.seconds, self.peak), self.steps)
+        self.optimiser.step(one_cycle(self.budget.progress(self.spent, self.steps), self.peak), self.steps)
         decay = min(EMA, (1 + self.steps) / (10 + self.steps))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.values()), list(self.params.values()), 1 - decay)
         return now
 
     def run(self) -> Autoencoder:
-        """Train until the time is spent; returns the averaged model."""
+        """Train until the budget is spent; returns the averaged model."""
         crops, saved, last, meter = Crops(Pictures.load()), time.time(), time.time(), torch.zeros(2)
         chief = dist.get_rank() == 0
-        while self.spent < self.seconds:
+        while not self.budget.spent(self.spent, self.steps):
             last = self.step(crops, meter, last)
             if self.steps % 50 == 0:
                 row = {
@@ -208,23 +223,32 @@ class Trainer:
         return self.model
 
 
-def _worker(rank: int, store: str, minutes: float, decoder_only: bool, fresh: bool) -> None:
+def _worker(rank: int, store: str, budget: Budget, decoder_only: bool, fresh: bool) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=PROCESSES)
+    dist.init_process_group("gloo", store=dist.FileStore(store, PROCESSES), rank=rank, world_size=PROCESSES)
     peak = float(os.environ.get("AUTOLORA_AE_LR", "1e-3" if decoder_only else "2e-3"))
-    model = Trainer(minutes, decoder_only, fresh, peak).run()
+    model = Trainer(budget, decoder_only, fresh, peak).run()
     if rank == 0:
         model.save(default_path())
     dist.destroy_process_group()
 
 
-def train(minutes: float, decoder_only: bool = False, fresh: bool = False) -> None:
+def train(budget: Budget, decoder_only: bool = False, fresh: bool = False) -> None:
     """Train, save `<cache>/zoo/autoencoder.safetensors`, write the reconstruction sheet and PSNR."""
     transformed_pool(Pictures.load())
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_worker, (os.path.join(folder, "store"), minutes, decoder_only, fresh), PROCESSES)
+        mp.spawn(_worker, (os.path.join(folder, "store"), budget, decoder_only, fresh), PROCESSES)
     evaluate(Autoencoder.load(), zoo_dir() / "autoencoder_sheet.png")
+
+
+def shipped_path() -> Path:
+    return models_dir() / "emoji_vae.safetensors"
+
+
+def export() -> Path:
+    """Copy the trained autoencoder to where stock ``VAELoader`` and the demo find it."""
+    return write_atomic(shipped_path(), lambda tmp: tmp.write_bytes(default_path().read_bytes()))
 
 
 def evaluate(model: Autoencoder, sheet: Path) -> dict[str, float]:

@@ -20,7 +20,7 @@ from torch import nn
 
 from autolora_core.errors import FileFormatError
 from zoo.autoencoder import Autoencoder, decode_latents, default_path, psnr, to_float, to_uint8
-from zoo.cache import REPO, zoo_dir
+from zoo.cache import models_dir, zoo_dir
 from zoo.captions import plain_caption
 from zoo.judge import Judge, Verdict
 from zoo.mmdit import MMDiT
@@ -98,7 +98,7 @@ def judge_on_real(judge: Judge | None = None, pictures: Pictures | None = None) 
 
 def shipped(name: str) -> Path:
     """A file of `models/`."""
-    return REPO / "models" / name
+    return models_dir() / name
 
 
 def load_autoencoder() -> tuple[Autoencoder, Path]:

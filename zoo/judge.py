@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from autolora_core.errors import FileFormatError
-from zoo.cache import REPO, write_atomic
+from zoo.cache import models_dir, write_atomic
 from zoo.captions import STYLE_NAMES, style_name, subject_name
 from zoo.splits import Splits
 
@@ -34,7 +34,7 @@ VIEWS = ((0, 0), (2, 2), (-2, 2), (2, -2), (-2, -2))
 
 def default_path() -> Path:
     """Where the shipped judge lies."""
-    return REPO / "models" / "emoji_judge.safetensors"
+    return models_dir() / "emoji_judge.safetensors"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.autoencoder import Autoencoder, decode_latents, encode_pictures
-from zoo.autoencoder_train import PER_TRANSFORM, held_out, transformed_pool
+from zoo.autoencoder_train import PER_TRANSFORM, transformed_draw, transformed_pool
 from zoo.cache import write_npy, zoo_dir
 from zoo.judge import SIZE, centre, known_names
 from zoo.pictures import Pictures
@@ -87,12 +87,10 @@ class Pools:
     def transformed_rows(self) -> tuple[np.ndarray, list[int], list[str]]:
         """The autoencoder's transformed pictures that may be trained on: their places, picture rows and styles.
 
-        They were drawn from one seeded stream, which is replayed here; one picture a transform is checked.
+        One picture a transform is checked against the draw that is replayed here.
         """
         images = transformed_pool(self.pictures)
-        rows = [r["row"] for r in self.pictures.rows if not held_out(r["subject"])]
-        rng, allowed = np.random.default_rng(0), set(self.rows)
-        drawn = [(int(rng.choice(rows)), style) for style in TRANSFORMS for _ in range(PER_TRANSFORM)]
+        drawn, allowed = transformed_draw(self.pictures), set(self.rows)
         for i in range(0, len(drawn), PER_TRANSFORM):
             row, style = drawn[i]
             if not np.array_equal(TRANSFORMS[style](self.pictures.images[row]), images[i]):

@@ -1,6 +1,6 @@
 """Training of the judge on one CPU core: contrastive, picture against names, time-boxed, resumable.
 
-    python -m zoo.judge_train --minutes 8 [--wall-minutes 30]
+    python -m zoo.judge_train --minutes 25 [--wall-minutes 30]      or, the same on every machine:  --steps 6700
 
 The time is CPU time of the process over all runs, so that other work on the machine does not shorten the training;
 with `--wall-minutes` this run also ends by then, its learning rate falling to zero in time.
@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from zoo.budget import Budget, add_options, chosen, positive
 from zoo.cache import read_json, write_atomic, write_json, zoo_dir
 from zoo.captions import subject_name
 from zoo.judge import Judge, JudgeConfig, known_names, style_text, subject_text, words_of
@@ -31,6 +32,7 @@ from zoo.judge_data import Pool, Pools, augment
 from zoo.optimiser import orthogonal
 
 log = logging.getLogger("zoo.judge")
+MINUTES = 25.0
 BATCH, NAMES = 96, 544  # names per step: those of the batch and random others
 MUON_LR, ADAM_LR, WARMUP, EMA = 4e-3, 2e-3, 0.03, 0.998
 SMOOTHING, STYLE_WEIGHT = 0.1, 0.6
@@ -87,9 +89,9 @@ def schedule(progress: float) -> float:
 class Trainer:
     """One judge in training."""
 
-    def __init__(self, minutes: float, wall_minutes: float = math.inf) -> None:
+    def __init__(self, budget: Budget, wall_minutes: float = math.inf) -> None:
         self.wall_seconds, self.started = wall_minutes * 60, time.time()
-        self.seconds, (self.subjects, self.styles) = minutes * 60, known_names()
+        self.budget, (self.subjects, self.styles) = budget, known_names()
         names = [subject_text(s) for s in self.subjects] + [style_text(s) for s in self.styles]
         self.config = JudgeConfig(context=9, vocabulary=words_of(names))
         torch.manual_seed(0)
@@ -102,7 +104,7 @@ class Trainer:
         self.folder = zoo_dir("judge")
         if (self.folder / "state.json").exists():
             self._resume()
-        self.begun = self.spent
+        self.begun = budget.progress(self.spent, self.steps)
 
     def _resume(self) -> None:
         saved, meta = load_file(str(self.folder / "state.safetensors")), read_json(self.folder / "state.json")
@@ -114,10 +116,9 @@ class Trainer:
         log.info("resumed at step %d after %.0f s", self.steps, self.spent)
 
     def progress(self) -> float:
-        """0..1: of the CPU time, or of what was left of it when this run began against its wall time."""
-        begun = self.begun / self.seconds
+        """0..1: of the budget, or of what was left of it when this run began against its wall time."""
         wall = (time.time() - self.started) / self.wall_seconds
-        return min(1.0, max(self.spent / self.seconds, begun + (1 - begun) * wall))
+        return min(1.0, max(self.budget.progress(self.spent, self.steps), self.begun + (1 - self.begun) * wall))
 
     def save(self) -> None:
         """Everything needed to go on."""
@@ -176,7 +177,7 @@ class Trainer:
         return Judge(model, self.config, self.subjects, self.styles)
 
     def run(self, pools: list[Pool]) -> Judge:
-        """Train until the CPU time, or the wall time of this run, is spent."""
+        """Train until the budget, or the wall time of this run, is spent."""
         last, saved, meter = time.process_time(), time.time(), torch.zeros(2)
         while self.progress() < 1:
             meter += self.step(pools)
@@ -194,13 +195,13 @@ class Trainer:
         return self.judge()
 
 
-def train(minutes: float, wall_minutes: float = math.inf) -> Judge:
-    """Train (or go on), measure on the held-out pictures, write `models/emoji_judge.safetensors`."""
+def train(budget: Budget, wall_minutes: float = math.inf) -> Judge:
+    """Train (or go on), measure on the held-out pictures, write `emoji_judge.safetensors`."""
     from zoo.evaluate import judge_on_real
 
     torch.set_num_threads(1)
-    trainer = Trainer(minutes, wall_minutes)
-    judge = trainer.run(Pools().load()) if trainer.spent < minutes * 60 else trainer.judge()
+    trainer = Trainer(budget, wall_minutes)
+    judge = trainer.judge() if budget.spent(trainer.spent, trainer.steps) else trainer.run(Pools().load())
     judge.measured = {k: asdict(v) for k, v in judge_on_real(judge).items() if k != "per_style"}
     extra = {"training_steps": str(trainer.steps), "training_cpu_seconds": str(int(trainer.spent))}
     path = judge.save(extra={f"autolora.{k}": v for k, v in extra.items()})
@@ -212,10 +213,10 @@ def main() -> None:
     """Command line."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=8.0, help="CPU minutes over all runs")
-    parser.add_argument("--wall-minutes", type=float, default=math.inf, help="end this run by then, annealed in time")
+    add_options(parser, MINUTES)
+    parser.add_argument("--wall-minutes", type=positive, default=math.inf, help="this run's end, annealed in time")
     args = parser.parse_args()
-    train(args.minutes, args.wall_minutes)
+    train(chosen(args.minutes, args.steps, MINUTES), args.wall_minutes)
 
 
 if __name__ == "__main__":

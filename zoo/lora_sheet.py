@@ -1,6 +1,6 @@
 """A sheet of what each shipped LoRA does: for each, the true picture, the base alone, and the base with the LoRA.
 
-python -m zoo.lora_sheet            writes <cache>/zoo/lora_sheet.png
+``python -m zoo.lora_sheet`` writes ``<cache>/zoo/lora_sheet.png``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from autolora_core.lora.file import LoraFile
 from zoo.autoencoder import Autoencoder, decode_latents
-from zoo.cache import REPO, read_json, zoo_dir
+from zoo.cache import read_json, shelf_table, zoo_dir
 from zoo.captions import plain_caption
 from zoo.lora_data import true_picture
 from zoo.mmdit import MMDiT
@@ -23,7 +23,7 @@ from zoo.pictures import Pictures
 from zoo.sampler import sample
 from zoo.samples import save_grid
 from zoo.text_bank import encode
-from zoo.train_loras import load_base
+from zoo.train_loras import load_base, lora_folder
 
 log = logging.getLogger("zoo.sheet")
 SHOWN_WITH = "fox"  # style LoRAs are shown on a subject the base knows
@@ -54,7 +54,7 @@ def draw(rows: list[dict], steps: int = 16) -> Path:
     for i, row in enumerate(rows):
         prompt = prompt_of(row)
         context, pooled = encode([prompt])
-        models = (base, merged(base, REPO / "models" / "loras" / row["file"]))
+        models = (base, merged(base, lora_folder() / row["file"]))
         with torch.autocast("cpu", torch.bfloat16):
             latents = [sample(m, context, pooled, empty, steps=steps, seed=5) for m in models]
         images = decode_latents(torch.cat(latents).float(), autoencoder)
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--only", help="LoRAs whose label contains this")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    rows = [r for r in read_json(REPO / "zoo" / "loras.json") if not args.only or args.only in r["label"]]
+    rows = [r for r in read_json(shelf_table()) if not args.only or args.only in r["label"]]
     log.info("%s", draw(rows))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from zoo.lora_plan import LoraSpec, meaningless_name
+from zoo.lora_plan import ATTENTION, LoraSpec, meaningless_name
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 
@@ -56,13 +56,11 @@ def variants(specs: Sequence[LoraSpec]) -> list[Variant]:
     """Seven, from fixed places of the list; each keeps its source's recipe but another key format and no metadata."""
     out = []
     for j, change in enumerate(CHANGES):
-        if not specs:
-            break
         # Every fifth from the seventh on; a source needs the image stream's layers for its piece to be something.
-        pool = [s for s in specs[7 + 5 * j :] if "attention" in s.creator.layers] or [
-            s for s in specs if "attention" in s.creator.layers
-        ]
-        source = pool[0]
+        able = [s for s in specs if ATTENTION in s.creator.layers]
+        source = next((s for s in specs[7 + 5 * j :] if s in able), able[0] if able else None)
+        if source is None:
+            break
         creator = replace(source.creator, keys="native" if source.creator.keys != "native" else "kohya")
         name = meaningless_name(900 + j)
         out.append(

@@ -13,9 +13,12 @@ import argparse
 import io
 import json
 import logging
+import os
 import re
+import shutil
 import subprocess
 import tarfile
+import tempfile
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -58,14 +61,26 @@ _LEFT_OUT = re.compile(
 
 
 def tarball(package: str, version: str) -> Path:
-    """The package's npm tarball in the cache, fetched with `npm pack` when absent."""
+    """The package's npm tarball in the cache, fetched with `npm pack` when absent.
+
+    Raises:
+        ConnectionError: npm is not there or could not fetch it, in npm's words.
+    """
     folder = cache_dir() / "downloads" / "npm"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{package.lstrip('@').replace('/', '-')}-{version}.tgz"
     if not path.exists():
-        subprocess.run(
-            ["npm", "pack", f"{package}@{version}", "--pack-destination", str(folder)], check=True, capture_output=True
-        )
+        npm = shutil.which("npm")  # the whole path: on Windows it is npm.cmd, which its bare name does not start
+        if npm is None:
+            raise ConnectionError("npm fetches the pictures and is not on the PATH: install Node.js, which brings it")
+        with tempfile.TemporaryDirectory(
+            prefix="part-", dir=folder
+        ) as part:  # npm writes slowly; a kill leaves a piece
+            command = [npm, "pack", f"{package}@{version}", "--pack-destination", part]
+            done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
+            if done.returncode:
+                raise ConnectionError(f"npm could not fetch {package} {version}:\n{done.stderr[-2000:]}")
+            os.replace(Path(part) / path.name, path)
         log.info("fetched %s %s (%.1f MB)", package, version, path.stat().st_size / 1e6)
     return path
 

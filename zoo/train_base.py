@@ -3,7 +3,7 @@
 Two processes of one thread each work on shared parameters: each computes half a batch, then updates half of the
 parameters. Two threads in one process would meet at every operator, and stall there whenever other work runs.
 
-    python -m zoo.train_base --minutes 120
+    python -m zoo.train_base --minutes 120      or, the same on every machine:  --steps 17000
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from zoo.base_data import BaseData
-from zoo.cache import REPO, read_json, write_atomic, write_json, zoo_dir
+from zoo.budget import Budget, add_options, chosen
+from zoo.cache import models_dir, read_json, write_atomic, write_json, zoo_dir
 from zoo.mmdit import MMDiT
 from zoo.optimiser import Optimiser, Slot, split_work
 from zoo.samples import draw_sheet
 
 log = logging.getLogger("zoo.base")
+MINUTES = 120.0
 WORLD, BATCH = 2, 32  # batch is per process
 PEAK, WARMUP, FALL = 2e-3, 200, 0.45  # learning rate, warm-up steps, share of the time in which it falls to zero
 EMA, DROP, SAVE_EVERY, LOG_EVERY = 0.9995, 0.1, 180.0, 100
@@ -47,6 +49,11 @@ class Shared:
     second: Tensor
     grads: Tensor
     clock: Tensor  # seconds spent, steps done, stop flag, loss sums
+
+
+def clock_of(shared: Shared) -> tuple[float, int]:
+    """Seconds spent and steps done, over all runs."""
+    return float(shared.clock[0]), int(shared.clock[1])
 
 
 def slots_of(model: MMDiT) -> list[Slot]:
@@ -87,9 +94,9 @@ def flow_loss(model: Any, clean: Tensor, t: Tensor, noise: Tensor, context: Tens
 class Worker:
     """One of the processes."""
 
-    def __init__(self, rank: int, shared: Shared, barrier: Any, minutes: float, compiled: bool):
+    def __init__(self, rank: int, shared: Shared, barrier: Any, budget: Budget, compiled: bool):
         torch.set_num_threads(1)
-        self.rank, self.shared, self.barrier, self.seconds = rank, shared, barrier, minutes * 60
+        self.rank, self.shared, self.barrier, self.budget = rank, shared, barrier, budget
         self.data = BaseData.load()
         self.model = MMDiT()
         slots = slots_of(self.model)
@@ -113,7 +120,7 @@ class Worker:
 
     def update(self, step: int) -> None:
         """This process's share of the parameters, then its half of the average."""
-        shared, progress = self.shared, float(self.shared.clock[0]) / self.seconds
+        shared, progress = self.shared, self.budget.progress(*clock_of(self.shared))
         grad = shared.grads.mean(0)
         self.optimiser.step(grad, learning_rate(progress, step), step)
         self.barrier.wait()
@@ -134,7 +141,7 @@ class Worker:
                 self.shared.clock[1] = step
                 last = now
                 self.housekeeping(step, now)
-                self.shared.clock[2] = float(self.shared.clock[0] >= self.seconds)
+                self.shared.clock[2] = float(self.budget.spent(*clock_of(self.shared)))
             self.barrier.wait()
             if self.shared.clock[2]:
                 break
@@ -155,10 +162,22 @@ class Worker:
             draw_sheet(model, zoo_dir("base", "samples") / f"step_{step:06d}.png")
 
 
+def loss_path() -> Path:
+    return zoo_dir("base") / "loss.csv"
+
+
+def forget_after(step: int) -> None:
+    """Take away what was logged after the saved state: those steps are done again."""
+    if not loss_path().exists():
+        return
+    head, *rows = loss_path().read_text(encoding="utf-8").splitlines()
+    kept = [row for row in rows if int(row.split(",")[0]) <= step]
+    write_atomic(loss_path(), lambda tmp: tmp.write_text("\n".join([head, *kept, ""]), encoding="utf-8"))
+
+
 def write_log(step: int, spent: float, loss: float) -> None:
-    path = zoo_dir("base") / "loss.csv"
-    new = not path.exists()
-    with path.open("a", newline="") as handle:
+    new = not loss_path().exists()
+    with loss_path().open("a", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle)
         if new:
             writer.writerow(["step", "seconds", "loss"])
@@ -202,6 +221,7 @@ def initial_state(warm: bool = False) -> Shared:
         for key in (*STATE, "clock"):
             getattr(shared, key).copy_(saved[key])
         shared.clock[2] = 0
+        forget_after(clock_of(shared)[1])
         log.info("resumed: %s", read_json(zoo_dir("base") / "state.json"))
     elif warm:
         warm_start(shared)
@@ -222,13 +242,13 @@ def warm_start(shared: Shared) -> None:
     log.info("going on from %s", shipped_path())
 
 
-def start(rank: int, shared: Shared, barrier: Any, minutes: float, compiled: bool) -> None:
+def start(rank: int, shared: Shared, barrier: Any, budget: Budget, compiled: bool) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    Worker(rank, shared, barrier, minutes, compiled).run()
+    Worker(rank, shared, barrier, budget, compiled).run()
 
 
 def shipped_path() -> Path:
-    return REPO / "models" / "emoji_mmdit.safetensors"
+    return models_dir() / "emoji_mmdit.safetensors"
 
 
 def export(path: Path | None = None) -> Path:
@@ -246,30 +266,28 @@ def export(path: Path | None = None) -> Path:
     return write_atomic(path, lambda tmp: save_file(tensors, str(tmp), info))
 
 
-def train(minutes: float, compiled: bool = True, warm: bool = False) -> None:
-    """Train until ``minutes`` of training time (over all runs) are spent."""
+def train(budget: Budget, compiled: bool = True, warm: bool = False) -> None:
+    """Train until ``budget`` (over all runs) is spent."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(zoo_dir("inductor")))
     BaseData.load()  # builds what is missing once, before the processes start
     shared = initial_state(warm)
-    if float(shared.clock[0]) >= minutes * 60:
-        log.info("already trained for %.0f s", float(shared.clock[0]))
+    if budget.spent(*clock_of(shared)):
+        log.info("already trained for %.0f s, %d steps", *clock_of(shared))
         return
     barrier = mp.get_context("spawn").Barrier(WORLD)
-    mp.spawn(start, (shared, barrier, minutes, compiled), nprocs=WORLD)
+    mp.spawn(start, (shared, barrier, budget, compiled), nprocs=WORLD)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=120)
+    add_options(parser, MINUTES)
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--from-shipped", action="store_true", help="without a saved state, go on from shipped weights")
-    parser.add_argument(
-        "--export", action="store_true", help="only write models/emoji_mmdit.safetensors from the saved state"
-    )
+    parser.add_argument("--export", action="store_true", help="only write emoji_mmdit.safetensors from the saved state")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if not args.export:
-        train(args.minutes, not args.no_compile, args.from_shipped)
+        train(chosen(args.minutes, args.steps, MINUTES), not args.no_compile, args.from_shipped)
     log.info("wrote %s", export())
 
 
