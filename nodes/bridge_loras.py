@@ -128,7 +128,9 @@ def require_match(lora: LoadedLora, half: ModelHalf | None, clip_layers: int, cl
         return
     if lora.file.kind == "text_encoder_only" and clip is None:
         raise NothingMatchesError(
-            f"{lora.name} changes text encoders only, and no CLIP is connected", path=lora.file.path, fix="connect CLIP"
+            f"{lora.name} changes text encoders only, and no CLIP is connected",
+            path=lora.file.path,
+            fix="connect CLIP, or leave this LoRA out (banned, in Retrieve LoRAs from Prompt)",
         )
     family = lora.file.family
     raise NothingMatchesError(

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..autolora_core.library.index import Library
 from ..autolora_core.retrieve.selection import Pick, Selection
+from ..autolora_core.wording import shown
 from .bar import Bar
 from .tower import shared_tower
 
@@ -73,10 +74,6 @@ def extend_stack(stack: Sequence[tuple] | None, picks: Iterable[Pick]) -> list[t
     return extended
 
 
-def _shown(name: str) -> str:
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
 def _percent(part: float | None) -> str:
     return "–" if part is None else f"{part:.0%}"
 
@@ -85,7 +82,7 @@ def _line(pick: Pick) -> str:
     parts = (("weights", pick.parts.weights), ("text", pick.parts.text), ("words", pick.parts.lexical))
     shares = ", ".join(f"{name} {_percent(part)}" for name, part in parts)
     role = f"{pick.role}, " if pick.role else ""
-    return f"- {_shown(pick.name)}: {role}{pick.score:.0%} ({shares}). {pick.reason}"
+    return f"- {shown(pick.name)}: {role}{pick.score:.0%} ({shares}). {pick.reason}"
 
 
 def selection_report(selection: Selection, why_family: str, added: Sequence[str]) -> str:

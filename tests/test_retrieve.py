@@ -20,7 +20,7 @@ from autolora_core.retrieve import prepare as module
 from autolora_core.retrieve.retrieve import retrieve
 from autolora_core.retrieve.score import combine
 from autolora_core.retrieve.selection import Selection
-from autolora_core.retrieve.view import MemoryView, ViewEntry
+from autolora_core.retrieve.view import MemoryView, ViewEntry, ViewText
 
 LEXICAL = LexicalTower()
 TOWERS = [LEXICAL] + ([CachedTower(tower)] if (tower := MiniLMTower.find()) else [])
@@ -197,6 +197,39 @@ def test_only_the_models_family_is_searched():
     assert retrieve(view, "x", tower=LEXICAL).family == "emoji", "the largest; by name on a tie"
     empty = retrieve(view, "an otter", family="sdxl", tower=LEXICAL)
     assert "holds none for this base model (sdxl)" in empty.none_reason
+
+
+def text_only(title: str, halves: tuple[str, ...], family: str = "unknown") -> ViewEntry:
+    return ViewEntry(
+        f"{title}.safetensors", digest(title), family, "text_encoder_only", text=ViewText(title), halves=halves
+    )
+
+
+@pytest.mark.parametrize(
+    ("halves", "bases"),
+    [(("clip_l",), {"sd15", "sdxl", "flux"}), (("clip_g", "clip_l"), {"sdxl"}), (("t5xxl",), {"flux"}),
+     (("text_encoder",), set())],
+)  # fmt: skip
+def test_a_text_encoder_file_is_found_by_its_words_on_every_base_that_has_the_encoder(halves, bases):
+    """Such a file seldom says which base it was made for."""
+    view = MemoryView([text_only("anime look", halves), *words_world(["otter"]).held])
+    for family in ("sd15", "sdxl", "flux", "emoji"):
+        selection = retrieve(view, "a castle, anime look", family=family, tower=LEXICAL)
+        assert names(selection) == (["anime look"] if family in bases else [])
+        assert any("text encoders only" in note for note in selection.notes) == (family not in bases)
+        if family in bases:
+            assert "It changes the text encoder only: connect CLIP" in selection.picks[0].reason
+            pinned = retrieve(view, "x", family=family, pinned=["anime look"], tower=LEXICAL).picks[0]
+            assert pinned.role == "pinned" and "text encoder only" in pinned.reason
+        else:
+            with pytest.raises(FamilyError, match="for an unknown base, the model is"):
+                retrieve(view, "x", family=family, pinned=["anime look"], tower=LEXICAL)
+
+
+def test_a_text_encoder_file_that_says_its_base_is_for_that_one_alone():
+    view = MemoryView([text_only("anime look", ("clip_l",), "sd15")])
+    assert names(retrieve(view, "anime look", family="sd15", tower=LEXICAL)) == ["anime look"]
+    assert names(retrieve(view, "anime look", family="sdxl", tower=LEXICAL)) == []
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])

@@ -63,6 +63,7 @@ def test_real_files_are_found_by_their_words(files, tmp_path):
     for path in files:
         shutil.copyfile(path, loras / path.name)
     (loras / "smart_falcon_8_lokr.txt").write_text("smart falcon umamusume")
+    (loras / "anime_style_sd15_text_encoder_only_peft.txt").write_text("manga screentone")
     with Library.open(tmp_path / "index") as library:
         library.scan([loras])
         library.fit(tower)
@@ -72,3 +73,9 @@ def test_real_files_are_found_by_their_words(files, tmp_path):
         nothing = retrieve(library, "a cosy cabin on a snowy mountain at dusk", tower=tower)
         assert nothing.picks == () and nothing.none_reason
         assert retrieve(library, "smart falcon standing on a bridge", tower=tower) == found
+        (text_only,) = [entry.name for entry in library.entries() if entry.kind == "text_encoder_only"]
+        pinned = retrieve(library, "x", family="sdxl", pinned=[text_only], tower=tower).picks[0]
+        assert pinned.name == text_only and "text encoder only" in pinned.reason
+        for family, expected in (("sd15", [text_only]), ("sdxl", [text_only]), ("sd2", [])):
+            picks = retrieve(library, "a castle, manga screentone", family=family, tower=tower).picks
+            assert [pick.name for pick in picks] == expected, family

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from ..wording import counted, shown
 from .duplicates import Pair, describe
 from .entries import Entry, ScanReport
 from .fit import FitReport
@@ -62,7 +63,8 @@ def _counts(summary: Summary) -> list[str]:
         )
         if count
     ]  # fmt: skip
-    lines = [f"{_count(scan.files, 'LoRA file')}: {', '.join(changes)}." if changes else "No LoRA file in this folder."]
+    files = f"{counted(scan.files, 'LoRA file')}: {', '.join(changes)}."
+    lines = [files if changes else "No LoRA file in this folder."]
     if scan.bytes_read:
         speed = f"{size_text(scan.bytes_read)} in {scan.seconds:.1f} s ({size_text(scan.bytes_per_second)}/s)"
         lines.append(f"Read {speed}; {scan.encoded} encoded, {scan.shared} known by their content already.")
@@ -93,34 +95,25 @@ def _problems(summary: Summary) -> list[str]:
     lines = []
     for entry in summary.entries:
         if entry.kind in KIND_NAMES and not entry.problems:
-            lines.append(f"- {_shown(entry.name)}: {KIND_NAMES[entry.kind]}")
-        lines += [f"- {_shown(entry.name)}: {problem}" for problem in entry.problems]
+            lines.append(f"- {shown(entry.name)}: {KIND_NAMES[entry.kind]}")
+        lines += [f"- {shown(entry.name)}: {problem}" for problem in entry.problems]
     names = {entry.name for entry in summary.entries}
-    lines += [f"- {_shown(name)}: {problem}" for name, problem in summary.scan.problems if name not in names]
-    return _bounded(f"{_count(len(lines), 'note')} on files:", lines) if lines else []
+    lines += [f"- {shown(name)}: {problem}" for name, problem in summary.scan.problems if name not in names]
+    return _bounded(f"{counted(len(lines), 'note')} on files:", lines) if lines else []
 
 
 def _duplicates(summary: Summary) -> list[str]:
     names = {entry.hash: entry.name for entry in reversed(summary.entries)}
-    lines = [f"- {' = '.join(_shown(entry.name) for entry in group)}: identical files" for group in summary.copies]
+    lines = [f"- {' = '.join(shown(entry.name) for entry in group)}: identical files" for group in summary.copies]
     for pairs in summary.near.values():
         lines += [f"- {_name(names, p.hash_a)} ~ {_name(names, p.hash_b)}: {describe(p)}" for p in pairs]
-    return _bounded(f"{_count(len(lines), 'duplicate')}:", lines) if lines else []
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+    return _bounded(f"{counted(len(lines), 'duplicate')}:", lines) if lines else []
 
 
 def _name(names: dict[str, str], digest: str) -> str:
-    return _shown(names.get(digest, digest[:10]))
+    return shown(names.get(digest, digest[:10]))
 
 
 def _bounded(title: str, lines: list[str]) -> list[str]:
     more = [f"- … and {len(lines) - MAX_LINES} more"] if len(lines) > MAX_LINES else []
     return [title, *lines[:MAX_LINES], *more]
-
-
-def _shown(name: str) -> str:
-    """A file name that any display can take; bytes that are not text become �."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -15,11 +15,12 @@ from ..encode.generic import GENERIC_PROMPTS
 from ..encode.text_cache import CachedTower
 from ..encode.threads import one_thread
 from ..encode.towers import TextTower
+from ..wording import counted
+from .candidates import candidates
 from .score import Scorer, phrases_of
 from .tune import Calibration, calibrate, near_groups
 from .view import EntryLike, LibraryView
 
-USABLE_KINDS = frozenset({"lora", "text_encoder_only"})
 CACHED_LIBRARIES = 4
 WARM_BLOCK = 32
 Progress = Callable[[int, int, str], None]
@@ -57,7 +58,7 @@ def prepare(
             _cache.move_to_end(key)
             return _cache[key]
     store = view.text_tower(tower)
-    _encode_words(store, _usable(view, family), progress)
+    _encode_words(store, candidates(view, family), progress)
     prepared = _prepare_cold(view, family, store, encoder, use_weights, use_text)
     if key is not None:
         with _cache_lock:
@@ -75,7 +76,7 @@ def _prepare_cold(view, family, store: CachedTower, encoder: WeightEncoder | Non
         notes.append("Weights were not used: too few LoRAs of this base model have words to learn their meaning from.")
     reading = encoder if use_weights and encoder is not None and encoder.usable else None
     vectors = view.vectors(family, reading.id) if reading is not None else None
-    scorer = Scorer(_usable(view, family), store, reading, vectors)
+    scorer = Scorer(candidates(view, family), store, reading, vectors)
     groups = near_groups(scorer, list(view.near_duplicates(family)))
     weights = reading is not None and bool(scorer.has_vector.any())
     calibration = calibrate(scorer, groups, weights, use_text)
@@ -83,7 +84,8 @@ def _prepare_cold(view, family, store: CachedTower, encoder: WeightEncoder | Non
     if not (use_weights or use_text):
         notes.append("Weights and text are both switched off: only pinned LoRAs are chosen.")
     elif silent:
-        notes.append(f"{silent} LoRAs have neither words nor usable weights and could not be considered.")
+        verb = "has" if silent == 1 else "have"
+        notes.append(f"{counted(silent, 'LoRA')} {verb} neither words nor usable weights and could not be considered.")
     return Prepared(scorer, groups, calibration, weights, use_text, reading.id if reading else None, tuple(notes))
 
 
@@ -94,7 +96,7 @@ def warm(view: LibraryView, family: str, tower: TextTower, progress: Progress | 
     Six milliseconds a text with MiniLM, once per library: call it after encoding a library, so that the first prompt
     need not wait. ``progress(done, total, text)`` may raise to interrupt; finished blocks are kept.
     """
-    _encode_words(view.text_tower(tower), _usable(view, family), progress)
+    _encode_words(view.text_tower(tower), candidates(view, family), progress)
 
 
 def _encode_words(store: CachedTower, entries: list[EntryLike], progress: Progress | None) -> None:
@@ -104,7 +106,3 @@ def _encode_words(store: CachedTower, entries: list[EntryLike], progress: Progre
         if progress is not None:
             progress(start, len(texts), texts[start])
         store.encode(texts[start : start + WARM_BLOCK])
-
-
-def _usable(view: LibraryView, family: str) -> list[EntryLike]:
-    return [entry for entry in view.entries(family) if entry.kind in USABLE_KINDS and entry.hash]

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from ..encode.threads import one_thread
 from ..encode.towers import TextTower, default_tower
 from ..errors import SelectionError
+from ..wording import listed
 from . import explain
-from .prepare import USABLE_KINDS, Progress, prepare
+from .candidates import USABLE_KINDS, is_for, is_for_shared_encoders
+from .prepare import Progress, prepare
 from .score import Evidence, Scorer, said_role
 from .select import Choice, choose
 from .selection import Parts, Pick, Selection
@@ -86,7 +88,7 @@ def _family(entries: Sequence[EntryLike], family: str | None) -> tuple[str, list
     """The family to search, and notes on what that leaves out."""
     by_family: dict[str, list[str]] = {}
     for entry in entries:
-        if entry.kind in USABLE_KINDS:
+        if entry.kind in USABLE_KINDS and not is_for_shared_encoders(entry):
             by_family.setdefault(entry.family, []).append(entry.name)
     notes = []
     if family is None:
@@ -96,17 +98,20 @@ def _family(entries: Sequence[EntryLike], family: str | None) -> tuple[str, list
             notes.append(f"Searched the LoRAs for {family}, the largest group; connect a model to choose another.")
     others = sorted(name for name in by_family if name != family)
     if others:
-        listed = "; ".join(f"{len(by_family[name])} for {name} ({_some(by_family[name])})" for name in others)
-        notes.append(f"Left out, made for another base model: {listed}.")
+        groups = "; ".join(f"{len(by_family[name])} for {name} ({_some(by_family[name])})" for name in others)
+        notes.append(f"Left out, made for another base model: {groups}.")
+    foreign = [entry.name for entry in entries if is_for_shared_encoders(entry) and not is_for(entry, family)]
+    if foreign:
+        why = "they change text encoders only, and none that this base model is known to have"
+        notes.append(f"Left out, {why}: {_some(foreign)}.")
     unusable = [f"{entry.name} ({entry.kind})" for entry in entries if entry.kind not in USABLE_KINDS]
     if unusable:
         notes.append(f"Left out, no LoRAs that can be added to a prompt: {_some(unusable)}.")
     return family, notes
 
 
-def _some(names: Sequence[str], most: int = 5) -> str:
-    shown = ", ".join(sorted(names)[:most])
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+def _some(names: Sequence[str]) -> str:
+    return listed(sorted(names), 5)
 
 
 @dataclass(frozen=True)
@@ -145,6 +150,8 @@ class _Answer:
         if choice.span >= 0:
             at, found = (choice.span, choice.lora), self.evidence
             parts = Parts(*(_or_none(part[at]) for part in (found.weights, found.text, found.lexical)))
+        if entry.kind == "text_encoder_only":
+            reason += " It changes the text encoder only: connect CLIP where it is applied."
         score, triggers = round(choice.score, 4), tuple(entry.text.triggers)
         return Pick(entry.name, entry.hash, entry.path, role, strength, score, parts, reason, triggers)
 

@@ -23,7 +23,7 @@ class TextLike(Protocol):
 
 
 class EntryLike(Protocol):
-    """One LoRA file of the library."""
+    """One LoRA file of the library. ``halves``: what it changes, ``model`` and text encoders by name."""
 
     name: str
     path: str
@@ -31,6 +31,7 @@ class EntryLike(Protocol):
     family: str
     kind: str
     text: TextLike
+    halves: tuple[str, ...]
 
 
 class VectorsLike(Protocol):
@@ -89,6 +90,7 @@ class ViewEntry:
     kind: str = "lora"
     path: str = ""
     text: ViewText = ViewText()
+    halves: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

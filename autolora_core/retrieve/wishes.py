@@ -57,8 +57,9 @@ def _pinned(entries, everything, family, line: str, strength: float) -> tuple[in
             raise SelectionError(f"pinned {wanted!r} is ambiguous: {names}", key="pinned", fix="use the full name")
         other = [entry for entry in everything if _is_called(entry, wanted) and entry.family != family]
         if other:
+            made_for = "an unknown base" if other[0].family == "unknown" else other[0].family
             raise FamilyError(
-                f"pinned {other[0].name} is a LoRA for {other[0].family}, the model is {family}",
+                f"pinned {other[0].name} is a LoRA for {made_for}, the model is {family}",
                 key="pinned", fix="remove it from the pinned names",
             )  # fmt: skip
     raise SelectionError(
