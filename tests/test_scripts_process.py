@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml  # ComfyUI needs it, so the environment has it
 
 from scripts._lib import cli, process
 from scripts._lib.interrupts import Interrupted, install_handlers, shielded
@@ -146,7 +147,6 @@ def test_links_lead_to_the_pack_and_are_replaced_but_real_folders_are_not(tmp_pa
 
 
 def test_the_model_paths_file_survives_odd_folder_names(tmp_path):
-    yaml = pytest.importorskip("yaml")
     odd = [tmp_path / 'a "b" #c: d', tmp_path / "ünï cödé"]
     read = yaml.safe_load(model_paths_yaml({"loras": odd, "vae": [tmp_path]}))
     expected = {"loras": "\n".join(path.as_posix() for path in odd), "vae": tmp_path.as_posix(), "is_default": True}

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from zoo.cache import zoo_dir
+from zoo.autoencoder import Autoencoder, decode_latents, encode_pictures
+from zoo.cache import read_json, zoo_dir
 from zoo.captions import STYLE_NAMES, caption, captions, plain_caption, subject_name, with_article
+from zoo.cpu_training import FastConv
 from zoo.pictures import STYLES, Pictures
-from zoo.splits import BASE_STYLES, PATH, Splits, make_splits, read_json, stem
+from zoo.splits import BASE_STYLES, PATH, Splits, make_splits, stem
 from zoo.transforms import TRANSFORMS
 
 
@@ -26,11 +30,8 @@ def drawing() -> np.ndarray:
     return image
 
 
-@pytest.fixture(scope="module")
-def pictures() -> Pictures:
-    if not (zoo_dir() / "pictures.json").exists():
-        pytest.skip("no pictures in the cache: run `python -m zoo.pictures`")
-    return Pictures.load()
+# The real pictures where `python -m zoo.pictures` has made them.
+THERE = [zoo_dir()] if (zoo_dir() / "pictures.json").exists() else []
 
 
 def test_splits_regenerate_identically() -> None:
@@ -106,7 +107,9 @@ def test_only_the_default_style_goes_unnamed() -> None:
     assert {"shaded cartoon" in t for t in drawn} == {True, False}
 
 
-def test_pictures_table(pictures: Pictures) -> None:
+@pytest.mark.parametrize("folder", THERE, ids=["cache"][: len(THERE)])
+def test_pictures_table(folder: Path) -> None:
+    pictures = Pictures.load()
     assert pictures.images.shape == (len(pictures.rows), 128, 128, 3) and pictures.images.dtype == np.uint8
     assert len(pictures.subjects) > 1400 and {r["style"] for r in pictures.rows} == set(STYLES)
     row = pictures.index["otter", "fluent-emoji-3d"]
@@ -121,11 +124,6 @@ def test_pictures_table(pictures: Pictures) -> None:
 
 
 def test_autoencoder_has_the_layout_comfyui_looks_for(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    from safetensors.torch import load_file
-
-    from zoo.autoencoder import Autoencoder, decode_latents, encode_pictures
-
     path = Autoencoder().save(tmp_path / "vae.safetensors")
     state = load_file(str(path))
     assert state["taesd_decoder.1.weight"].shape == (64, 16, 3, 3)
@@ -145,9 +143,6 @@ def test_autoencoder_has_the_layout_comfyui_looks_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_fast_convolution_has_the_gradients_of_the_plain_one(stride: int) -> None:
-    torch = pytest.importorskip("torch")
-    from zoo.cpu_training import FastConv
-
     torch.manual_seed(0)
     x, w, b = torch.randn(2, 5, 12, 10), torch.randn(7, 5, 3, 3) / 6, torch.randn(7)
     leaves = [[t.clone().requires_grad_() for t in (x, w, b)] for _ in range(2)]
