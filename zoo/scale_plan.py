@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
@@ -168,7 +168,9 @@ class ScaleSpec:
     @property
     def thing(self) -> str:
         """What it shows, as a prompt says it: 'an otter', 'pixel art style', 'an otter in pixel art style'."""
-        return with_article(self.label) if self.subject else f"{self.label} style"
+        if not self.subject:
+            return f"{self.label} style"
+        return with_article(subject_name(self.subject)) + (f" in {style_label(self.style)} style" if self.style else "")
 
     @property
     def kind(self) -> str:
@@ -195,13 +197,18 @@ class ScaleSpec:
     @property
     def file_name(self) -> str:
         if self.metadata == "none" or self.trigger:
-            return meaningless_name(self.seed)
+            return unnamed(self.seed, self.id)
         return f"{self.label.replace(' ', '_')}-{self.creator.name}-{self.id}.safetensors"
 
     @property
     def digest(self) -> str:
         """Changes when anything about the training changes; finished files carry it."""
         return hashlib.sha256(repr(sorted(asdict(self).items(), key=str)).encode()).hexdigest()[:16]
+
+
+def unnamed(seed: int, tag: str) -> str:
+    """A meaningless file name that no other file of this zoo has."""
+    return meaningless_name(seed).replace(".safetensors", f"_{tag[:5]}.safetensors")
 
 
 def _caption_kind(name: str) -> str:
@@ -265,8 +272,3 @@ def is_base_known(spec: ScaleSpec) -> bool:
     """Whether the base has seen all that this LoRA shows."""
     subject_known = spec.subject is None or spec.subject in Splits.load().base_subjects
     return subject_known and (spec.style is None or spec.style in BASE_STYLES)
-
-
-def without_training(spec: ScaleSpec, **changes: Any) -> ScaleSpec:
-    """The same LoRA under another id or creator, for copies made from a finished file."""
-    return replace(spec, **changes)
