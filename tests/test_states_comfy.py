@@ -1,0 +1,217 @@
+"""Proves that recorded text states are what layers of a live ComfyUI model really read, whoever shares the batch,
+and that recording leaves no trace in the model, also when it is interrupted."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from comfy_local import pack_module
+
+QKV, FC1 = (f"joint_blocks.0.context_block.{part}" for part in ("attn.qkv", "mlp.fc1"))
+LATE = "joint_blocks.1.context_block.attn.qkv"
+LENGTH = 12
+START, END, PAD = 1, 2, 0
+
+
+class WordClip:
+    """A CLIP of words: every new word is the next token; states are random rows by token."""
+
+    def __init__(self, width: int = tiny_models.SD3_CONTEXT, length: int | None = LENGTH):
+        self.length, self.words = length, {}
+        table = torch.randn(200, width, generator=torch.Generator().manual_seed(5))
+        self.net = torch.nn.Embedding(200, width, _weight=table)
+        self.patcher = SimpleNamespace(model=self.net, patches={}, patches_uuid="u", injections={})
+        self.layer_idx, self.tokenizer_options, self.asked = None, {}, []
+
+    def tokenize(self, text: str) -> dict:
+        ids = [START, *(self.words.setdefault(word, 10 + len(self.words)) for word in text.split()), END]
+        ids += [PAD] * ((self.length or 0) - len(ids))
+        return {"words": [[(token, 1.0) for token in ids]]}
+
+    def encode_from_tokens_scheduled(self, tokens: dict, show_pbar: bool = True) -> list:
+        ids = torch.tensor([[pair[0] for pair in tokens["words"][0]]])
+        self.asked.append(ids)
+        states = self.net(ids)
+        return [[states, {"pooled_output": states.mean(dim=1)[:, : tiny_models.SD3_POOLED]}]]
+
+
+@pytest.fixture(scope="module")
+def states(comfy):
+    return pack_module("nodes.bridge_states")
+
+
+@pytest.fixture
+def sd3(comfy):
+    import comfy.model_management
+
+    yield tiny_models.load(tiny_models.sd3_state(128))
+    comfy.model_management.unload_all_models()
+
+
+def read_ref(model, clip: WordClip, text: str, sigma: float, name: str) -> torch.Tensor:
+    """What a layer reads, from a plain call of the network."""
+    network, heard = model.model.diffusion_model, []
+    cond, extra = clip.encode_from_tokens_scheduled(clip.tokenize(text))[0]
+    noise = torch.randn(1, 16, 4, 4, generator=torch.Generator().manual_seed(0))
+    handle = network.get_submodule(name).register_forward_pre_hook(lambda _, args: heard.append(args[0]))
+    try:
+        with torch.inference_mode():
+            network(noise * sigma, torch.tensor([sigma * 1000]), context=cond, y=extra["pooled_output"])
+    finally:
+        handle.remove()
+    return heard[0][0]
+
+
+TEXTS = ["red fox", "otter", "a very long text about a fox", "fox"]
+
+
+def test_states_are_what_the_layers_read(states, sd3):
+    clip = WordClip()
+    source = states.ModelStates(sd3, clip)
+    source.family = "sd3"
+    found = source.record(TEXTS, [QKV, FC1, LATE])
+    assert found.counts.tolist() == [3, 2, 8, 2], "the words and the end token"
+    sigma = float(sd3.get_model_object("model_sampling").percent_to_sigma(states.PERCENT))
+    for name in (QKV, FC1, LATE):
+        wanted = []
+        for text, count in zip(TEXTS, found.counts, strict=True):
+            wanted.append(read_ref(sd3, clip, text, sigma, name)[1 : 1 + count])
+        assert np.abs(found.tokens[name].astype(np.float32) - torch.cat(wanted).numpy()).max() < 0.01, name
+
+
+@pytest.mark.parametrize("length", [LENGTH, None])
+def test_company_in_a_batch_does_not_matter(states, sd3, length):
+    source = states.ModelStates(sd3, WordClip(length=length))
+    source.family = "sd3"
+    texts = [f"word{n} " * (1 + n % 3) for n in range(19)]
+    together = source.record(texts, [QKV, LATE])
+    for number in (0, 4, 18):
+        alone = source.record([texts[number]], [QKV, LATE])
+        for name in (QKV, LATE):
+            assert np.allclose(alone.tokens[name], together.part([number]).tokens[name], atol=5e-3)
+
+
+def test_recording_stops_after_the_last_layer_and_leaves_no_trace(states, sd3):
+    before, seen = tiny_models.sample(sd3), []
+    network = sd3.model.diffusion_model
+    options = str(sd3.model_options)
+    handle = network.joint_blocks[1].register_forward_pre_hook(lambda *_: seen.append(1))
+    source = states.ModelStates(sd3, WordClip())
+    source.family = "sd3"
+    source.record(["fox"], [QKV, FC1])
+    assert not seen, "the second block is not needed"
+    handle.remove()
+    assert not any(module._forward_pre_hooks for module in network.modules())
+    assert str(sd3.model_options) == options
+    assert tiny_models.sample(sd3).equal(before)
+
+
+def test_an_interrupt_ends_it_and_leaves_no_trace(states, sd3):
+    import comfy.model_management
+
+    before = tiny_models.sample(sd3)
+    source = states.ModelStates(sd3, WordClip())
+    source.family = "sd3"
+
+    def cancel(done: int, total: int, text: str) -> None:
+        if done >= 0 and text == "two":
+            comfy.model_management.interrupt_current_processing()
+
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        source.record(["one", "two", "three"], [QKV], cancel)
+    assert not any(module._forward_pre_hooks for module in sd3.model.diffusion_model.modules())
+    assert tiny_models.sample(sd3).equal(before)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_is_heard(states, sd3):
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    plain = states.ModelStates(sd3, WordClip())
+    compiled = sd3.clone()
+    set_torch_compile_wrapper(compiled, backend="eager")
+    tiny_models.sample(compiled, steps=1)
+    source = states.ModelStates(compiled, WordClip())
+    plain.family = source.family = "sd3"
+    found = source.record(["fox"], [QKV])
+    assert np.allclose(found.tokens[QKV], plain.record(["fox"], [QKV]).tokens[QKV])
+    assert "torch.compile" in compiled.wrappers["apply_model"], "the user's model keeps its wrapper"
+
+
+def test_the_context_itself_needs_no_run(states, comfy, monkeypatch):
+    model = tiny_models.load(tiny_models.sd15_state())
+    clip = WordClip(width=768)
+    source = states.ModelStates(model, clip)
+    assert source.family == "sd15"
+    monkeypatch.setattr(states.ModelStates, "_run", lambda *_: pytest.fail("the network was run"))
+    found = source.record(["red fox", "otter"], ["context"])
+    wanted = [
+        clip.net(torch.tensor([[clip.words[word] for word in text.split()] + [END]]))[0]
+        for text in ("red fox", "otter")
+    ]
+    assert np.allclose(found.tokens["context"], torch.cat(wanted).detach().numpy(), atol=2e-3)
+
+
+def test_layers_that_the_model_lacks_are_left_out(states, sd3):
+    source = states.ModelStates(sd3, WordClip())
+    source.family = "sd3"
+    found = source.record(["fox"], [QKV, "joint_blocks.7.context_block.attn.qkv", "context"])
+    assert list(found.tokens) == [QKV]
+
+
+def test_models_are_known_by_their_contents(states, sd3):
+    import comfy.model_management
+
+    clip = WordClip()
+    one = states.ModelStates(sd3, clip)
+    again = states.ModelStates(tiny_models.load(tiny_models.sd3_state(128)), WordClip())
+    other = states.ModelStates(tiny_models.load(tiny_models.sd3_state(128, seed=9)), clip)
+    assert one.lasting and one.id == again.id != other.id
+    name = "diffusion_model.context_embedder.weight"
+    patched = sd3.clone()
+    patched.add_patches({name: ("diff", (torch.ones_like(sd3.model.state_dict()[name]),))})
+    mine = states.ModelStates(patched, clip)
+    assert not mine.lasting and mine.id != one.id
+    comfy.model_management.load_models_gpu([patched])
+    assert states.ModelStates(sd3, clip).id == one.id, "a sibling's patches in the weights are not this model's"
+    skipping = WordClip()
+    skipping.layer_idx = -2
+    assert states.ModelStates(sd3, skipping).id != one.id
+
+
+def pairs(*ids: int) -> list[tuple[int, float]]:
+    return [(token, 1.0) for token in ids]
+
+
+# (tokens, tokens of an empty prompt, positions of the conditioning, those that hold the text)
+CLIP_L, CLIP_L_EMPTY = [pairs(9, 5, 6, 8, 8, 8)], [pairs(9, 8, 8, 8, 8, 8)]
+CLIP_G, CLIP_G_EMPTY = [pairs(9, 5, 6, 8, 0, 0)], [pairs(9, 8, 0, 0, 0, 0)]
+T5, T5_EMPTY = [pairs(4, 5, 6, 1, 0, 0, 0)], [pairs(1, 0, 0, 0, 0, 0, 0)]
+CHAT, CHAT_EMPTY = [pairs(70, 71, 72, 5, 6, 73, 74)], [pairs(70, 71, 72, 73, 74)]
+CASES = {
+    "CLIP-L": ({"l": CLIP_L}, {"l": CLIP_L_EMPTY}, 6, [1, 2, 3]),
+    "CLIP-L beside CLIP-G": ({"l": CLIP_L, "g": CLIP_G}, {"l": CLIP_L_EMPTY, "g": CLIP_G_EMPTY}, 6, [1, 2, 3]),
+    "T5": ({"t5xxl": T5}, {"t5xxl": T5_EMPTY}, 7, [0, 1, 2, 3]),
+    "FLUX: CLIP-L only pooled": ({"l": CLIP_L, "t5xxl": T5}, {"l": CLIP_L_EMPTY, "t5xxl": T5_EMPTY}, 7, [0, 1, 2, 3]),
+    "SD3: T5 after CLIP": (
+        {"l": CLIP_L, "g": CLIP_G, "t5xxl": T5},
+        {"l": CLIP_L_EMPTY, "g": CLIP_G_EMPTY, "t5xxl": T5_EMPTY}, 13, [1, 2, 3, 6, 7, 8, 9],
+    ),
+    "chat template kept": ({"qwen": CHAT}, {"qwen": CHAT_EMPTY}, 7, [3, 4, 5, 6]),
+    "chat template dropped": ({"qwen": CHAT}, {"qwen": CHAT_EMPTY}, 4, [0, 1, 2, 3]),
+    "two chunks": ({"l": [*CLIP_L, *CLIP_L]}, {"l": CLIP_L_EMPTY}, 12, [1, *range(2, 12)]),
+    "an embedding": ({"l": [[(9, 1.0), (torch.zeros(4), 1.0), (8, 1.0)]]}, {"l": [pairs(9, 8, 8)]}, 3, [1, 2]),
+    "an empty prompt": ({"l": CLIP_L_EMPTY}, {"l": CLIP_L_EMPTY}, 6, range(6)),
+    "more positions than tokens": ({"l": CLIP_L}, {"l": CLIP_L_EMPTY}, 40, range(40)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_positions_of_the_text(states, case):
+    tokens, empty, length, wanted = case
+    mark = states.real_tokens(tokens, empty, length)
+    assert len(mark) == length and np.flatnonzero(mark).tolist() == list(wanted)
