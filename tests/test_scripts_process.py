@@ -67,6 +67,37 @@ def test_a_failed_command_keeps_its_output(tmp_path):
     assert tail(log, 1) == "second" and tail(tmp_path / "none") == ""
 
 
+def test_the_end_of_a_log_is_read_without_the_rest(tmp_path):
+    log = tmp_path / "log"
+    log.write_bytes(b"\xff" * 300_000 + "\nänd one\r\nand two\n\n".encode())
+    assert tail(log, 3) == "änd one\nand two"
+    assert len(tail(log)) <= process.TAIL_BYTES
+
+
+def test_nohup_is_respected():
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        install_handlers()
+        signal.raise_signal(signal.SIGHUP)
+        with pytest.raises(Interrupted):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def test_a_python_that_does_not_read_pythonpath_gets_the_missing_packages_all_the_same(tmp_path):
+    main, site = tmp_path / "main.py", tmp_path / "s ite"
+    main.write_text("import sys\nprint(sys.path[:2], sys.argv)\n")
+    command = [sys.executable, "-I", str(SERVE), str(main), "--cpu"]
+    env = {**os.environ, "PYTHONPATH": str(site), "AUTOLORA_SITE": str(site)}
+    with Child(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True) as child:
+        assert child.process.stdout.readline().strip() == f"{[str(tmp_path), str(site)]} {[str(main), '--cpu']}"
+    child.process.stdout.close()
+    child.process.stdin.close()
+
+
 def test_a_signal_in_a_shielded_block_waits_for_its_end():
     before = signal.getsignal(signal.SIGTERM)
     order = []

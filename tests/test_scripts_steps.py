@@ -20,7 +20,8 @@ from scripts._lib.steps import Step, StepError, StepFailed, run_steps
 def cache(tmp_path, monkeypatch):
     folder = tmp_path / "cache"
     monkeypatch.setenv("AUTOLORA_CACHE", str(folder))
-    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    for name in ("COMFYUI_PATH", "COMFYUI_PYTHON"):
+        monkeypatch.delenv(name, raising=False)
     return folder
 
 
@@ -106,6 +107,20 @@ def test_an_atomic_write_that_fails_leaves_the_old_file_and_no_part(tmp_path, mo
     with pytest.raises(OSError, match="disk full"):
         files.write_atomic(path, b"new")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_lock_is_waited_for_and_an_error_is_no_lock(tmp_path, monkeypatch, capsys):
+    waits = []
+    with files.locked(tmp_path / "lock", "waiting"):
+        monkeypatch.setattr(files.time, "sleep", lambda seconds: waits.append(seconds) or 1 / 0)
+        with pytest.raises(ZeroDivisionError), files.locked(tmp_path / "lock", "waiting"):
+            waits.append("got in")
+    assert waits == [0.3] and capsys.readouterr().out == "waiting\n"
+    with files.locked(tmp_path / "lock", "waiting"):
+        waits.append("got in")
+    assert waits[1:] == ["got in"]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        files._try_lock(10**6)
 
 
 def test_progress_on_a_pipe_prints_outcomes_only():
@@ -218,6 +233,9 @@ def test_a_user_s_comfyui_brings_its_python(tmp_path, monkeypatch, python):
     assert found.env()["PYTHONPATH"].startswith(str(found.site))
     monkeypatch.delenv("COMFYUI_PATH")
     assert install.find(str(folder)) == found
+    monkeypatch.setenv("COMFYUI_PYTHON", sys.executable)
+    assert install.find(str(folder)).python.samefile(sys.executable)
+    assert install.find(str(folder), str(found.python)) == found
 
 
 def test_no_python_and_no_comfyui_are_said_in_words(tmp_path):

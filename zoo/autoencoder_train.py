@@ -227,8 +227,7 @@ def _worker(rank: int, store: str, budget: Budget, decoder_only: bool, fresh: bo
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(store, PROCESSES), rank=rank, world_size=PROCESSES)
-    peak = float(os.environ.get("AUTOLORA_AE_LR", "1e-3" if decoder_only else "2e-3"))
-    model = Trainer(budget, decoder_only, fresh, peak).run()
+    model = Trainer(budget, decoder_only, fresh, 1e-3 if decoder_only else 2e-3).run()
     if rank == 0:
         model.save(default_path())
     dist.destroy_process_group()

@@ -45,7 +45,10 @@ def log_file() -> Path:
 
 
 def steps(install: Install, *, development: bool) -> list[Step]:
-    """What `install` needs before it can be used; `development` adds what the tests need."""
+    """What `install` needs before it can be used.
+
+    `development` adds what the tests need to a user's own ComfyUI; our environment always has it, for the zoo too.
+    """
     if not install.owned:
         site = [_site_step(install, "site", "requirements.txt", (MINILM,))]
         return site + ([_site_step(install, "site-dev", "requirements-dev.txt")] if development else [])
@@ -53,9 +56,9 @@ def steps(install: Install, *, development: bool) -> list[Step]:
     return [_venv_step(venv), _torch_step(venv), _comfyui_step(venv), _packages_step(venv), _minilm_step(venv)]
 
 
-def _identity() -> tuple[str, ...]:
-    """What binary packages depend on: Python's minor version and the machine."""
-    return (f"{sys.version_info[0]}.{sys.version_info[1]}", sys.platform, platform.machine())
+def _machine() -> tuple[str, ...]:
+    """What binary packages depend on. Not this Python's version: the environment has a Python of its own."""
+    return (sys.platform, platform.machine())
 
 
 def _stamp(venv: Path, name: str) -> Path:
@@ -95,12 +98,13 @@ def _venv_step(venv: Path) -> Step:
         "venv",
         "Python environment",
         _stamp(venv, "venv"),
-        _identity()[1:],
+        _machine(),
         make,
         "this Python needs its venv and ensurepip modules (on Debian and Ubuntu: apt install python3-venv). "
         f"If the folder is broken, delete {venv}.",
         "nothing to download, 20 MB on disk",
-        lambda: _runs(venv_python(venv), ""),
+        # pip too: where the system's Python was replaced, the link starts the new one, which sees no package
+        lambda: _runs(venv_python(venv), "import pip"),
     )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_TAKEN = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)  # what the two systems say of a lock that is held
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -34,6 +37,7 @@ def sha256(path: Path) -> str:
 
 
 def _try_lock(descriptor: int) -> bool:
+    """False when another process has it. Raises OSError where the file system has no locks at all."""
     try:
         if os.name == "nt":
             import msvcrt
@@ -43,7 +47,9 @@ def _try_lock(descriptor: int) -> bool:
             import fcntl
 
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
+        if error.errno not in _TAKEN:
+            raise
         return False
     return True
 

@@ -17,7 +17,8 @@ class NoComfyUI(Exception):
 class Install:
     """A ComfyUI folder and the interpreter that runs it; `owned` when both are ours, in the cache.
 
-    `site` is a private folder of packages that a user's own Python lacks; it is put on PYTHONPATH.
+    `site` is a private folder of packages that a user's own Python lacks; it is put on PYTHONPATH, and in
+    AUTOLORA_SITE for the embedded Python of ComfyUI's Windows package, which does not read PYTHONPATH.
     """
 
     comfyui: Path
@@ -43,6 +44,7 @@ class Install:
             env["PYTHONDONTWRITEBYTECODE"] = "1"  # a user's folders stay untouched
         if self.site is not None:
             env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(self.site), env.get("PYTHONPATH")]))
+            env["AUTOLORA_SITE"] = str(self.site)
         return env
 
 
@@ -51,7 +53,8 @@ def find(comfyui: str | None = None, python: str | None = None) -> Install:
 
     Args:
         comfyui: a ComfyUI folder; None takes ``COMFYUI_PATH``, and without that our own copy in the cache.
-        python: the interpreter for a user's own ComfyUI when it is not inside or beside its folder.
+        python: the interpreter for a user's own ComfyUI when it is not inside or beside its folder; None takes
+            ``COMFYUI_PYTHON``.
 
     Raises:
         NoComfyUI: with what was looked for.
@@ -66,18 +69,19 @@ def find(comfyui: str | None = None, python: str | None = None) -> Install:
         return own
     if not (folder / "main.py").is_file() or not (folder / "comfy" / "cli_args.py").is_file():
         raise NoComfyUI(f"{folder} is not a ComfyUI folder: it has no main.py and comfy/cli_args.py")
+    python = python or os.environ.get("COMFYUI_PYTHON", "").strip()
     found = Install(folder, _python_of(folder, python), owned=False, site=cache / "site")
     if not found.accepts("--base-directory"):
         raise NoComfyUI(f"{folder} is a ComfyUI without --base-directory (version {found.version}): update it first")
     return found
 
 
-def _python_of(folder: Path, python: str | None) -> Path:
+def _python_of(folder: Path, python: str) -> Path:
     """The interpreter a user's ComfyUI runs on."""
     if python:
         chosen = Path(python).expanduser()
         if not chosen.is_file():
-            raise NoComfyUI(f"--python {chosen} does not exist")
+            raise NoComfyUI(f"{chosen}, given by --python or COMFYUI_PYTHON, does not exist")
         return chosen.absolute()  # not resolve(): a venv's python is a link that must stay inside the venv
     candidates = [venv_python(folder / name) for name in ("venv", ".venv")]
     candidates += [folder.parent / "python_embeded" / "python.exe", folder / "python_embeded" / "python.exe"]

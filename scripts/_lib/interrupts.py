@@ -24,13 +24,16 @@ class Interrupted(KeyboardInterrupt):
 
 
 def install_handlers() -> None:
-    """Raise `Interrupted` in the main thread on SIGINT, SIGTERM, SIGHUP and (Windows) SIGBREAK."""
+    """Raise `Interrupted` in the main thread on SIGINT, SIGTERM, SIGHUP (unless `nohup` has it ignored) and, on
+    Windows, SIGBREAK.
+    """
 
     def raise_interrupted(signum: int, _frame: object) -> None:
         raise Interrupted(signum)
 
     for signum in _WATCHED:
-        signal.signal(signum, raise_interrupted)
+        if signum != getattr(signal, "SIGHUP", None) or signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, raise_interrupted)
 
 
 @contextmanager

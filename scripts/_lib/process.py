@@ -7,14 +7,13 @@ import os
 import signal
 import subprocess
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .interrupts import shielded
 
 _WINDOWS = os.name == "nt"
-TAIL_LINES = 25
+TAIL_LINES, TAIL_BYTES = 25, 1 << 16
 _ALIVE: set[Child] = set()
 
 
@@ -27,11 +26,13 @@ class CommandFailed(Exception):
 
 
 def tail(path: Path, lines: int = TAIL_LINES) -> str:
-    """The last lines of a text file ('' when it is not there)."""
+    """The last lines of a text file ('' when it is not there). Cheap: it is called while a tool still writes."""
     if not path.exists():
         return ""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        return "".join(deque(file, lines)).rstrip()
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+        text = file.read().decode("utf-8", errors="replace")
+    return "\n".join(text.splitlines()[-lines:]).rstrip()
 
 
 class Child:

@@ -14,7 +14,6 @@ from typing import Any
 from .cli import ScriptFailed
 from .files import write_atomic
 from .install import Install
-from .paths import REPO
 from .showcase import Shown
 
 _PROMPT_WIDTH, _SECONDS_WIDTH = 34, 9
@@ -112,9 +111,11 @@ def draw_sheet(shown: list[Shown], out: Path, install: Install) -> Path:
     with tempfile.TemporaryDirectory(prefix="part-", dir=out) as part:
         spec, drawn = Path(part) / "sheet.json", Path(part) / "sheet.png"
         spec.write_text(json.dumps(sheet_spec(shown)), encoding="utf-8")
-        command = [str(install.python), "-m", "scripts._lib.sheet", str(spec), str(drawn)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=install.env(), cwd=REPO)
+        # by its path: an embedded Python finds no module in the folder it is started in
+        command = [str(install.python), str(Path(__file__).with_name("sheet.py")), str(spec), str(drawn)]
+        done = subprocess.run(command, capture_output=True, check=False, env=install.env())
         if done.returncode:
-            raise ScriptFailed(f"The contact sheet could not be drawn:\n{done.stderr[-2000:]}")
+            said = done.stderr.decode("utf-8", errors="replace")
+            raise ScriptFailed(f"The contact sheet could not be drawn:\n{said[-2000:]}")
         os.replace(drawn, target)
     return target

@@ -28,9 +28,11 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, daemon=True, name="end-with-parent").start()
     script = os.path.abspath(sys.argv[1])
     sys.argv[:] = [script, *sys.argv[2:]]
-    here = os.path.dirname(os.path.abspath(__file__))
+    here, site = os.path.dirname(os.path.abspath(__file__)), os.environ.get("AUTOLORA_SITE")
     # as `python main.py` would have it: its folder first, and not ours, whose module names might hide others
-    sys.path[:] = [os.path.dirname(script), *(entry for entry in sys.path if os.path.abspath(entry) != here)]
+    others = [entry for entry in sys.path if os.path.abspath(entry) != here]
+    # an embedded Python does not read PYTHONPATH
+    sys.path[:] = [os.path.dirname(script), *([site] if site and site not in others else []), *others]
     runpy.run_path(script, run_name="__main__")
 
 

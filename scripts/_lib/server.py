@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import install as installs
-from .client import ClientError, ComfyClient, Graph, RunResult
+from .client import ClientError, ComfyClient, Graph, HttpError, RunResult
 from .paths import REPO, cache_dir
 from .process import Child, tail
 
@@ -186,7 +186,7 @@ class ComfyServer:
             try:
                 self.client.request("GET", "/system_stats", timeout=5.0)
                 return
-            except OSError:  # nobody listens yet
+            except (OSError, HttpError):  # nobody listens yet, or somebody else, and ours is about to end
                 time.sleep(0.1)
             if self.on_wait is not None:
                 self.on_wait()
@@ -230,7 +230,7 @@ def remove_link(link: Path) -> None:
     """Remove a link or junction, never what it leads to. A real folder in its place is an error."""
     if link.is_symlink():
         link.unlink()
-    elif os.name == "nt" and link.exists():
+    elif os.name == "nt" and os.path.lexists(link):  # exists() is false for a junction to a folder that has gone
         os.rmdir(link)  # takes a junction away, and refuses a folder with something in it
     elif link.exists():
         raise FileExistsError(f"{link} is a real file or folder where a link belongs: move it away")

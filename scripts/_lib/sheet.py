@@ -1,6 +1,6 @@
 """Draws the contact sheet: a row a prompt, a labelled column a method. Needs Pillow, so it runs in the environment.
 
-As a program: ``python -m scripts._lib.sheet <sheet.json> <out.png>``, with the JSON form of `Sheet`.
+As a program: ``python sheet.py <sheet.json> <out.png>``, with the JSON form of `Sheet`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from .paths import cache_dir
 from .process import CommandFailed
 from .progress import Progress
 
-Tick = Callable[[], None]
+Tick = Callable[..., None]  # with a word on what is happening, or without
 
 
 class StepFailed(Exception):
