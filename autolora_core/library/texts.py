@@ -16,10 +16,10 @@ FILE_NAME = "texts.sqlite"
 
 
 class TextStore(MutableMapping[str, bytes]):
-    """``"<tower id>\\n<text>"`` → float32 bytes. Falls back to memory when the file cannot be used."""
+    """``"<tower id>\\n<text>"`` → float32 bytes. Falls back to memory when the file (``name``) cannot be used."""
 
-    def __init__(self, folder: Path):
-        self.path = folder / FILE_NAME
+    def __init__(self, folder: Path, name: str = FILE_NAME):
+        self.path = folder / name
         self._memory: dict[str, bytes] = {}
         self._db: sqlite3.Connection | None = None
         try:
