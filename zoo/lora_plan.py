@@ -51,9 +51,9 @@ class Creator:
 
 CREATORS = (
     Creator("mellow", 4, 1.0, 3e-3, 300, (ATTENTION, MLP, CONTEXT), "kohya", "float16"),
-    Creator("quill", 6, 0.5, 4e-3, 320, (ATTENTION, MLP), "diffusers", "float16"),
+    Creator("quill", 5, 0.5, 4e-3, 320, (ATTENTION, MLP), "diffusers", "float16"),
     Creator("basalt", 4, 2.0, 2e-3, 320, (ATTENTION, CONTEXT), "peft", "bfloat16"),
-    Creator("juniper", 8, 0.5, 3e-3, 280, (ATTENTION, CONTEXT), "kohya", "float16"),
+    Creator("juniper", 7, 0.5, 3e-3, 280, (ATTENTION, CONTEXT), "kohya", "float16"),
     Creator("tern", 2, 1.0, 5e-3, 380, (ATTENTION, MLP, CONTEXT), "native", "float16"),
     Creator("orrery", 5, 1.0, 3e-3, 240, (MLP, CONTEXT), "diffusers", "bfloat16"),
     Creator("lumen", 3, 1.0, 8e-4, 340, (ATTENTION, MLP, CONTEXT), "kohya", "float16", "sign"),
