@@ -8,7 +8,7 @@ import pytest
 
 from autolora_core.encode.response import TextStates
 from autolora_core.library import states as module
-from autolora_core.library.states import FILE_NAME, CachedStates, StateStore
+from autolora_core.library.states import FILE_NAME, CachedStates, StateStore, shared_memory
 
 SPACES = ("first", "second")
 
@@ -67,6 +67,13 @@ def test_prompts_and_patched_models_stay_in_memory(store):
     patched = Source("patched", lasting=False)
     CachedStates(patched, store).states(["otter"], SPACES, keep=True)
     assert store.read("patched", "first", ["otter"]) == {}
+
+
+def test_prompts_are_remembered_by_who_was_asked():
+    for name, asked in (("one", ["fox"]), ("two", ["fox"]), ("one", []), ("three", ["fox"]), ("two", ["fox"])):
+        source = Source(name)
+        CachedStates(source, memory=shared_memory(name)).states(["fox"], SPACES)
+        assert source.asked == asked, name
 
 
 def test_spaces_that_the_model_lacks_are_left_out(store):

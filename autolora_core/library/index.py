@@ -4,6 +4,7 @@
     encoder-<encoder id>.safetensors   the fitted encoders (see fit.py)
     vectors-<encoder id>.faiss         a cache of one encoder's vectors (see vectors.py)
     texts.sqlite                       a cache of text vectors (see texts.py)
+    states.sqlite                      a cache of base models' text states (see states.py)
     writer.lock                        one writer at a time (see locks.py)
 
 Everything is incremental; LoRA folders are only read. :class:`Library` is a ``retrieve.view.LibraryView``.
@@ -34,6 +35,7 @@ from .locks import writer_lock
 from .responses import answered, compute_response, has_response, read_responses, response_id
 from .scan import Progress, Scanner
 from .sketches import ENCODABLE_KINDS, compute_sketch, read_sketches, sketch_id, sketched
+from .states import CachedStates, StateSource, StateStore, shared_memory
 from .store import Store, now, sweep
 from .texts import TextStore
 from .vectors import VectorIndex, open_vectors
@@ -55,6 +57,7 @@ class Library:
     def __init__(self, store: Store, scope: Scope | None = None, wait: float = 30.0):
         self.store, self.scope, self.wait = store, scope, wait
         self._texts: TextStore | None = None
+        self._states: StateStore | None = None
 
     @classmethod
     def open(cls, folder: str | os.PathLike, *, wait: float = 30.0) -> Library:
@@ -109,10 +112,17 @@ class Library:
             self._texts = TextStore(self.folder)
         return CachedTower(tower.tower if isinstance(tower, CachedTower) else tower, self._texts)
 
+    def text_states(self, base: StateSource) -> CachedStates:
+        """``base`` with this library's own store of text states behind it."""
+        if self._states is None:
+            self._states = StateStore(self.folder)
+        return CachedStates(base, self._states, shared_memory(base.id))
+
     def close(self) -> None:
         self.store.close()
-        if self._texts is not None:
-            self._texts.close()
+        for cache in (self._texts, self._states):
+            if cache is not None:
+                cache.close()
 
     def __enter__(self) -> Library:
         return self

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -22,13 +24,16 @@ log = logging.getLogger(__name__)
 FILE_NAME = "states.sqlite"
 # Bases whose states are kept; of FLUX the generic prompts take about 30 MB.
 MAX_SOURCES = 4
-MAX_REMEMBERED = 2048
+MAX_REMEMBERED, MAX_MEMORIES = 2048, 2
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS sources (id TEXT PRIMARY KEY, used REAL NOT NULL)",
     "CREATE TABLE IF NOT EXISTS states (source TEXT NOT NULL, space TEXT NOT NULL, text TEXT NOT NULL,"
     " width INTEGER NOT NULL, tokens BLOB NOT NULL, PRIMARY KEY (source, space, text))",
 )
 Progress = Callable[[int, int, str], None]
+Memory = dict[tuple[str, str], np.ndarray]
+_memories: OrderedDict[str, Memory] = OrderedDict()
+_memory_lock = threading.Lock()
 
 
 class StateSource(Protocol):
@@ -40,6 +45,16 @@ class StateSource(Protocol):
     def record(self, texts: Sequence[str], spaces: Sequence[str], progress: Progress | None = None) -> TextStates:
         """The inputs of ``spaces`` for every text; spaces that the model does not have are left out."""
         ...
+
+
+def shared_memory(source: str) -> Memory:
+    """What this process remembers of a source's prompts; of the two sources used last."""
+    with _memory_lock:
+        memory = _memories.setdefault(source, {})
+        _memories.move_to_end(source)
+        while len(_memories) > MAX_MEMORIES:
+            _memories.popitem(last=False)
+        return memory
 
 
 class StateStore:
@@ -119,11 +134,11 @@ class StateStore:
 
 
 class CachedStates:
-    """A :class:`StateSource` that remembers: in memory, and on disk (``store``) what is asked with ``keep``."""
+    """A :class:`StateSource` that remembers: in ``memory``, and on disk (``store``) what is asked with ``keep``."""
 
-    def __init__(self, source: StateSource, store: StateStore | None = None):
+    def __init__(self, source: StateSource, store: StateStore | None = None, memory: Memory | None = None):
         self.source, self.store = source, store if source.lasting else None
-        self._memory: dict[tuple[str, str], np.ndarray] = {}
+        self._memory: Memory = {} if memory is None else memory
         self._lacking: set[str] = set()  # spaces the model turned out not to have
 
     @property

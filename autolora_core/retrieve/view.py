@@ -9,8 +9,10 @@ from typing import Protocol
 import numpy as np
 
 from ..encode.encoder import WeightEncoder
+from ..encode.response import FactorTable
 from ..encode.text_cache import CachedTower, cached
 from ..encode.towers import TextTower
+from ..library.states import CachedStates, StateSource
 
 
 class TextLike(Protocol):
@@ -69,6 +71,14 @@ class LibraryView(Protocol):
         """``tower`` with this library's own store of text vectors behind it."""
         ...
 
+    def responses(self, family: str, width: int | None = None) -> FactorTable:
+        """What the files of a family do to text states of ``width`` (the commonest one when None)."""
+        ...
+
+    def text_states(self, base: StateSource) -> CachedStates:
+        """``base`` with this library's own store of text states behind it."""
+        ...
+
 
 @dataclass(frozen=True)
 class ViewText:
@@ -110,6 +120,7 @@ class MemoryView:
     encoded: dict[str, VectorsLike] = field(default_factory=dict)
     duplicates: Sequence[tuple[str, str]] = ()
     handle: dict = field(default_factory=dict)
+    factors: FactorTable = field(default_factory=lambda: FactorTable.packed({}))
 
     def entries(self, family: str | None = None, include_missing: bool = False) -> Sequence[EntryLike]:
         """See :class:`LibraryView`."""
@@ -131,3 +142,11 @@ class MemoryView:
     def text_tower(self, tower: TextTower) -> CachedTower:
         """See :class:`LibraryView`."""
         return cached(tower)
+
+    def responses(self, family: str, width: int | None = None) -> FactorTable:
+        """See :class:`LibraryView`."""
+        return self.factors if width in (None, self.factors.rows.shape[3]) else FactorTable.packed({})
+
+    def text_states(self, base: StateSource) -> CachedStates:
+        """See :class:`LibraryView`."""
+        return CachedStates(base)
