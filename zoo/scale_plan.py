@@ -41,7 +41,7 @@ _LAYERS = (
     "late",
 )  # fmt: skip
 # (steps, samples a step): under-trained, usual, over-trained.
-_LENGTHS = ((160, 2), (100, 4), (200, 2), (50, 2), (120, 4), (180, 2), (240, 2), (90, 4), (140, 2), (250, 4), (220, 2))
+_LENGTHS = ((150, 2), (90, 4), (190, 2), (50, 2), (110, 4), (170, 2), (220, 2), (80, 4), (130, 2), (200, 4), (200, 2))
 _RANKS = (4, 8, 2, 6, 16, 4, 1, 8, 3, 12, 5, 4, 8)
 _NAMES: dict[str, tuple[str, ...]] = {
     "train": (
@@ -92,7 +92,7 @@ class ScaleCreator:
 
     @property
     def quality(self) -> str:
-        return "under-trained" if self.samples <= 120 else "over-trained" if self.samples >= 900 else "usual"
+        return "under-trained" if self.samples <= 120 else "over-trained" if self.samples >= 700 else "usual"
 
 
 def _pick(options: Sequence[Any], kind: str, name: str) -> Any:
