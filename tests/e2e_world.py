@@ -1,4 +1,5 @@
-"""A whole small world for the end-to-end tests: a model, a VAE and LoRAs of random weights, in a folder of their own.
+"""A whole small world for the end-to-end tests, a model, a VAE and LoRAs of random weights in a folder of their own; and
+what those tests ask of graphs, runs and pictures.
 
 Sizes and key names are the demo model's, so ComfyUI loads the files with its stock loaders. What they draw is noise,
 but the same noise every time, and that is what these tests compare.
@@ -6,12 +7,17 @@ but the same noise every time, and that is what these tests compare.
 
 from __future__ import annotations
 
+import copy
+import io
 import json
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import emoji_factors, write_lora
+from PIL import Image
 from safetensors.torch import save_file
 from tiny_models import random_state
 
@@ -28,6 +34,9 @@ WORDS = (
     "watercolour style", "blueprint style", "stained glass style",
 )  # fmt: skip
 SEEDED = {"steps": 2, "cfg": 3.0}
+# of the shipped workflow, and of what `shown` adds to it
+ENCODE, RETRIEVE, APPLY, SAMPLER, SAVE = "4", "5", "6", "10", "12"
+PICKS, SHOWN_PROMPT, FUSION = "picks", "shown prompt", "fusion"
 
 
 class StandIn:
@@ -99,3 +108,70 @@ def need_demo_models() -> None:
         check_models(DEMO_MODELS)
     except ScriptFailed as error:
         pytest.fail(str(error))
+
+
+def shown(graph):
+    """The graph with nodes that show the selection, the prompt with trigger words and the report of Apply."""
+    more = {
+        PICKS: node("PreviewAny", source=[RETRIEVE, 0]),
+        SHOWN_PROMPT: node("PreviewAny", source=[RETRIEVE, 2]),
+        FUSION: node("PreviewAny", source=[APPLY, 2]),
+    }
+    return graph | more
+
+
+def stacked(lines, **apply):
+    """No retrieval: a stack of LoRAs from another pack's node goes into Apply."""
+    graph = without_pack(main_graph())
+    graph["stack"] = node("StackFromText", lines=lines)
+    graph[APPLY] = node("AutoLoRAGatedApply", model=["1", 0], lora_stack=["stack", 0])
+    graph[APPLY]["inputs"] |= {"mode": "auto", "gate": "auto", "strength": 1.0, **apply}
+    graph[SAMPLER]["inputs"]["model"] = [APPLY, 0]
+    graph[FUSION] = node("PreviewAny", source=[APPLY, 2])
+    return graph
+
+
+def drawn(server, result):
+    return server.client.fetch(result.images(SAVE)[0])
+
+
+def ran(result):
+    """Ids of the nodes that were executed, not reused."""
+    return {data["node"] for kind, data in result.events if kind == "executing" and data["node"]}
+
+
+def levels(png):
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+
+
+def furthest(one, other):
+    """The largest difference of two pictures in 8-bit levels."""
+    return int(np.abs(levels(one) - levels(other)).max())
+
+
+def sampled_again(graph):
+    """The same picture from a graph whose sampler the server has no result of: the latents go one node further."""
+    again = copy.deepcopy(graph)
+    again["same latents"] = node("RepeatLatentBatch", samples=again[SAMPLER]["inputs"]["latent_image"], amount=1)
+    again[SAMPLER]["inputs"]["latent_image"] = ["same latents", 0]
+    return again
+
+
+def forget(server):
+    """Have the server drop every model and every result; it does so between two runs, a moment after the request."""
+    server.client.post("/free", {"unload_models": True, "free_memory": True})
+    time.sleep(1.0)
+
+
+def finished(server, prompt_id, limit=300.0):
+    deadline = time.monotonic() + limit
+    while time.monotonic() < deadline:
+        record = server.client.get(f"/history/{prompt_id}").get(prompt_id)
+        if record is not None:
+            return record
+        time.sleep(0.1)
+    raise AssertionError(f"run {prompt_id} did not end in {limit:g} s")
+
+
+def picks(result):
+    return json.loads(result.text(PICKS))["picks"]

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import json
-import time
 import uuid
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from e2e_world import StandIn, main_graph, node, without_pack
+from e2e_world import (
+    APPLY,
+    ENCODE,
+    FUSION,
+    PICKS,
+    RETRIEVE,
+    SAMPLER,
+    SAVE,
+    SHOWN_PROMPT,
+    StandIn,
+    drawn,
+    finished,
+    forget,
+    furthest,
+    main_graph,
+    node,
+    picks,
+    ran,
+    sampled_again,
+    shown,
+    stacked,
+    without_pack,
+)
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -23,8 +42,6 @@ from scripts._lib.server import PACK_NAME, REPO, ComfyServer
 pytestmark = pytest.mark.slow
 
 LOADERS = {"1", "2", "3"}
-ENCODE, RETRIEVE, APPLY, SAMPLER, SAVE = "4", "5", "6", "10", "12"
-PICKS, SHOWN_PROMPT, FUSION = "picks", "shown prompt", "fusion"
 NO_LORA = "an invoice for office furniture"
 
 
@@ -44,59 +61,6 @@ def server(world, tmp_path_factory):
     packs = {PACK_NAME: REPO, "e2e_pack": Path(__file__).parent / "e2e_pack"}
     with ComfyServer(tmp_path_factory.mktemp("e2e"), models=models, packs=packs) as server:
         yield server
-
-
-def shown(graph):
-    """The graph with nodes that show the selection, the prompt with trigger words and the report of Apply."""
-    more = {
-        PICKS: node("PreviewAny", source=[RETRIEVE, 0]),
-        SHOWN_PROMPT: node("PreviewAny", source=[RETRIEVE, 2]),
-        FUSION: node("PreviewAny", source=[APPLY, 2]),
-    }
-    return graph | more
-
-
-def stacked(lines, **apply):
-    """No retrieval: a stack of LoRAs from another pack's node goes into Apply."""
-    graph = without_pack(main_graph())
-    graph["stack"] = node("StackFromText", lines=lines)
-    graph[APPLY] = node("AutoLoRAGatedApply", model=["1", 0], lora_stack=["stack", 0])
-    graph[APPLY]["inputs"] |= {"mode": "auto", "gate": "auto", "strength": 1.0, **apply}
-    graph[SAMPLER]["inputs"]["model"] = [APPLY, 0]
-    graph[FUSION] = node("PreviewAny", source=[APPLY, 2])
-    return graph
-
-
-def drawn(server, result):
-    return server.client.fetch(result.images(SAVE)[0])
-
-
-def ran(result):
-    """Ids of the nodes that were executed, not reused."""
-    return {data["node"] for kind, data in result.events if kind == "executing" and data["node"]}
-
-
-def levels(png):
-    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
-
-
-def furthest(one, other):
-    """The largest difference of two pictures in 8-bit levels."""
-    return int(np.abs(levels(one) - levels(other)).max())
-
-
-def sampled_again(graph):
-    """The same picture from a graph whose sampler the server has no result of: the latents go one node further."""
-    again = copy.deepcopy(graph)
-    again["same latents"] = node("RepeatLatentBatch", samples=again[SAMPLER]["inputs"]["latent_image"], amount=1)
-    again[SAMPLER]["inputs"]["latent_image"] = ["same latents", 0]
-    return again
-
-
-def forget(server):
-    """Have the server drop every model and every result; it does so between two runs, a moment after the request."""
-    server.client.post("/free", {"unload_models": True, "free_memory": True})
-    time.sleep(1.0)
 
 
 def test_the_main_graph_makes_a_picture_that_carries_its_graph(server):
@@ -132,16 +96,6 @@ def test_a_batch_of_prompts_loads_and_encodes_once(server):
         subject = prompt.split(",")[0].split()[-1]
         assert selection["prompt"] == prompt
         assert f"{subject}.safetensors" in {pick["name"] for pick in selection["picks"]}
-
-
-def finished(server, prompt_id, limit=300.0):
-    deadline = time.monotonic() + limit
-    while time.monotonic() < deadline:
-        record = server.client.get(f"/history/{prompt_id}").get(prompt_id)
-        if record is not None:
-            return record
-        time.sleep(0.1)
-    raise AssertionError(f"run {prompt_id} did not end in {limit:g} s")
 
 
 def test_running_the_same_graph_again_costs_nothing(server):
@@ -207,10 +161,6 @@ def test_encoding_stops_when_asked_and_goes_on_at_the_next_run(server):
     assert [pick["name"] for pick in one["picks"]][:1] == ["017.safetensors"] and one["misses"]
     assert {**one, "index": None} == {**other, "index": None}
     assert same_picture(drawn(server, after), drawn(server, undisturbed))
-
-
-def picks(result):
-    return json.loads(result.text(PICKS))["picks"]
 
 
 @pytest.mark.parametrize("case", ["gone", "another base", "no layer in common", "a page saved as a LoRA", "empty"])
