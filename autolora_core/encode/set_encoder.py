@@ -1,0 +1,167 @@
+"""The learned encoder: a file's module tokens through a set transformer into the text tower's space.
+
+Same protocol and file format as the ridge encoder (``format=autolora-encoder/1``), ``kind=set``. Trained on a zoo by
+``python -m zoo.train_encoder``; a library takes it as it is. Texts have a learned linear map too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import FileFormatError
+from .encoder import FORMAT
+from .features import Features, FeatureSchema
+from .set_network import SetConfig, SetNetwork
+from .sketch import KINDS, SketchSize
+from .tokens import TokenMap
+
+TOKEN_ARRAYS = ("basis", "mean", "scale", "usual")
+MODULES = "sketches"  # the group of tokens that a file alone gives
+
+
+@dataclass(frozen=True)
+class SetEncoder:
+    """``network`` maps groups of tokens to unit vectors; ``centre`` (dim,) and ``text_map`` (dim, dim) map texts.
+
+    ``figures`` are what it was found to do on LoRAs that it never saw, ``held_out_recall_at_1`` among them.
+    """
+
+    tokens: TokenMap
+    tower: str
+    network: SetNetwork
+    centre: np.ndarray
+    text_map: np.ndarray
+    figures: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def schema(self) -> FeatureSchema:
+        """Where a library lays a file's sketches out."""
+        return self.tokens.schema
+
+    @property
+    def family(self) -> str:
+        """Base family whose files it reads."""
+        return self.schema.family
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector: the tower's."""
+        return len(self.centre)
+
+    @property
+    def usable(self) -> bool:
+        """It was trained on enough, or it would not be a file."""
+        return True
+
+    @cached_property
+    def id(self) -> str:
+        """``set-`` and 12 hex digits over everything that decides a vector."""
+        digest = hashlib.sha256(f"{FORMAT} {self.tower} {self.tokens.id}".encode())
+        for name, array in sorted(self._tensors().items()):
+            digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+        return "set-" + digest.hexdigest()[:12]
+
+    def encode(self, features: Features) -> np.ndarray:
+        """See ``WeightEncoder``."""
+        return self.encode_many(features.vector[None], features.mask[None], features.log_norms[None])[0]
+
+    def encode_many(self, vectors: np.ndarray, masks: np.ndarray, log_norms: np.ndarray) -> np.ndarray:
+        """(n, F) rows on :attr:`schema` → float32 (n, dim), zero where no module is known. Rows do not interact."""
+        out = np.zeros((len(vectors), self.dim), np.float32)
+        for row, vector, mask, norms in zip(out, vectors, masks, log_norms, strict=True):
+            if mask.any():
+                tokens, _ = self.tokens.tokens(Features(vector, mask, norms, self.schema.modules))
+                row[:] = self.encode_groups({MODULES: (tokens[None], mask[None])})[0]
+        return out
+
+    @torch.inference_mode()
+    def encode_groups(self, groups: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+        """Groups of (n, T, width) tokens and (n, T) masks → (n, dim) unit rows."""
+        given = {k: (torch.from_numpy(x), torch.from_numpy(m)) for k, (x, m) in groups.items()}
+        return self.network(given).numpy()
+
+    def query(self, vectors: np.ndarray) -> np.ndarray:
+        """See ``WeightEncoder``."""
+        mapped = (np.asarray(vectors, np.float64) - self.centre) @ self.text_map
+        return (mapped / np.maximum(np.linalg.norm(mapped, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write atomically; returns the path."""
+        from safetensors.numpy import save
+
+        said = {"family": self.family, "size": asdict(self.schema.size), "modules": self.schema.modules}
+        metadata = {
+            "format": FORMAT, "kind": "set", "id": self.id, "tower": self.tower, "schema": json.dumps(said),
+            "config": json.dumps(asdict(self.network.config)), "figures": json.dumps(self.figures),
+        }  # fmt: skip
+        metadata |= {name: str(value) for name, value in self.figures.items() if name == "held_out_recall_at_1"}
+        path = Path(path)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        try:
+            with open(temporary, "wb") as stream:
+                stream.write(save(self._tensors(), metadata))
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def restore(cls, path: Path, metadata: dict[str, str], tensors: dict[str, np.ndarray]) -> SetEncoder:
+        """From what ``encoder_files.load_encoder_file`` read; ``FileFormatError`` when it does not fit together."""
+        fix = "fetch the file again, or remove it: the library then fits its own encoder"
+        try:
+            encoder = cls._restored(metadata, tensors)
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise FileFormatError(f"the encoder's contents are incomplete: {error!r}", path=path, fix=fix) from error
+        if encoder.id != metadata.get("id"):
+            raise FileFormatError("the encoder's contents do not match its id", path=path, fix=fix)
+        return encoder
+
+    @classmethod
+    def _restored(cls, metadata: dict[str, str], tensors: dict[str, np.ndarray]) -> SetEncoder:
+        said, config = json.loads(metadata["schema"]), json.loads(metadata["config"])
+        groups = {name: tuple(shape) for name, shape in config.pop("groups").items()}
+        network = SetNetwork(SetConfig(groups=groups, **config))
+        weights = {k[8:]: v.astype(np.float32) for k, v in tensors.items() if k.startswith("network.")}
+        network.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()})
+        schema = token_schema(said["family"], SketchSize(**said["size"]), tuple(said["modules"]))
+        own = (tensors[f"tokens.{k}"].astype(np.float32) for k in TOKEN_ARRAYS)
+        texts = tensors["centre"].astype(np.float32), tensors["text_map"].astype(np.float32)
+        figures = json.loads(metadata["figures"])
+        return cls(TokenMap(schema, *own), metadata["tower"], network.eval(), *texts, figures)
+
+    def _tensors(self) -> dict[str, np.ndarray]:
+        """float16, as the file keeps them; of an encoder that :func:`rounded` gave, saving changes nothing."""
+        named = {f"network.{k}": v.detach().numpy() for k, v in self.network.state_dict().items()}
+        named |= {f"tokens.{k}": getattr(self.tokens, k) for k in TOKEN_ARRAYS}
+        return {k: np.ascontiguousarray(v, np.float16) for k, v in named.items()} | {
+            "centre": self.centre.astype(np.float32), "text_map": self.text_map.astype(np.float16),
+        }  # fmt: skip
+
+
+def rounded(encoder: SetEncoder) -> SetEncoder:
+    """The encoder in the file's precision: what is measured is what is shipped."""
+    for parameter in encoder.network.parameters():
+        parameter.data = parameter.data.half().float()
+    own = (getattr(encoder.tokens, k).astype(np.float16).astype(np.float32) for k in TOKEN_ARRAYS)
+    tokens = TokenMap(encoder.schema, *own)
+    text_map = encoder.text_map.astype(np.float16).astype(np.float32)
+    return SetEncoder(tokens, encoder.tower, encoder.network.eval(), encoder.centre, text_map, encoder.figures)
+
+
+def token_schema(family: str, size: SketchSize, modules: tuple[str, ...]) -> FeatureSchema:
+    """A schema that changes no number: nothing is centred, nothing scaled; :class:`.tokens.TokenMap` does both."""
+    widths = np.array(size.widths, np.float32)
+    scale = np.tile((len(KINDS) * widths) ** -0.5, (len(modules), 1)).astype(np.float32)
+    return FeatureSchema(family, size, modules, np.zeros((len(modules), size.width), np.float32), scale)

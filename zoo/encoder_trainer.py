@@ -1,0 +1,220 @@
+"""How the learned encoder is trained: start as ridge, contrast texts and LoRAs, vary what must not matter."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from autolora_core.encode.ridge import KernelRidge
+from autolora_core.encode.set_encoder import MODULES
+from autolora_core.encode.set_network import SetConfig, SetNetwork
+from zoo.cache import write_atomic
+from zoo.encoder_data import GROUPS, EncoderData, joined
+
+log = logging.getLogger("zoo.encoder")
+BATCH, RATE, DECAY, SEED = 96, 5e-4, 0.05, 3
+TEMPERATURE, COLDEST = 1 / 0.07, 100.0
+MODULE_DROP, STREAM_DROP, NOISE, LOUDNESS = 0.15, 0.1, 0.15, 0.5
+# What a LoRA is seen by in one training step: everything, only its file, or with one probe missing.
+VIEWS = ((0.35, GROUPS), (0.35, (MODULES,)), (0.15, (MODULES, "functional", "draw")),
+         (0.15, (MODULES, "functional", "profile")))  # fmt: skip
+Groups = dict[str, tuple[Tensor, Tensor]]
+
+
+@dataclass
+class TextSide:
+    """``vectors[i]`` (k_i, d): centred unit vectors of LoRA i's texts. ``bank`` (B, d) and ``bank_thing`` (B,): the
+    first text of every thing in the training part, to be told apart from."""
+
+    vectors: list[np.ndarray]
+    bank: np.ndarray
+    bank_thing: np.ndarray
+
+    @classmethod
+    def of(cls, data: EncoderData, encode: Callable[[Sequence[str]], np.ndarray]) -> TextSide:
+        vectors = [encode(texts) for texts in data.texts]
+        first = {int(data.thing[i]): i for i in reversed(np.flatnonzero(data.train))}
+        keys = sorted(first)
+        return cls(vectors, np.stack([vectors[first[k]][0] for k in keys]), np.array(keys))
+
+
+class TextMap(torch.nn.Module):
+    """The identity plus a learned correction, unit rows."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.change = torch.nn.Parameter(torch.zeros(dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x + x @ self.change, dim=-1)
+
+    def matrix(self) -> np.ndarray:
+        return (torch.eye(len(self.change)) + self.change).detach().numpy()
+
+
+def start_as_ridge(network: SetNetwork, data: EncoderData, targets: np.ndarray, names: Sequence[str]) -> None:
+    """Set the linear path to the ridge regression of the training part on ``names``."""
+    x = joined(data.groups, names)[data.train]
+    fit = KernelRidge.fit(x, targets[data.train])
+    weights = fit.X.T.astype(np.float64) @ fit.dual
+    start = 0
+    for name in names:
+        shape = network.linear[name].shape
+        stop = start + shape[0] * shape[1]
+        network.linear[name].data = torch.from_numpy(weights[start:stop].reshape(shape).astype(np.float32))
+        start = stop
+
+
+def augmented(groups: Groups, names: Sequence[str], rng: np.random.Generator) -> Groups:
+    """The nuisances: missing modules, a missing stream, another loudness, other noise. (Factorisation needs none.)"""
+    out = {}
+    for name in names:
+        x, mask = groups[name]
+        if mask.shape[1] > 1:
+            keep = torch.from_numpy(rng.random(mask.shape) >= MODULE_DROP)
+            whole = torch.from_numpy(rng.random((len(mask), 1)) < STREAM_DROP)
+            half = torch.arange(mask.shape[1])[None] < mask.shape[1] // 2
+            side = torch.from_numpy(rng.random((len(mask), 1)) < 0.5)
+            left = mask & keep & ~(whole & (half == side))
+            mask = torch.where(left.any(dim=1, keepdim=True), left, mask)
+        x = x + NOISE * torch.from_numpy(rng.standard_normal(x.shape).astype(np.float32))
+        if name == MODULES:
+            x = torch.cat([x[..., :-1], x[..., -1:] + LOUDNESS * torch.from_numpy(
+                rng.standard_normal((len(x), 1, 1)).astype(np.float32))], dim=-1)  # fmt: skip
+        out[name] = (x, mask)
+    return out
+
+
+def batches(data: EncoderData, rng: np.random.Generator) -> list[np.ndarray]:
+    """One epoch: half of each batch shares a creator (as far as he has that many), the rest is anybody."""
+    rows = rng.permutation(np.flatnonzero(data.train))
+    by_maker = rows[np.argsort(data.recipe[rows], kind="stable")]
+    half = BATCH // 2
+    blocks = [by_maker[i : i + half] for i in range(0, len(by_maker), half)]
+    return [np.concatenate([block, rng.choice(rows, min(half, len(rows)), replace=False)]) for block in blocks]
+
+
+def contrastive(vectors: Tensor, own: Tensor, bank: Tensor, thing: Tensor, bank_thing: Tensor, scale: Tensor) -> Tensor:
+    """Both directions; others of the same thing are no negatives. ``own`` (b, d): one text of each LoRA."""
+    # Scaled before they are masked: minus infinity times a learned scale has no gradient.
+    positive = scale * (vectors * own).sum(dim=-1, keepdim=True)
+    others = (scale * (vectors @ bank.T)).masked_fill(thing[:, None] == bank_thing[None], float("-inf"))
+    to_text = torch.cat([positive, others], dim=1)
+    same = (thing[:, None] == thing[None]) & ~torch.eye(len(thing), dtype=torch.bool)
+    to_lora = (scale * (own @ vectors.T)).masked_fill(same, float("-inf"))
+    return F.cross_entropy(to_text, torch.zeros(len(thing), dtype=torch.long)) + F.cross_entropy(
+        to_lora, torch.arange(len(thing))
+    )
+
+
+class Trainer:
+    """Network, text map and temperature, and what they are trained on. ``score(network, text map)`` judges an epoch."""
+
+    def __init__(self, data: EncoderData, texts: TextSide, config: SetConfig, score: Callable):
+        torch.manual_seed(SEED)
+        self.data, self.texts, self.score = data, texts, score
+        self.network, self.map = SetNetwork(config), TextMap(config.dim)
+        self.temperature = torch.nn.Parameter(torch.tensor(float(np.log(TEMPERATURE))))
+        self.groups = {k: tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in v) for k, v in data.groups.items()}
+        targets = np.stack([v.mean(axis=0) for v in texts.vectors])
+        targets /= np.linalg.norm(targets, axis=1, keepdims=True)
+        start_as_ridge(self.network, data, targets, tuple(config.groups))
+        slow = [*self.network.linear.values(), *self.map.parameters()]
+        known = {id(p) for p in slow}
+        fast = [p for p in self.network.parameters() if id(p) not in known]
+        self.optimiser = torch.optim.AdamW(
+            [{"params": fast, "lr": RATE}, {"params": slow, "lr": RATE / 10}, {"params": [self.temperature], "lr": 1e-2,
+             "weight_decay": 0.0}], weight_decay=DECAY, betas=(0.9, 0.98))  # fmt: skip
+        self.rates = [g["lr"] for g in self.optimiser.param_groups]
+        self.best: tuple[float, int, dict[str, Tensor]] = (-1.0, 0, {})
+
+    def epoch(self, number: int, epochs: int) -> float:
+        rng = np.random.default_rng((SEED, number))
+        losses = []
+        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+            group["lr"] = rate * 0.5 * (1 + np.cos(np.pi * (number - 1) / epochs))
+        bank, bank_thing = torch.from_numpy(self.texts.bank), torch.from_numpy(self.texts.bank_thing)
+        self.network.train()
+        for rows in batches(self.data, rng):
+            names = VIEWS[int(rng.choice(len(VIEWS), p=[p for p, _ in VIEWS]))][1]
+            part = {k: (x[rows], m[rows]) for k, (x, m) in self.groups.items()}
+            vectors = self.network(augmented(part, [n for n in names if n in part], rng))
+            said = [self.texts.vectors[i] for i in rows]
+            own = np.stack([v[min(int(rng.exponential(1.2)), len(v) - 1)] for v in said])
+            loss = contrastive(
+                vectors, self.map(torch.from_numpy(own)), self.map(bank), torch.from_numpy(self.data.thing[rows]),
+                bank_thing, self.temperature.exp().clamp(max=COLDEST),
+            )  # fmt: skip
+            self.optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+            self.optimiser.step()
+            losses.append(float(loss.detach()))
+        return float(np.mean(losses))
+
+    def state(self) -> dict[str, Tensor]:
+        return {f"network.{k}": v.detach().clone() for k, v in self.network.state_dict().items()} | {
+            "map.change": self.map.change.detach().clone()
+        }
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        self.network.load_state_dict({k[8:]: v for k, v in state.items() if k.startswith("network.")})
+        self.map.change.data = state["map.change"].clone()
+
+    def judge(self, number: int) -> float:
+        """Keep this state if it is the best so far."""
+        value = self.score(self.network.eval(), self.map)
+        if value > self.best[0]:
+            self.best = (value, number, self.state())
+        return value
+
+    def run(self, epochs: int, checkpoint: Path | None = None) -> None:
+        """Train, judge every second epoch, end with the best state loaded."""
+        first, began = self._resume(checkpoint), time.time()
+        if first == 1:
+            log.info("epoch 0 (ridge): %.4f", self.judge(0))
+        for number in range(first, epochs + 1):
+            loss = self.epoch(number, epochs)
+            if number % 2 == 0 or number == epochs:
+                value = self.judge(number)
+                left = (time.time() - began) / (number - first + 1) * (epochs - number)
+                log.info("epoch %d/%d loss %.3f validation %.4f (best %.4f at %d), %.0f s left", number, epochs, loss,
+                         value, self.best[0], self.best[1], left)  # fmt: skip
+                self._keep(checkpoint, number)
+        self.load(self.best[2])
+
+    def _keep(self, checkpoint: Path | None, number: int) -> None:
+        if checkpoint is None:
+            return
+        moments = {f"adam.{i}.{k}": v for i, s in self.optimiser.state_dict()["state"].items() for k, v in s.items()}
+        stored = self.state() | {f"best.{k}": v for k, v in self.best[2].items()} | moments
+        stored |= {"temperature": self.temperature.detach(), "progress": torch.tensor([number, self.best[1]])}
+        stored["best_value"] = torch.tensor([self.best[0]], dtype=torch.float64)
+        stored = {k: v.contiguous().clone() for k, v in stored.items()}
+        write_atomic(checkpoint, lambda tmp: save_file(stored, str(tmp)))
+
+    def _resume(self, checkpoint: Path | None) -> int:
+        if checkpoint is None or not checkpoint.exists():
+            return 1
+        stored = load_file(str(checkpoint))
+        self.load({k: v for k, v in stored.items() if k.startswith(("network.", "map."))})
+        self.temperature.data = stored["temperature"]
+        number, best = (int(v) for v in stored["progress"])
+        self.best = (float(stored["best_value"]), best, {k[5:]: v for k, v in stored.items() if k.startswith("best.")
+                     and k != "best_value"})  # fmt: skip
+        state = self.optimiser.state_dict()
+        for key, value in stored.items():
+            if key.startswith("adam."):
+                _, i, name = key.split(".", 2)
+                state["state"].setdefault(int(i), {})[name] = value
+        self.optimiser.load_state_dict(state)
+        return number + 1
