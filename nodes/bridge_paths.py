@@ -16,6 +16,8 @@ import folder_paths
 
 from ..autolora_core.lora.families import Family, Layers, recognise
 
+CLIP_FOLDERS = ("clip_vision", "text_encoders")
+
 
 def lora_roots() -> dict[str, str]:
     """Label → folder of every loras root ComfyUI knows, in its order of search.
@@ -43,6 +45,32 @@ def user_directory() -> str:
 def model_folders() -> list[str]:
     """Folders that may hold encoders, gates and text towers: ``models/autolora`` in ComfyUI's models folder."""
     return [os.path.join(folder_paths.models_dir, "autolora")]
+
+
+def lora_names() -> list[str]:
+    """What ComfyUI's LoRA menus show."""
+    return folder_paths.get_filename_list("loras")
+
+
+def lora_path(name: str) -> str | None:
+    """The file behind a name of the LoRA menus, or None."""
+    return folder_paths.get_full_path("loras", name)
+
+
+def clip_files() -> list[str]:
+    """``folder/name`` of every .safetensors file that may hold a CLIP: CLIP vision models, then text encoders."""
+    return [
+        f"{folder}/{name}"
+        for folder in CLIP_FOLDERS
+        for name in folder_paths.get_filename_list(folder)
+        if name.endswith(".safetensors")
+    ]
+
+
+def clip_path(choice: str) -> str | None:
+    """The file behind an entry of :func:`clip_files`, or None."""
+    folder, _, name = choice.partition("/")
+    return folder_paths.get_full_path(folder, name) if folder in CLIP_FOLDERS else None
 
 
 def progress_bar(total: int) -> Callable[[int, int], None]:

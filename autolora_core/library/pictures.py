@@ -1,7 +1,8 @@
 """Find LoRAs by a picture: it is compared with their preview pictures and, where the CLIP has a text half, their words.
 
 Likenesses of two pictures and of a picture and a text lie on different scales, so each kind is standardised over the
-library (median and median deviation) before the better of the two counts. Vectors of previews are kept in
+library (median and median deviation; typical values of CLIPs where there are few) before the better of the two counts.
+Vectors of previews are kept in
 ``pictures.sqlite`` beside the library, by place, size and time of the file: a cache.
 """
 
@@ -28,12 +29,14 @@ FILE_NAME = "pictures.sqlite"
 MAX_PIXELS = 64 << 20  # a preview larger than this is left out
 LARGEST_SIDE = 1024  # previews are read no larger than this
 LEAST_TO_STANDARDISE = 8
+# Middle and deviation of unrelated pairs with CLIP B and L: two pictures, a picture and a text. Rough on purpose.
+TYPICAL_PICTURES, TYPICAL_WORDS = (0.55, 0.1), (0.18, 0.03)
 
 
 @dataclass(frozen=True)
 class PictureHit:
     """``picture`` and ``words``: cosines of the picture with the LoRA's preview and best caption (None where it has
-    none); ``caption`` is that caption. ``score``: the larger of the two in deviations above the library's median."""
+    none); ``caption`` is that caption. ``score``: the larger of the two in deviations above the middle of its kind."""
 
     entry: Entry
     score: float
@@ -82,7 +85,8 @@ def find_by_picture(
             + ("" if tower.text else ", or choose a CLIP that has its text half too"),
         )
     likeness = {digest: float(vector @ query) for digest, vector in previews.items()}
-    scores = _best(_standard(likeness), _standard({digest: best for digest, (best, _) in words.items()}))
+    worded = {digest: best for digest, (best, _) in words.items()}
+    scores = _best(_standard(likeness, TYPICAL_PICTURES), _standard(worded, TYPICAL_WORDS))
     order = sorted(scores, key=lambda digest: (-scores[digest], digest))[:top_k]
     hits = [
         PictureHit(entries[d], scores[d], likeness.get(d), words.get(d, (None, ""))[0], words.get(d, (None, ""))[1])
@@ -171,15 +175,13 @@ def _words(
     return {digest: max((scores[text], text) for text in lines) for digest, lines in captions.items()}
 
 
-def _standard(values: dict[str, float]) -> dict[str, float]:
-    """Deviations above the median (1.4826 · median deviation); fewer than eight values keep their own scale."""
-    if not values:
-        return {}
+def _standard(values: dict[str, float], typical: tuple[float, float]) -> dict[str, float]:
+    """Deviations above the median (1.4826 · median deviation); of fewer than eight values, above what is typical."""
+    middle, spread = typical
     array = np.array(list(values.values()))
-    middle = float(np.median(array))
-    spread = 1.4826 * float(np.median(np.abs(array - middle)))
-    if len(array) < LEAST_TO_STANDARDISE or spread < 1e-6:
-        spread = 1.0
+    if len(array) >= LEAST_TO_STANDARDISE:
+        middle = float(np.median(array))
+        spread = max(1.4826 * float(np.median(np.abs(array - middle))), 1e-3)
     return {digest: (value - middle) / spread for digest, value in values.items()}
 
 

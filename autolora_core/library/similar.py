@@ -242,7 +242,9 @@ def likeliest(merges: Iterable[MergeFound]) -> tuple[MergeFound, ...]:
 def _hits(
     shelf: Shelf, digest: str, relations: dict[str, Relation], merges: tuple[MergeFound, ...], top_k: int
 ) -> tuple[Hit, ...]:
-    merged = {part for one in merges for part in (one.whole, one.first, one.second)} - {digest}
+    merged: set[str] = set()  # what the LoRA is made of, and what is made of it
+    for one in merges:
+        merged |= {one.first, one.second} if one.whole == digest else {one.whole}
     hits = []
     for other, relation in relations.items():
         if other in merged:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from .pictures import PictureFound, PictureHit
 from .relations import Measured, Relation
 from .similar import Found, Hit, MergeFound
 from .versions import Versions
@@ -109,6 +110,26 @@ def found_report(found: Found) -> str:
     if others:
         lines += ["", "Other LoRAs, most alike first:", *map(hit_line, others)]
     return "\n".join([*lines, *(["", *found.notes] if found.notes else [])])
+
+
+def picture_report(found: PictureFound) -> str:
+    """All that fits a picture."""
+    lines = [
+        f"Like the picture: {found.searched} LoRAs, {found.with_preview} with a preview picture beside them, "
+        f"{found.with_words} with words.",
+        "",
+        *(f"- {shown(hit.entry.name)}: {_picture_words(hit)}" for hit in found.hits),
+    ]
+    return "\n".join([*lines, *(["", *found.notes] if found.notes else [])])
+
+
+def _picture_words(hit: PictureHit) -> str:
+    said = []
+    if hit.picture is not None:
+        said.append(f"preview {hit.picture:.2f}")
+    if hit.words is not None:
+        said.append(f"words {hit.words:.2f} (“{hit.caption[:60]}”)")
+    return f"{', '.join(said)}; {hit.score:+.1f} deviations above what is usual here"
 
 
 def versions_report(found: Versions) -> str:
