@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import SelectionError
 
 FORMAT = "autolora-selection/1"
-ROLES = ("subject", "style", "pinned")
+ROLES = ("subject", "style", "pinned", "alike")
 _FIX = "pass the output of Retrieve LoRAs from Prompt on unchanged"
 
 
