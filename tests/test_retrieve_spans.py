@@ -35,6 +35,13 @@ def test_a_manner_is_not_taken_apart():
     assert "art" not in spans_of("an axolotl in pixel art style") and "glass" not in spans_of("a fox, stained glass")
 
 
+def test_black_and_white_is_one_manner():
+    found = spans_of("an otter in black and white line art style")
+    assert found["black and white line art"].hint == "style" and "black" not in found and "white line art" not in found
+    assert spans_of("a black and white photo of an otter")["black and white"].hint == "style"
+    assert {"black cat", "white dog"} <= spans_of("a black cat and a white dog").keys()
+
+
 def test_parts_know_what_they_leave_out():
     found = spans_of("a cosy cabin on a snowy mountain at dusk")
     assert found["cosy cabin"].partial == 0 and not found["cosy cabin"].headless

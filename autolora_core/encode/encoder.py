@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -33,7 +33,12 @@ SAME_FILE_COSINE = 0.995
 
 @runtime_checkable
 class WeightEncoder(Protocol):
-    """What the library and the retriever ask of an encoder. ``tower`` is the id of the text tower it maps to."""
+    """What the library and the retriever ask of an encoder. ``tower`` is the id of the text tower it maps to.
+
+    ``leaves_out``: files it was fitted on get vectors of a fit without them, so a library may judge it by them.
+    ``held_out_recall_at_1``: how often, as whoever fitted it measured, the right file came first among files it never
+    saw; None when nobody said. Metadata of an encoder file, under the same name.
+    """
 
     id: str
     dim: int
@@ -41,6 +46,8 @@ class WeightEncoder(Protocol):
     tower: str
     schema: FeatureSchema
     usable: bool
+    leaves_out: bool
+    held_out_recall_at_1: float | None
 
     def encode(self, features: Features) -> np.ndarray:
         """``features`` (on ``schema``) → float32 (dim,), unit norm; zero when no module is known."""
@@ -66,6 +73,8 @@ class RidgeEncoder:
     centre: np.ndarray
     ridge: KernelRidge
     texts: tuple[tuple[str, ...], ...]
+    held_out_recall_at_1: float | None = None
+    leaves_out: ClassVar[bool] = True
 
     @classmethod
     def fit(
@@ -93,7 +102,8 @@ class RidgeEncoder:
     ) -> RidgeEncoder:
         """A new encoder fitted on this one's training files and the given ones; also refits for another ``tower``."""
         X = np.concatenate([self.ridge.X, np.asarray(vectors, np.float32).reshape(-1, self.schema.width)])
-        return RidgeEncoder.fit(self.schema, X, [*self.texts, *texts], tower, weights)
+        fitted = RidgeEncoder.fit(self.schema, X, [*self.texts, *texts], tower, weights)
+        return replace(fitted, held_out_recall_at_1=self.held_out_recall_at_1)
 
     @property
     def family(self) -> str:
@@ -159,6 +169,8 @@ class RidgeEncoder:
             "schema": json.dumps(schema),
             "texts": json.dumps(self.texts),
         }
+        if self.held_out_recall_at_1 is not None:
+            metadata["held_out_recall_at_1"] = repr(self.held_out_recall_at_1)
         path = Path(path)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:
@@ -202,12 +214,23 @@ class RidgeEncoder:
         X = _restored(tensors["X"], schema.width)
         ridge = KernelRidge.from_tensors({**tensors, "X": X})
         texts = tuple(tuple(own) for own in json.loads(metadata["texts"]))
-        return cls(schema, metadata["tower"], tensors["centre"], ridge, texts)
+        return cls(schema, metadata["tower"], tensors["centre"], ridge, texts, stated_recall(metadata))
 
     def _tensors(self) -> dict[str, np.ndarray]:
         kept = (self.ridge.X * self.schema.width**0.5).astype(np.float16)
         named = {"mean": self.schema.mean, "scale": self.schema.scale, "centre": self.centre}
         return {**self.ridge.to_tensors(), "X": kept, **named}
+
+
+def stated_recall(metadata: Mapping[str, str]) -> float | None:
+    """``held_out_recall_at_1`` of an encoder file, None when absent. Raises ValueError unless it is a share."""
+    text = metadata.get("held_out_recall_at_1")
+    if text is None:
+        return None
+    share = float(text)
+    if not 0 <= share <= 1:
+        raise ValueError(f"held_out_recall_at_1 must lie between 0 and 1, it is {text}")
+    return share
 
 
 def _restored(kept: np.ndarray, width: int) -> np.ndarray:

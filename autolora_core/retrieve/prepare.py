@@ -80,6 +80,9 @@ def _prepare_cold(view, family, store: CachedTower, encoder: WeightEncoder | Non
     groups = near_groups(scorer, list(view.near_duplicates(family)))
     weights = reading is not None and bool(scorer.has_vector.any())
     calibration = calibrate(scorer, groups, weights, use_text)
+    if weights:
+        share = f"{scorer.weight_claim:.0%}"
+        notes.append(f"Weights count for at most {share}: so often they put the right LoRA first without its words.")
     silent = int((~((scorer.has_vector & weights) | (scorer.has_text & use_text))).sum())
     if not (use_weights or use_text):
         notes.append("Weights and text are both switched off: only pinned LoRAs are chosen.")

@@ -1,11 +1,19 @@
 """How well each LoRA explains each phrase of a prompt, part by part.
 
     weights   z-score of  ⟨query(tower(phrase)), vector⟩  over the generic prompts → logistic, calibrated on the library
+              bounded by the encoder's hit rate h:  1/p_weights − 1 = (1/p − 1) + (1/h − 1)
+    response  z-score of what the LoRA does to the phrase's states in the base model → logistic, calibrated and bounded
+              likewise (:mod:`.responding`); absent where no model is at hand
     text      tower cosine with the LoRA's own words, and its z-score over the generic prompts → logistic, stated
     lexical   overlap of exact words, rare ones counting more → logistic, stated
 
 A part that has nothing to go on is absent, not zero. Text and lexical speak of the same words, so the larger counts;
-weights are evidence of their own: ``p = 1 − (1 − p_weights)(1 − max(p_text, p_lexical))``.
+weights and response are evidence of their own: ``p = 1 − (1 − p_weights)(1 − p_response)(1 − max(p_text, p_lexical))``.
+
+The hit rate h is how often the encoder puts the right LoRA first when words are hidden (:func:`hit_rate`); no z-score,
+however high, may claim more. The odds against a match are those its z-score leaves plus those of the encoder being
+wrong altogether, so the order of claims stays, small ones hardly change, and a LoRA whose own words say the very thing
+wins over one that an often mistaken encoder points at.
 """
 
 from __future__ import annotations
@@ -21,7 +29,9 @@ from ..encode.encoder import WeightEncoder
 from ..encode.generic import GENERIC_MANNERS, GENERIC_PROMPTS, GENERIC_SUBJECTS
 from ..encode.text_cache import CachedTower, cached
 from ..encode.towers import LexicalTower, TextTower
+from ..library.states import CachedStates
 from .lexicon import Lexicon, Phrase
+from .responding import MAX_PHRASES, RESPONSE_PRIOR, Progress, Responder, either
 from .spans import Span
 from .view import EntryLike, VectorsLike
 from .words import MANNERS, content_stems, words_of
@@ -36,6 +46,8 @@ TEXT_MODELS = {
 UNKNOWN_TOWER_MODEL = Logistic(-0.8 * 6.5, np.array([0.8, 0.0]))
 # On the z-score of the weights part, one LoRA against one stranger.
 WEIGHT_PRIOR = Logistic(-4.0, np.array([2.0]))
+# What an encoder may claim that nobody has measured on files it did not see.
+UNKNOWN_HIT_RATE = 0.5
 # On the overlap of words: 0.95 for the very same words, a half at 0.7 (one of two equally rare words shared is 0.67).
 LEXICAL_MODEL = Logistic(-10 * 0.7, np.array([10.0]))
 # One tag among many says less than a title: log odds.
@@ -64,6 +76,7 @@ class Evidence:
     weights: np.ndarray
     text: np.ndarray
     lexical: np.ndarray
+    response: np.ndarray
     logit: np.ndarray
     phrase: np.ndarray
 
@@ -86,8 +99,13 @@ def phrases_of(entry: EntryLike, owner: int) -> list[Phrase]:
 class Scorer:
     """A family's LoRAs made ready to be asked. ``entries`` (N) are sorted by hash and name.
 
-    ``weight_model`` maps a z-score to log odds; it starts as the stated prior and is replaced by calibration.
+    ``weight_model`` maps a z-score to log odds, ``weight_claim`` bounds what comes of it; they start as the stated
+    prior and what the encoder's file says, and are replaced by calibration. ``responder`` is set before that, if any.
     """
+
+    responder: Responder | None = None
+    response_model = RESPONSE_PRIOR
+    response_claim = 1.0
 
     def __init__(
         self, entries: Sequence[EntryLike], tower: TextTower, encoder: WeightEncoder | None, vectors: VectorsLike | None
@@ -110,6 +128,7 @@ class Scorer:
         self._generic_query = encoder.query(generic) if encoder is not None else generic
         self._weight_ruler = Ruler.measure(self.vectors @ self._generic_query.T, WEIGHT_FLOOR)
         self.weight_model = weight_prior(int(self.has_vector.sum()))
+        self.weight_claim = hit_rate(encoder) if encoder is not None else UNKNOWN_HIT_RATE
         self.roles = self._roles(generic)
 
     def _vectors(self, vectors: VectorsLike | None) -> tuple[np.ndarray, np.ndarray]:
@@ -121,8 +140,20 @@ class Scorer:
                     matrix[i] = vectors.matrix[row_of[entry.hash]]
         return matrix, np.any(matrix != 0, axis=1)
 
-    def evidence(self, spans: Sequence[Span], use_weights: bool = True, use_text: bool = True) -> Evidence:
-        """Score every span against every LoRA."""
+    @property
+    def answers(self) -> np.ndarray:
+        """(N,) bool: LoRAs that can be asked through the base model."""
+        return self.responder.has if self.responder is not None else np.zeros(len(self.entries), bool)
+
+    def evidence(
+        self,
+        spans: Sequence[Span],
+        use_weights: bool = True,
+        use_text: bool = True,
+        states: CachedStates | None = None,
+        progress: Progress | None = None,
+    ) -> Evidence:
+        """Score every span against every LoRA; ``states`` are the base model's, for the responder."""
         if len(self._asking.store) > MAX_REMEMBERED:
             self._asking.store.clear()
         asked = self._asking.encode([span.text for span in spans])
@@ -133,8 +164,22 @@ class Scorer:
         else:
             text = lexical = np.full(weights.shape, np.nan)
             phrase = np.full(weights.shape, -1)
-        logit = combine(weights, text, lexical) + self._adjustment(spans)
-        return Evidence(weights, text, lexical, logit, phrase)
+        response = self._responses(spans, states, progress)
+        logit = combine(either(weights, response), text, lexical) + self._adjustment(spans)
+        return Evidence(weights, text, lexical, response, logit, phrase)
+
+    def _responses(self, spans: Sequence[Span], states: CachedStates | None, progress: Progress | None) -> np.ndarray:
+        """(S, N), NaN where absent. Of very many spans those that leave out the most words are not asked."""
+        found = np.full((len(spans), len(self.entries)), np.nan)
+        first = sorted(range(len(spans)), key=lambda i: (spans[i].headless, spans[i].partial, i))[:MAX_PHRASES]
+        if self.responder is not None and states is not None and first:
+            z = self.responder.z([spans[i].text for i in first], states, progress=progress)
+            found[first] = self.response_evidence(z)
+        return found
+
+    def response_evidence(self, z: np.ndarray) -> np.ndarray:
+        """z-scores of responses (S, N) → probability-like, NaN where there is none."""
+        return bounded(self.response_model.probability(z[..., None]), self.response_claim)
 
     def weight_z(self, asked: np.ndarray) -> np.ndarray:
         """Tower vectors (S, dim) → z-scores of the weights part (S, N); NaN for LoRAs without a vector."""
@@ -144,7 +189,7 @@ class Scorer:
 
     def weight_evidence(self, asked: np.ndarray) -> np.ndarray:
         """(S, dim) → probability-like (S, N), NaN where there is no vector."""
-        return self.weight_model.probability(self.weight_z(asked)[..., None])
+        return bounded(self.weight_model.probability(self.weight_z(asked)[..., None]), self.weight_claim)
 
     def word_evidence(
         self, asked: np.ndarray, texts: Sequence[str], stems: Sequence[frozenset[str]] = ()
@@ -220,8 +265,31 @@ def among(model: Logistic, candidates: int) -> Logistic:
     return replace(model, bias=model.bias - float(np.log(max(candidates, 1))))
 
 
+def hit_rate(encoder: WeightEncoder, right: int = 0, asks: int = 0) -> float:
+    """How often the encoder may be believed: ``right`` of ``asks`` LoRAs of this library came first for their words.
+
+    Where the vectors of known files are leave-one-out, that count says it all: ``(right + 1) / (asks + 2)``, between
+    what was seen and "a half, for all we know". Otherwise an encoder fitted on this very library would answer every one
+    rightly, and the recall that its file states for files it never saw bounds it too. Nothing stated: a half.
+    """
+    stated = UNKNOWN_HIT_RATE if encoder.held_out_recall_at_1 is None else encoder.held_out_recall_at_1
+    measured = (right + 1) / (asks + 2)
+    if not asks:
+        return stated
+    return measured if encoder.leaves_out else min(measured, stated)
+
+
+def bounded(claim: np.ndarray, most: float) -> np.ndarray:
+    """Probabilities (…) bounded by ``most``: ``1/p' − 1 = (1/p − 1) + (1/most − 1)``. NaN stays NaN."""
+    against = 1 / np.maximum(claim, 1e-12) + 1 / max(most, 1e-12) - 1
+    return 1 / against
+
+
 def combine(weights: np.ndarray, text: np.ndarray, lexical: np.ndarray) -> np.ndarray:
-    """Log odds of all parts together, each (…) in [0, 1] or NaN; absent parts say nothing, nothing at all is −7."""
+    """Log odds of all parts together, each (…) in [0, 1] or NaN; absent parts say nothing, nothing at all is −7.
+
+    ``p = 1 − (1 − weights)(1 − max(text, lexical))``, with ``weights`` bounded by the encoder's hit rate already.
+    """
     words = np.fmax(text, lexical)
     miss = (1 - np.nan_to_num(weights, nan=0.0)) * (1 - np.nan_to_num(words, nan=0.0))
     miss = np.clip(miss, sigmoid(-MAX_LOGIT), sigmoid(MAX_LOGIT))

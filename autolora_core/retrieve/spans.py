@@ -8,7 +8,7 @@ tell style from subject.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .words import FILLER, FUNCTION, MANNERS, WORD, stem
@@ -68,7 +68,17 @@ def tokenise(prompt: str) -> list[Token]:
         tokens.append(Token(word, stem(word), clause, word not in FUNCTION, word in FILLER))
         if len(tokens) == MAX_WORDS:
             break
-    return tokens
+    return _joined_manners(tokens)
+
+
+def _joined_manners(tokens: list[Token]) -> list[Token]:
+    """"black and white" is one word in effect: its "and" ends no phrase, and "black" alone is not asked for."""
+    joined: list[Token] = []
+    for token in tokens:
+        joined.append(token)
+        if [one.text for one in joined[-3:]] == ["black", "and", "white"]:
+            joined[-3:] = [replace(joined[-3], text="black and white", stem="black and white")]
+    return joined
 
 
 def decompose(prompt: str) -> list[Span]:

@@ -14,7 +14,9 @@ import numpy as np
 
 from ..encode.calibrate import NoneFits, Ruler, fit_logistic
 from ..encode.generic import GENERIC_PROMPTS
-from .score import MAX_LOGIT, WEIGHT_PRIOR, Scorer, among, combine
+from ..library.states import CachedStates
+from .responding import RESPONSE_PRIOR, Progress, either
+from .score import MAX_LOGIT, WEIGHT_PRIOR, Scorer, among, combine, hit_rate
 
 MAX_OWN_PROMPTS = 200
 BLOCK = 32
@@ -24,6 +26,8 @@ FALSE_PICK_COST, MAX_ODDS = 2.0, 20.0
 LOGIT_FLOOR = 0.5
 # A lead beyond these log odds says no more: the runner-up is out of the question anyway.
 MAX_LEAD = 3.0
+# Before a library has shown how often the response puts the right LoRA first: as if it had nine times out of ten.
+PRIOR_RIGHT, PRIOR_ASKS = 9, 10
 # A generic prompt that a LoRA's own words claim this surely is not an example of "nothing fits".
 CLAIMED = 0.5
 
@@ -55,21 +59,33 @@ def near_groups(scorer: Scorer, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
     return np.array([numbers.setdefault(root(digest), len(numbers)) for digest in hashes], int)
 
 
-def calibrate(scorer: Scorer, groups: np.ndarray, use_weights: bool, use_text: bool) -> Calibration:
-    """Fit the weights part of ``scorer`` (in place) and :class:`NoneFits` on the library itself."""
+def calibrate(
+    scorer: Scorer,
+    groups: np.ndarray,
+    use_weights: bool,
+    use_text: bool,
+    states: CachedStates | None = None,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Fit the weights and response parts of ``scorer`` (in place) and :class:`NoneFits` on the library itself."""
     texts, owners = _own_prompts(scorer)
     asked = scorer.tower.encode(texts)
     same = groups[None] == groups[owners][:, None] if len(owners) else np.zeros((0, len(groups)), bool)
     if use_weights and len(owners):
         _calibrate_weights(scorer, asked, owners, same)
-    generic = _Parts.of(scorer, scorer.tower.encode(list(GENERIC_PROMPTS)), GENERIC_PROMPTS, use_weights, use_text)
+    own_z, generic_z = (_answers(scorer, prompts, states, progress) for prompts in (texts, GENERIC_PROMPTS))
+    if scorer.responder is not None:
+        _calibrate_response(scorer, own_z, owners, same)
+    generic = _Parts.of(
+        scorer, scorer.tower.encode(list(GENERIC_PROMPTS)), GENERIC_PROMPTS, use_weights, use_text, generic_z
+    )
     logit = combine(generic.weights, generic.words, np.full_like(generic.words, np.nan))
     ruler = Ruler.measure(logit.T, LOGIT_FLOOR)
     if not len(scorer.entries):
         return Calibration(NoneFits.fit([], []), ruler, (0, 0))
     claimed = np.nan_to_num(generic.words).max(axis=1) > CLAIMED
     negatives = [top_evidence(logit, groups, ruler)[0][~claimed]]
-    own = _Parts.of(scorer, asked, texts, use_weights, use_text)
+    own = _Parts.of(scorer, asked, texts, use_weights, use_text, own_z)
     positives, asks = [], 0
     for words in _variants(own.words, owners, scorer, use_weights):
         if sum(map(len, positives)) >= ENOUGH:
@@ -116,13 +132,17 @@ class _Parts:
     words: np.ndarray
 
     @classmethod
-    def of(cls, scorer: Scorer, asked: np.ndarray, texts: Sequence[str], weights: bool, text: bool) -> _Parts:
+    def of(
+        cls, scorer: Scorer, asked: np.ndarray, texts: Sequence[str], weights: bool, text: bool, answers: np.ndarray
+    ) -> _Parts:
+        """``answers``: z-scores of the responses, NaN where there are none."""
         absent = np.full((len(texts), len(scorer.entries)), np.nan)
         # In blocks: a large library has many times more phrases than LoRAs.
         blocks = [slice(start, start + BLOCK) for start in range(0, len(texts), BLOCK)] if text else []
         found = [np.fmax(*scorer.word_evidence(asked[block], texts[block])[:2]) for block in blocks]
         by_word = np.concatenate(found) if found else absent
-        return cls(scorer.weight_evidence(asked) if weights and len(texts) else absent, by_word)
+        by_weights = scorer.weight_evidence(asked) if weights and len(texts) else absent
+        return cls(either(by_weights, scorer.response_evidence(answers)), by_word)
 
 
 def _own_prompts(scorer: Scorer) -> tuple[list[str], np.ndarray]:
@@ -135,23 +155,51 @@ def _own_prompts(scorer: Scorer) -> tuple[list[str], np.ndarray]:
 
 
 def _calibrate_weights(scorer: Scorer, asked: np.ndarray, owners: np.ndarray, same: np.ndarray) -> None:
-    """One right LoRA against one stranger, from all pairs; then the odds of being right among all of them."""
+    """One right LoRA against one stranger, from all pairs; then the odds of being right among all of them, and how
+    often the encoder is right at all."""
     z = scorer.weight_z(asked)
     own = z[np.arange(len(owners)), owners]
     strangers = z[~same & np.isfinite(z)]
     model = fit_logistic(own[np.isfinite(own), None], strangers[:, None], WEIGHT_PRIOR)
     scorer.weight_model = among(model, int(scorer.has_vector.sum()))
+    rows = np.flatnonzero(np.isfinite(own))
+    first = np.where(np.isfinite(z[rows]), z[rows], -np.inf).argmax(axis=1)
+    scorer.weight_claim = hit_rate(scorer.encoder, int(same[rows, first].sum()), len(rows))
+
+
+def _answers(
+    scorer: Scorer, texts: Sequence[str], states: CachedStates | None, progress: Progress | None
+) -> np.ndarray:
+    """(texts, N) z-scores of the responses; the library's own texts are stored."""
+    if scorer.responder is None or states is None or not len(texts):
+        return np.full((len(texts), len(scorer.entries)), np.nan)
+    return scorer.responder.z(texts, states, True, progress)
+
+
+def _calibrate_response(scorer: Scorer, z: np.ndarray, owners: np.ndarray, same: np.ndarray) -> None:
+    """As the weights part; nothing was fitted on these files, so how often they come first says it all."""
+    own = z[np.arange(len(owners)), owners]
+    rows = np.flatnonzero(np.isfinite(own))
+    model = fit_logistic(own[rows, None], z[~same & np.isfinite(z)][:, None], RESPONSE_PRIOR)
+    scorer.response_model = among(model, int(scorer.answers.sum()))
+    first = np.where(np.isfinite(z[rows]), z[rows], -np.inf).argmax(axis=1)
+    right = int(same[rows, first].sum())
+    scorer.response_claim = (right + PRIOR_RIGHT) / (len(rows) + PRIOR_ASKS)
 
 
 def _variants(words: np.ndarray, owners: np.ndarray, scorer: Scorer, use_weights: bool) -> list[np.ndarray]:
     """The words part with each LoRA's own words hidden where there are weights to go on, and as it is.
 
     The first is the hard case, and decides alone when there are enough of it: that a LoRA's own title finds it is no
-    news, and hundreds of such examples would make the odds of the others look better than they are.
+    news, and hundreds of such examples would make the odds of the others look better than they are. An encoder that was
+    fitted on these very files proves nothing by finding them.
     """
-    if not use_weights or not scorer.has_vector[owners].any():
+    readable = scorer.answers.copy()
+    if use_weights and scorer.encoder.leaves_out:
+        readable |= scorer.has_vector
+    if not readable[owners].any():
         return [words]
     hidden = words.copy()
     mine = np.arange(len(owners)), owners
-    hidden[mine] = np.where(scorer.has_vector[owners], np.nan, hidden[mine])
+    hidden[mine] = np.where(readable[owners], np.nan, hidden[mine])
     return [hidden, words]
