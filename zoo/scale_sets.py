@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
@@ -100,7 +101,7 @@ def all_captions(specs: Iterable[ScaleSpec], pictures: Pictures) -> list[str]:
     return sorted({t for s in specs for texts in captions(s, pictures) for t in texts})
 
 
-def look_path(spec: ScaleSpec):
+def look_path(spec: ScaleSpec) -> Path:
     """Where the latents of a made look lie: shared by every LoRA of a style, own for a subject in a style."""
     name = spec.style if spec.kind == "style" else f"{spec.subject}--{spec.style}"
     return zoo_dir("styles", "scale") / f"{name}.npy"

@@ -32,7 +32,7 @@ from zoo.mmdit import Mlp, MMDiT
 from zoo.multi_lora import StackedAdam, StackedAdapters
 from zoo.pictures import Pictures
 from zoo.scale_plan import ScaleSpec, plan
-from zoo.scale_sets import TrainingSet, all_captions, build_look, is_made, load
+from zoo.scale_sets import TrainingSet, all_captions, build_look, is_made, load, look_path
 from zoo.text_bank import TextBank
 from zoo.train_base import draw_times, flow_loss
 from zoo.train_loras import base_tag, load_base
@@ -234,8 +234,10 @@ def compile_worker(_: int, shapes: Sequence[Shape]) -> None:
 
 def prepare(compiled: bool) -> None:
     """Everything that does not depend on the base's weights."""
-    firsts = {(s.style, s.subject): s for s in plan() if s.style and is_made(s.style)}
-    mp.spawn(look_worker, (list(firsts.values()),), nprocs=PROCESSES)
+    firsts = {look_path(s): s for s in plan() if s.style and is_made(s.style)}
+    absent = [spec for path, spec in firsts.items() if not path.exists()]
+    if absent:
+        mp.spawn(look_worker, (absent,), nprocs=PROCESSES)
     make_bank(Pictures.load(), lambda i, n: log.info("captions: %d of %d", i, n) if i % 4096 == 0 else None)
     if compiled:
         mp.spawn(compile_worker, (sorted({Shape.of(s) for s in plan()}, key=str),), nprocs=1)
@@ -266,6 +268,8 @@ def train(minutes: float | None = None, limit: int | None = None, compiled: bool
         while not running.join(timeout=REPORT_EVERY):
             log.info(progress_line(counts[0], total - todo, total, counts[1] / samples, time.time() - began))
     finally:
+        for process in running.processes:  # nobody is left behind by an interrupt
+            process.terminate()
         note_time(counts[0], counts[1], time.time() - began)
 
 
