@@ -68,6 +68,12 @@ def test_separable_and_huge_scores_stay_finite():
     assert fitted.probability(np.array([1e6])) > 0.99 and sigmoid(np.array([-1e5]))[0] == 0
 
 
+@pytest.mark.filterwarnings("error")
+def test_absent_evidence_stays_absent_in_silence():
+    found = sigmoid(np.array([0.0, np.nan, -800.0, 800.0]))
+    np.testing.assert_array_equal(found, [0.5, np.nan, 0.0, 1.0])
+
+
 def test_ruler_is_not_moved_by_a_generic_prompt_that_fits():
     rng = np.random.default_rng(3)
     scores = rng.normal(0.2, 0.1, (2, 240))

@@ -29,8 +29,9 @@ class Logistic:
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
-    """1 / (1 + e⁻ˣ), without overflow."""
-    return np.exp(-np.logaddexp(0, -np.asarray(x, np.float64)))
+    """1 / (1 + e⁻ˣ), without overflow. NaN, evidence that is absent, stays NaN."""
+    with np.errstate(invalid="ignore"):
+        return np.exp(-np.logaddexp(0, -np.asarray(x, np.float64)))
 
 
 def fit_logistic(
