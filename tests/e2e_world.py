@@ -1,5 +1,5 @@
-"""A whole small world for the end-to-end tests, a model, a VAE and LoRAs of random weights in a folder of their own; and
-what those tests ask of graphs, runs and pictures.
+"""A whole small world for the end-to-end tests, a model, a VAE and LoRAs of random weights in a folder of their own;
+and what those tests ask of graphs, runs and pictures.
 
 Sizes and key names are the demo model's, so ComfyUI loads the files with its stock loaders. What they draw is noise,
 but the same noise every time, and that is what these tests compare.
