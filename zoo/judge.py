@@ -124,10 +124,6 @@ class Verdict:
         """The k likeliest subjects of each picture, best first."""
         return [[self.subjects[i] for i in row] for row in np.argsort(-self.subject_logp, 1, "stable")[:, :k]]
 
-    def top_styles(self, k: int = 1) -> list[list[str]]:
-        """The k likeliest styles of each picture, best first."""
-        return [[self.styles[i] for i in row] for row in np.argsort(-self.style_logp, 1, "stable")[:, :k]]
-
 
 def ranks(scores: np.ndarray, truth: Sequence[int]) -> np.ndarray:
     """How many columns score at least as well as the true one, itself left out: ties count against; (n,) int."""

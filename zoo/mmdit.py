@@ -224,21 +224,11 @@ class MMDiT(nn.Module):
         b, p, c = tokens.shape[0], self.cfg.patch, self.cfg.channels
         return tokens.reshape(b, h, w, p, p, c).permute(0, 5, 1, 3, 2, 4).reshape(b, c, h * p, w * p)
 
-    def features(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Velocity and the image tokens after every block, for alignment losses."""
+    def forward(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor) -> Tensor:
         h, w = x.shape[-2] // self.cfg.patch, x.shape[-1] // self.cfg.patch
         tokens = self.embed_patches(x) + self.positions(h, w)
         c = self.t_embedder(timestep_embedding(t * 1000)) + self.y_embedder(pooled)
         ctx = self.context_embedder(context)
-        hidden = []
         for block in self.joint_blocks:
             ctx, tokens = block(ctx, tokens, c)
-            hidden.append(tokens)
-        return self.unpatchify(self.final_layer(tokens, c), h, w), hidden
-
-    def forward(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor) -> Tensor:
-        return self.features(x, t, context, pooled)[0]
-
-
-def parameter_count(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
+        return self.unpatchify(self.final_layer(tokens, c), h, w)

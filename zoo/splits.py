@@ -120,10 +120,6 @@ class Splits:
         """'train', 'validation' or 'test' for a subject or a style."""
         return (self.table["subjects"].get(name) or self.table["styles"][name])[1]
 
-    def is_base(self, subject: str, style: str) -> bool:
-        """Whether the base model may see this picture."""
-        return self.table["subjects"][subject][0] == "base" and self.table["styles"][style][0] == "base"
-
     @staticmethod
     def held_out_pair(subject: str, style: str) -> bool:
         """15 % of pairs: never used in any training on composites (gates, fusion)."""
