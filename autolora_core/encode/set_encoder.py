@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -41,6 +42,12 @@ class SetEncoder:
     centre: np.ndarray
     text_map: np.ndarray
     figures: dict[str, float] = field(default_factory=dict)
+    leaves_out: ClassVar[bool] = False
+
+    @property
+    def held_out_recall_at_1(self) -> float | None:
+        """See ``WeightEncoder``; None when nobody measured it."""
+        return self.figures.get("held_out_recall_at_1")
 
     @property
     def schema(self) -> FeatureSchema:
