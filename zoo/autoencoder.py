@@ -1,7 +1,7 @@
 """The zoo's autoencoder: TAESD's layout and key names, 16 latent channels, 8x smaller, so stock ComfyUI loads it as a
 VAE.
 
-    python -m zoo.autoencoder train --minutes 15      or, the same on every machine:  --steps 2900
+    python -m zoo.autoencoder train --minutes 15      or, to be repeatable:  --steps 2900
     python -m zoo.autoencoder finetune-decoder --minutes 10
     python -m zoo.autoencoder latents
     python -m zoo.autoencoder sheet

@@ -1,4 +1,6 @@
-"""How long to train: by the clock, or by steps, which give the same weights on every machine (up to float noise)."""
+"""How long to train: by the clock, or by steps: then a run can be repeated, the same data at the same rates, and its
+weights are the same up to rounding.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser, default: float, prefix: str = "
     parser.add_argument(
         f"{prefix}minutes", type=positive, help=f"training time over all runs (default {default:g}; with steps: none)"
     )
-    parser.add_argument(f"{prefix}steps", type=positive, help="updates over all runs: repeatable on any machine")
+    parser.add_argument(f"{prefix}steps", type=positive, help="updates over all runs; repeatable")
 
 
 def chosen(minutes: float | None, steps: float | None, default: float) -> Budget:

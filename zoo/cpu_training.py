@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.optimiser import orthogonal
+
 
 class FastConv(torch.autograd.Function):
     """bf16 convolution whose bias gradient is a matrix product: PyTorch's own costs as much as the weight gradient
@@ -46,16 +48,6 @@ def use_fast_convolutions(model: nn.Module) -> None:
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
             layer.forward = lambda x, c=layer: FastConv.apply(x, c.weight, c.bias, c.stride[0])  # type: ignore[method-assign]
-
-
-def orthogonal(g: Tensor, steps: int = 5) -> Tensor:
-    """Newton-Schulz: (n, a, b) with a <= b -> nearest semi-orthogonal matrices, roughly; bf16."""
-    x = g.bfloat16()
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        a = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-    return x
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Training of the judge on one CPU core: contrastive, picture against names, time-boxed, resumable.
 
-    python -m zoo.judge_train --minutes 25 [--wall-minutes 30]      or, the same on every machine:  --steps 6700
+    python -m zoo.judge_train --minutes 25 [--wall-minutes 30]      or, to be repeatable:  --steps 6700
 
 The time is CPU time of the process over all runs, so that other work on the machine does not shorten the training;
 with `--wall-minutes` this run also ends by then, its learning rate falling to zero in time.

@@ -3,7 +3,7 @@
 Two processes of one thread each work on shared parameters: each computes half a batch, then updates half of the
 parameters. Two threads in one process would meet at every operator, and stall there whenever other work runs.
 
-    python -m zoo.train_base --minutes 120      or, the same on every machine:  --steps 17000
+    python -m zoo.train_base --minutes 120      or, to be repeatable:  --steps 17000
 """
 
 from __future__ import annotations
