@@ -1,9 +1,8 @@
 """Find LoRAs by a picture: it is compared with their preview pictures and, where the CLIP has a text half, their words.
 
-Likenesses of two pictures and of a picture and a text lie on different scales, so each kind is standardised over the
-library (median and median deviation; typical values of CLIPs where there are few) before the better of the two counts.
-Vectors of previews are kept in
-``pictures.sqlite`` beside the library, by place, size and time of the file: a cache.
+Likenesses of two pictures and of a picture and a text lie on different scales. Those of previews are measured in
+deviations above the library's median, those of words above what generic prompts reach; the better of the two counts.
+Vectors of previews are kept in ``pictures.sqlite`` beside the library, by place, size and time of the file: a cache.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..encode.generic import GENERIC_PROMPTS
 from ..encode.open_clip_images import OpenClipImageTower
 from ..errors import LibraryError
 from .entries import Entry
@@ -29,8 +29,8 @@ FILE_NAME = "pictures.sqlite"
 MAX_PIXELS = 64 << 20  # a preview larger than this is left out
 LARGEST_SIDE = 1024  # previews are read no larger than this
 LEAST_TO_STANDARDISE = 8
-# Middle and deviation of unrelated pairs with CLIP B and L: two pictures, a picture and a text. Rough on purpose.
-TYPICAL_PICTURES, TYPICAL_WORDS = (0.55, 0.1), (0.18, 0.03)
+# Middle and deviation of two unrelated pictures with CLIP B and L, for libraries of few previews. Rough on purpose.
+TYPICAL = (0.55, 0.1)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def find_by_picture(
     query /= max(float(np.linalg.norm(query)), 1e-12)
     with PictureStore(library) as store:
         previews, notes = _previews(entries, tower, store, tick)
-    words = _words(library, entries, tower, query)
+    words, usual = _words(library, entries, tower, query)
     if not previews and not words:
         raise LibraryError(
             "no LoRA here has a picture beside it" + ("" if tower.text else ", and this CLIP cannot read words"),
@@ -85,8 +85,10 @@ def find_by_picture(
             + ("" if tower.text else ", or choose a CLIP that has its text half too"),
         )
     likeness = {digest: float(vector @ query) for digest, vector in previews.items()}
-    worded = {digest: best for digest, (best, _) in words.items()}
-    scores = _best(_standard(likeness, TYPICAL_PICTURES), _standard(worded, TYPICAL_WORDS))
+    scores = _best(
+        _above(likeness, _middle(list(likeness.values()), TYPICAL)),
+        _above({digest: best for digest, (best, _) in words.items()}, _middle(usual, TYPICAL)),
+    )
     order = sorted(scores, key=lambda digest: (-scores[digest], digest))[:top_k]
     hits = [
         PictureHit(entries[d], scores[d], likeness.get(d), words.get(d, (None, ""))[0], words.get(d, (None, ""))[1])
@@ -162,27 +164,31 @@ def read_picture(path: str) -> Tensor:
 
 def _words(
     library: Library, entries: dict[str, Entry], tower: OpenClipImageTower, query: np.ndarray
-) -> dict[str, tuple[float, str]]:
-    """Content → cosine with its best caption, and that caption."""
+) -> tuple[dict[str, tuple[float, str]], list[float]]:
+    """Content → cosine with its best caption, and that caption; and the cosines of generic prompts."""
     if tower.text is None:
-        return {}
+        return {}, []
     captions = {digest: entry.text.captions for digest, entry in entries.items() if entry.text.captions}
     texts = sorted({text for lines in captions.values() for text in lines})
     if not texts:
-        return {}
-    vectors = library.text_tower(tower.text).encode(texts).astype(np.float64)
-    scores = dict(zip(texts, (vectors @ query).tolist(), strict=True))
-    return {digest: max((scores[text], text) for text in lines) for digest, lines in captions.items()}
+        return {}, []
+    remembering = library.text_tower(tower.text)
+    scores = dict(zip(texts, (remembering.encode(texts).astype(np.float64) @ query).tolist(), strict=True))
+    usual = (remembering.encode(GENERIC_PROMPTS).astype(np.float64) @ query).tolist()
+    return {digest: max((scores[text], text) for text in lines) for digest, lines in captions.items()}, usual
 
 
-def _standard(values: dict[str, float], typical: tuple[float, float]) -> dict[str, float]:
-    """Deviations above the median (1.4826 · median deviation); of fewer than eight values, above what is typical."""
-    middle, spread = typical
-    array = np.array(list(values.values()))
-    if len(array) >= LEAST_TO_STANDARDISE:
-        middle = float(np.median(array))
-        spread = max(1.4826 * float(np.median(np.abs(array - middle))), 1e-3)
-    return {digest: (value - middle) / spread for digest, value in values.items()}
+def _middle(values: list[float], typical: tuple[float, float]) -> tuple[float, float]:
+    """Median and 1.4826 · median deviation; ``typical`` where there are fewer than eight values."""
+    if len(values) < LEAST_TO_STANDARDISE:
+        return typical
+    middle = float(np.median(values))
+    return middle, max(1.4826 * float(np.median(np.abs(np.array(values) - middle))), 1e-3)
+
+
+def _above(values: dict[str, float], middle: tuple[float, float]) -> dict[str, float]:
+    """Deviations above the middle."""
+    return {digest: (value - middle[0]) / middle[1] for digest, value in values.items()}
 
 
 def _best(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
