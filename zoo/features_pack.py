@@ -165,7 +165,7 @@ def build(items: Sequence[tuple[dict, Any]], bank: Sequence[str], probe: BasePro
         else:
             kept, basis, mean = _project(values, train, count, name)
         tensors[name], tensors[f"{name}.scale"] = as_bytes(kept)
-        if name in ("tokens", "draw"):
+        if name in ("tokens", "functional", "draw"):
             tensors[f"{name}.basis"], tensors[f"{name}.mean"] = basis.astype(np.float16), mean.astype(np.float16)
         log.info("%s: %d numbers a LoRA", name, int(np.prod(kept.shape[1:])))
     _add_text_rows(tensors, store.read(paths, "rows"), probe.states(bank))

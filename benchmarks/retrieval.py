@@ -1,0 +1,226 @@
+"""Text to LoRA from weights alone, zero-shot: our encoder and scores beside controls and baselines.
+
+    python -m benchmarks.retrieval [--small] [--epochs 40] [--curves] [--ship]
+
+writes ``benchmarks/results/retrieval.json`` (``--small``: ``retrieval_small.json``) from the pack of
+``python -m zoo.features_pack``; the zoo itself is not needed. Subjects, styles and creators of the test part were seen
+by nothing that is learnt; the candidates are all LoRAs of the test and training parts. Everything is chosen on the
+validation part. ``--curves`` adds recall against pool size and number of training LoRAs, with plots in ``docs/images``;
+``--ship`` puts the encoder into ``models/``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from autolora_core.encode.set_encoder import MODULES, SetEncoder
+from benchmarks.results_file import REPO, write_results
+from benchmarks.retrieval_curves import pool_curve, training_curve
+from benchmarks.retrieval_measure import Asked, interval, none_evidence, none_figures, ranks, shares
+from benchmarks.retrieval_metadata import metadata_figures
+from benchmarks.retrieval_plots import plot_curves, plot_methods
+from benchmarks.retrieval_study import (
+    ENCODER,
+    FILE_ONLY,
+    OURS,
+    RESPONSE,
+    Study,
+    add_published,
+    add_untrained_and_baselines,
+    begin,
+    phrases_needed,
+)
+from benchmarks.retrieval_texts import HEADLINE
+from zoo.base_probe import BaseProbe
+from zoo.cache import zoo_dir
+from zoo.encoder_data import GROUPS
+from zoo.features_pack import Pack, read
+from zoo.text_side import Texts, read_texts
+from zoo.train_encoder import texts_needed, train
+from zoo.train_loras import load_base
+
+log = logging.getLogger("benchmarks.retrieval")
+SEED, PICKS = 0, 3
+RIDGE = "ridge on our tokens, all"
+CANDIDATES = ((RESPONSE, ENCODER), (RESPONSE, ENCODER, RIDGE), (RESPONSE, RIDGE), (RESPONSE, ENCODER, "draw"))
+REPORTED = (
+    "zs_name", "zs_sentence", "zs_paraphrase", "zs_keywords", "zs_all_captions", "zs_trigger_only", "zs_style",
+    "zs_style_all_captions",
+)  # fmt: skip
+
+
+def cells(study: Study) -> dict[str, np.ndarray]:
+    """Groups of test prompts that are reported apart."""
+    asked = study.asked["test"]
+    named, headline = ~asked.trigger_only, asked.of(*HEADLINE)
+    return {
+        "zs": headline & named,
+        "zs_trigger_only": asked.of("name", *HEADLINE) & asked.trigger_only,
+        "zs_all_captions": headline,
+        "zs_name": asked.of("name") & named,
+        "zs_sentence": asked.of("sentence") & named,
+        "zs_paraphrase": asked.of("paraphrase") & named,
+        "zs_keywords": asked.of("keywords") & named,
+        "zs_style": asked.of("style") & named,
+        "zs_style_all_captions": asked.of("style"),
+    }
+
+
+def method_row(study: Study, name: str, groups: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Recall of one method in every cell, with a bootstrap interval of the main one."""
+    found = ranks(study.asking(name), study.asked["test"])
+    row: dict[str, Any] = {"method": name}
+    for cell, which in groups.items():
+        row |= {f"{cell}_{k}": round(v, 4) for k, v in shares(found[which]).items() if which.any()}
+    which = groups["zs"]
+    if which.any():
+        subjects = [p.subject for p, keep in zip(study.asked["test"].prompts, which, strict=True) if keep]
+        row["zs_recall_at_5_interval"] = [round(x, 4) for x in interval(found[which] < 5, subjects)]
+        row["zs_recall_at_1_interval"] = [round(x, 4) for x in interval(found[which] < 1, subjects)]
+    return row
+
+
+def choose_ours(study: Study) -> str:
+    """The combination that is best on validation becomes "ours"; returns its parts."""
+    asked = study.asked["validation"]
+    which = asked.of("name", *HEADLINE, "style")
+    best = (-1.0, "", None)
+    for number, names in enumerate(CANDIDATES):
+        study.combine(names, f"combination {number}")
+        found = study.recall(f"combination {number}", "validation", which)
+        value = found["recall_at_5"] + found["recall_at_1"]
+        log.info("combination of %s: validation %s", names, found)
+        if value > best[0]:
+            best = (value, " + ".join(names), study.scores[f"combination {number}"])
+    study.scores[OURS] = best[2]
+    return best[1]
+
+
+def set_recall(study: Study, name: str) -> tuple[float, np.ndarray]:
+    """Share of subject-and-style prompts for which both are among the three picks: the best LoRA of each phrase first,
+    then the best of the rest."""
+    asked, pack = study.asked["test"], study.pack
+    pool = np.flatnonzero(asked.pool)
+    subject, style = pack.column("subject")[pool], pack.column("style")[pool]
+    hits = []
+    for prompt in (p for p in asked.prompts if p.kind == "set"):
+        parts = prompt.phrases[1:] or prompt.phrases
+        scores = np.nan_to_num(study.scores[name][study.texts.rows(parts)][:, pool], nan=-1e9)
+        firsts = sorted({int(row.argmax()) for row in scores}, key=lambda i: -scores[:, i].max())[:PICKS]
+        rest = [int(i) for i in np.argsort(-scores.max(axis=0))[: PICKS + len(firsts)] if i not in firsts]
+        picks = [*firsts, *rest][:PICKS]
+        hits.append(prompt.subject in subject[picks] and prompt.style in style[picks])
+    return (float(np.mean(hits)) if hits else float("nan")), np.array(hits)
+
+
+def none_fits(study: Study, name: str) -> dict[str, float]:
+    """Headline and style prompts with their LoRAs present, and the same with them taken out."""
+    evidence, right = {}, np.zeros(0, bool)
+    for part in ("validation", "test"):
+        asked = study.asked[part]
+        which = asked.of(*HEADLINE, "style") & ~asked.trigger_only
+        logits, mine = study.asking(name, part)[which], asked.part(which)
+        evidence[part] = tuple(none_evidence(logits, mine, study.data.thing, removed) for removed in (False, True))
+        right = ranks(logits, mine) < 1
+    return none_figures(evidence, right)
+
+
+def figures_of(study: Study, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The figures that the README quotes."""
+    by = {row["method"]: row for row in rows}
+    ours = by[OURS]
+    out = {f"zs_{k}": ours[f"zs_{k}"] for k in ("recall_at_1", "recall_at_5", "mrr")}
+    for cell in REPORTED:
+        key = f"{cell}_recall_at_5"
+        if key in ours:
+            out[key] = ours[key]
+    if "zs_trigger_only_recall_at_5" in out:
+        out["zs_recall_at_5_trigger_only"] = out.pop("zs_trigger_only_recall_at_5")
+    out["zs_recall_at_5_low"], out["zs_recall_at_5_high"] = ours["zs_recall_at_5_interval"]
+    out["best_baseline_zs_recall_at_5"] = max(by[name]["zs_recall_at_5"] for name in study.baselines)
+    out["autolora_zs_recall_at_5"] = by["AutoLoRA"]["zs_recall_at_5"]
+    out["control_zs_recall_at_5"] = max(by[name]["zs_recall_at_5"] for name in study.controls)
+    out["response_zs_recall_at_5"] = by[RESPONSE]["zs_recall_at_5"]
+    out["encoder_zs_recall_at_5"] = by[ENCODER]["zs_recall_at_5"]
+    out["encoder_file_only_zs_recall_at_5"] = by[FILE_ONLY]["zs_recall_at_5"]
+    out["set_recall_at_3"] = set_recall(study, OURS)[0]
+    return out | none_fits(study, OURS) | metadata_figures(study)
+
+
+def sizes(pack: Pack, asked: Asked) -> dict[str, float]:
+    part, kind = pack.column("part"), pack.column("caption_kind")
+    things = {name: {(r["subject"], r["style"]) for r in pack.rows if r["part"] == name} for name in set(part)}
+    return {
+        "loras": float(len(pack)), "pool": float(asked.pool.sum()), "test_prompts": float(len(asked.prompts)),
+        "test_subjects": float(len({p.subject for p in asked.prompts if p.subject})),
+        "test_styles": float(len({p.style for p in asked.prompts if p.kind == "style"})),
+        "train_loras": float((part == "train").sum()), "train_things": float(len(things.get("train", ()))),
+        "creators": float(len({r["creator"] for r in pack.rows})),
+        "trigger_only_loras": float((kind == "trigger").sum()),
+    }  # fmt: skip
+
+
+def run(name: str, epochs: int) -> tuple[Study, SetEncoder, str]:
+    pack = read(name)
+    texts = texts_of_run(pack)
+    study = begin(pack, texts)
+    checkpoint = zoo_dir("encoder") / f"{name}-{pack.info['base']}-{len(pack)}-{epochs}.safetensors"
+    encoder, _ = train(pack, texts, epochs, checkpoint)
+    study.add_encoder(ENCODER, encoder, GROUPS)
+    study.add_encoder(FILE_ONLY, encoder, (MODULES,))
+    add_untrained_and_baselines(study)
+    add_published(study, epochs)
+    return study, encoder, choose_ours(study)
+
+
+def texts_of_run(pack: Pack) -> Texts:
+    wanted = phrases_needed(pack, texts_needed)
+    return read_texts(wanted, pack, lambda: BaseProbe(load_base()), draws=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--small", action="store_true", help="the shipped LoRAs only: a first look")
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--curves", action="store_true")
+    parser.add_argument("--ship", action="store_true", help="write models/emoji_encoder.safetensors")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(1)
+    began, name = time.time(), "retrieval_small" if args.small else "retrieval"
+    study, encoder, parts = run(name, args.epochs)
+    groups = cells(study)
+    methods = [OURS, RESPONSE, *study.encoders, RIDGE, "ridge on our tokens, file only", "draw",
+               *study.baselines, *study.controls]  # fmt: skip
+    rows = [method_row(study, method, groups) for method in methods]
+    figures = figures_of(study, rows) | sizes(study.pack, study.asked["test"])
+    rows.append({"method": "parts of ours", "names": parts})
+    plot_methods(rows, name)
+    if args.curves:
+        curves = [*pool_curve(study), *training_curve(study, args.epochs)]
+        rows += curves
+        plot_curves(curves, name)
+    figures["seconds"] = time.time() - began
+    kept = {k: v for k, v in figures.items() if np.isfinite(v)}
+    write_results(name, f"python -m benchmarks.{name.replace('_small', '')}", SEED, kept, rows)
+    if args.ship:
+        held_out = next(row for row in rows if row["method"] == FILE_ONLY)
+        figures = {**encoder.figures, "held_out_recall_at_1": held_out["zs_recall_at_1"],
+                   "held_out_recall_at_5": held_out["zs_recall_at_5"]}  # fmt: skip
+        path = replace(encoder, figures=figures).save(REPO / "models" / "emoji_encoder.safetensors")
+        path.chmod(0o644)
+        log.info("%s: %.1f MB", path, path.stat().st_size / 2**20)
+    for key, value in sorted(kept.items()):
+        log.info("%s %.4f", key, value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""One run of the retrieval benchmark on a pack: prompts, every method's scores, our combination."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from autolora_core.encode.generic import GENERIC_PROMPTS
+from autolora_core.encode.set_encoder import MODULES, SetEncoder
+from autolora_core.retrieve.words import content_stems
+from benchmarks.retrieval_autolora import train_published
+from benchmarks.retrieval_measure import Asked, Combination, by_prompt, ranks, shares
+from benchmarks.retrieval_methods import Learner, baseline_scores
+from benchmarks.retrieval_texts import Prompt, set_prompts, style_prompts, subject_prompts
+from zoo.encoder_data import GROUPS, EncoderData, encoder_data, joined
+from zoo.encoder_trainer import TextSide
+from zoo.features_pack import Pack
+from zoo.splits import unit
+from zoo.text_side import Texts, factor_table, response_scores, unit_rows, z_scores
+from zoo.train_encoder import centred, profile_of
+
+log = logging.getLogger("benchmarks.retrieval")
+RESPONSE, ENCODER, FILE_ONLY, OURS = "response", "encoder", "encoder, file only", "ours"
+SETS = 200
+PLAIN_SUBJECT = "otter"
+
+
+def prompts_of(pack: Pack, part: str) -> list[Prompt]:
+    """What is asked of one part: its subjects and styles, and pairs of the two."""
+    mine = [row for row in pack.rows if row["part"] == part]
+    subjects = sorted({row["subject"] for row in mine if row["subject"]})
+    styles = {row["style"]: row["label"] for row in mine if row["style"] and not row["subject"]}
+    out = [p for s in subjects for p in subject_prompts(s, pack.info["keywords"].get(s, ()))]
+    out += [p for style, label in sorted(styles.items()) for p in style_prompts(style, label, PLAIN_SUBJECT)]
+    pairs = sorted(((s, k, label) for s in subjects for k, label in styles.items()), key=lambda p: unit("set", str(p)))
+    return out + set_prompts(pairs[:SETS])
+
+
+def ask(pack: Pack, part: str, prompts: Sequence[Prompt]) -> Asked:
+    """Right answers among the LoRAs of ``part`` and of the training part (for ``set``: the subject's)."""
+    subject, style, kind = (pack.column(name) for name in ("subject", "style", "caption_kind"))
+    pool = np.isin(pack.column("part").astype(str), [part, "train"])
+    right = np.stack([(subject == p.subject) if p.subject else (style == p.style) for p in prompts]) & pool
+    trigger = np.array([bool((kind[row] == "trigger").all()) for row in right])
+    return Asked(list(prompts), right, pool, trigger)
+
+
+def word_scores(pack: Pack, texts: Texts, words: Sequence[str | None]) -> np.ndarray:
+    """(texts, n): cosine of each LoRA's own words with a text, as z-scores; NaN where it has none."""
+    vectors = np.stack([texts.vectors[texts.index[w]] if w else np.zeros(texts.vectors.shape[1]) for w in words])
+    scores = texts.vectors @ vectors.T
+    z = z_scores(scores, scores[texts.rows(GENERIC_PROMPTS)])
+    return np.where([w is not None for w in words], z, np.nan)
+
+
+def fuzzy_scores(texts: Texts, words: Sequence[str | None]) -> np.ndarray:
+    """(texts, n): shared word stems over all word stems, what other pickers do; NaN where a LoRA has no words."""
+    asked = [set(content_stems(t)) for t in texts.texts]
+    said = [set(content_stems(w)) if w else None for w in words]
+    return np.array([[len(a & s) / max(len(a | s), 1) if s is not None else np.nan for s in said] for a in asked])
+
+
+def written_words(row: dict) -> str | None:
+    """What the file says of itself, if anything."""
+    if row["metadata"] == "none" or row.get("copy_of") or row["caption_kind"] == "trigger":
+        return None
+    return row["label"] if row["subject"] else f"{row['label']} style"
+
+
+@dataclass
+class Study:
+    """``scores``: method -> (texts, n) z-scores (or the method's own). ``asked``: validation and test."""
+
+    pack: Pack
+    texts: Texts
+    data: EncoderData
+    asked: dict[str, Asked]
+    scores: dict[str, np.ndarray] = field(default_factory=dict)
+    encoders: list[str] = field(default_factory=list)
+    baselines: list[str] = field(default_factory=list)
+    controls: list[str] = field(default_factory=list)
+
+    def asking(self, name: str, part: str = "test", how: str = "best") -> np.ndarray:
+        """(q, n) scores of one method for a part's prompts."""
+        return by_prompt(self.scores[name], self.asked[part], self.texts, how)
+
+    def z(self, cosines: np.ndarray) -> np.ndarray:
+        return z_scores(cosines, cosines[self.texts.rows(GENERIC_PROMPTS)])
+
+    def add_encoder(self, name: str, encoder: SetEncoder, groups: Sequence[str]) -> None:
+        vectors = encoder.encode_groups({k: self.data.groups[k] for k in groups})
+        self.scores[name] = self.z(encoder.query(self.texts.vectors) @ vectors.T)
+        self.encoders.append(name)
+
+    def add_vectors(self, name: str, cosines: np.ndarray) -> None:
+        self.scores[name] = self.z(cosines)
+
+    def combine(self, names: Sequence[str], out: str) -> Combination:
+        """Fit the weights of the parts on validation; the sum becomes the method ``out``, text by text."""
+        asked = self.asked["validation"]
+        which = asked.of("name", "sentence", "paraphrase", "style")
+        fitted = Combination.fit({n: self.asking(n, "validation")[which] for n in names}, names, asked.part(which))
+        filled = {n: np.nan_to_num(self.scores[n], nan=-1e9) for n in names}
+        self.scores[out] = fitted.logits(filled)
+        return fitted
+
+    def recall(self, name: str, part: str, which: np.ndarray, how: str = "best") -> dict[str, float]:
+        asked = self.asked[part]
+        return shares(ranks(self.asking(name, part, how), asked)[which])
+
+
+def learner_of(study: Study) -> Learner:
+    return Learner(study.pack, study.texts, study.data.texts, study.data.train)
+
+
+def add_untrained_and_baselines(study: Study) -> None:
+    """Everything that needs no gradient step."""
+    pack, texts = study.pack, study.texts
+    study.scores[RESPONSE] = study.z(response_scores(factor_table(pack), texts))
+    learner = learner_of(study)
+    for name, cosines in baseline_scores(learner).items():
+        study.add_vectors(name, cosines)
+        (study.controls if name.startswith("control") else study.baselines).append(name)
+    words = [written_words(row) for row in pack.rows]
+    study.scores["text only, names and metadata"] = word_scores(pack, texts, words)
+    study.scores["fuzzy words, names and metadata"] = fuzzy_scores(texts, words)
+    study.baselines += ["text only, names and metadata", "fuzzy words, names and metadata"]
+    for label, groups in (("file only", (MODULES,)), ("all", GROUPS)):
+        vectors = learner.ridge(joined(study.data.groups, groups))
+        study.add_vectors(f"ridge on our tokens, {label}", learner.cosine(vectors))
+    study.scores["draw"] = study.z(learner.cosine(learner.ridge(joined(study.data.groups, ("draw",)))))
+
+
+def add_published(study: Study, epochs: int) -> None:
+    """AutoLoRA's encoder, chosen on validation by recall at 5 of names."""
+    centre = study.texts.vectors[study.texts.rows(GENERIC_PROMPTS)].mean(axis=0)
+    side = TextSide.of(study.data, lambda own: centred(study.texts.vectors[study.texts.rows(own)], centre))
+    asked = study.asked["validation"]
+    which = asked.of("name")
+    queries = centred(study.texts.vectors, centre)
+
+    def score(vectors: np.ndarray) -> float:
+        study.scores["AutoLoRA"] = study.z(queries @ unit_rows(vectors).T)
+        found = study.recall("AutoLoRA", "validation", which)
+        return found["recall_at_5"] + found["mrr"]
+
+    study.add_vectors("AutoLoRA", queries @ train_published(study.pack, study.data, side, epochs, score).T)
+    study.baselines.append("AutoLoRA")
+
+
+def phrases_needed(pack: Pack, more: Callable[[Pack], list[str]]) -> list[str]:
+    """Every text of a run: prompts and their phrases, what training reads, what files may say."""
+    asked = [phrase for part in ("validation", "test") for p in prompts_of(pack, part) for phrase in p.phrases]
+    labels = [row["label"] for row in pack.rows] + [f"{row['label']} style" for row in pack.rows if not row["subject"]]
+    return [*asked, *labels, *more(pack)]
+
+
+def begin(pack: Pack, texts: Texts) -> Study:
+    asked = {part: ask(pack, part, prompts_of(pack, part)) for part in ("validation", "test")}
+    return Study(pack, texts, encoder_data(pack, profile_of(pack, texts)), asked)
