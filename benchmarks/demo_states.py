@@ -1,4 +1,4 @@
-"""Text states of the demo base without ComfyUI: what ``nodes.bridge_states.ModelStates`` records, from the zoo's network.
+"""Text states of the demo base without ComfyUI: what ``nodes.bridge_states`` records, from the zoo's own network.
 
 The same sigma, latent size, noise and tokens (words and end token), so that a benchmark asks what a user's prompt asks;
 that both agree is a test.

@@ -8,6 +8,10 @@ one LoRA's subject or style in plain words; right is any file that shows it. Fil
 say what they are (`described`) or not (`bare`); a bare file can only be found by its weights. The weights part is
 fitted on the described files alone, so every bare one shows something it never saw, unless a described second edition
 exists (those are counted apart, as `sibling`).
+
+Figures whose names begin with `response_` are those of the same prompts with the base model at hand (`--no-response`
+leaves them out): the LoRAs are asked through it what they do to the words. `askable` bare files are those that change a
+layer that reads text; the others have nothing to answer with.
 """
 
 from __future__ import annotations
@@ -23,7 +27,9 @@ import numpy as np
 
 from autolora_core.encode.towers import default_tower
 from autolora_core.library.index import Library
+from autolora_core.library.states import StateSource
 from autolora_core.retrieve.retrieve import retrieve
+from benchmarks.demo_states import DemoStates
 from benchmarks.results_file import REPO, write_results
 from zoo.cache import read_json
 from zoo.captions import STYLE_NAMES, plain_caption, with_article
@@ -31,6 +37,7 @@ from zoo.splits import Splits, unit
 
 SEED, STRANGERS, KNOWN_SUBJECT = 0, 60, "otter"
 SHELF = REPO / "models" / "loras"
+BASE = REPO / "models" / "emoji_mmdit.safetensors"
 
 
 def asked_for(row: dict[str, Any]) -> str:
@@ -62,7 +69,9 @@ def ranked(library: Library, prompt: str, **options: Any) -> tuple[list[str], li
     return [p.name for p in found.picks], [p.name for p in everyone], max((p.score for p in everyone), default=0.0)
 
 
-def measure(library: Library, rows: Sequence[dict[str, Any]]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def measure(
+    library: Library, rows: Sequence[dict[str, Any]], base: StateSource | None = None
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
     tower = default_tower()
     files = {entry.name.replace("\\", "/"): entry for entry in library.entries("emoji")}
     same = defaultdict(set)
@@ -75,7 +84,7 @@ def measure(library: Library, rows: Sequence[dict[str, Any]]) -> tuple[dict[str,
         if kind == "bare" and same[row["label"]] & described:
             kind = "sibling"  # a described file of the same thing exists
         began = time.perf_counter()
-        picks, near, best = ranked(library, asked_for(row), tower=tower, top_k=3)
+        picks, near, best = ranked(library, asked_for(row), tower=tower, top_k=3, base=base)
         times.append(time.perf_counter() - began)
         right = same[row["label"]]
         best_right.append(best)
@@ -86,7 +95,7 @@ def measure(library: Library, rows: Sequence[dict[str, Any]]) -> tuple[dict[str,
                 "top1": bool(near) and near[0] in right, "top5": bool(right & set(near[:5])),
             }
         )  # fmt: skip
-    noise = [ranked(library, prompt, tower=tower, top_k=3) for prompt in strangers(rows)]
+    noise = [ranked(library, prompt, tower=tower, top_k=3, base=base) for prompt in strangers(rows)]
     figures = {
         f"{kind}_{what}": share(out, kind, what) for kind in ("described", "bare") for what in ("picked", "top5")
     }
@@ -106,8 +115,31 @@ def share(rows: Sequence[dict[str, Any]], kind: str, what: str) -> float:
     return float(np.mean([r[what] for r in rows if r["kind"] == kind]))
 
 
+def measure_response(library: Library, rows: Sequence[dict[str, Any]]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """The same prompts with the base at hand. The first one is asked of a base that the library never met."""
+    base = DemoStates(BASE)
+    began = time.perf_counter()
+    ranked(library, KNOWN_SUBJECT, tower=default_tower(), base=base)
+    first = time.perf_counter() - began
+    figures, out = measure(library, rows, base)
+    figures = {name: value for name, value in figures.items() if not name.endswith("files")}
+    table = library.responses("emoji")
+    able = {entry.name.replace("\\", "/") for entry in library.entries("emoji") if entry.hash in table.hashes}
+    askable = [row for row in out if row["file"] in able]
+    figures |= {f"bare_askable_{what}": share(askable, "bare", what) for what in ("picked", "top1", "top5")}
+    figures |= {
+        "bare_top1": share(out, "bare", "top1"),
+        "bare_askable_files": float(sum(row["kind"] == "bare" for row in askable)),
+        "first_prompt_seconds": first,
+        "bytes_a_file": float((table.rows.nbytes + table.scale.nbytes) / max(len(table), 1)),
+    }
+    return {f"response_{name}": value for name, value in figures.items()}, out
+
+
 def main() -> None:
-    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--no-response", action="store_true", help="leave out the figures that need the base model")
+    options = parser.parse_args()
     rows = read_json(REPO / "zoo" / "loras.json")
     with tempfile.TemporaryDirectory() as folder, Library.open(folder) as library:
         began = time.perf_counter()
@@ -116,6 +148,11 @@ def main() -> None:
         library.fit(default_tower())
         figures, out = measure(library, rows)
         figures |= {"scan_seconds": scanned - began}
+        if not options.no_response:
+            asked, again = measure_response(library, rows)
+            figures |= asked
+            for row, other in zip(out, again, strict=True):
+                row |= {f"response_{what}": other[what] for what in ("picked", "picks", "wrong_picks", "top1", "top5")}
     write_results("library", "python -m benchmarks.library", SEED, figures, out)
 
 

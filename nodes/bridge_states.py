@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import comfy.model_management
 import comfy.patcher_extension
 import comfy.samplers
 import comfy.utils
@@ -106,9 +107,23 @@ class ModelStates:
         latent = torch.zeros(latent_shape(model, self.family))
         noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(SEED))
         sigma = float(model.get_model_object("model_sampling").percent_to_sigma(PERCENT))
-        with listener.listening():
+        with listener.listening(), _explained():
             guider.sample(noise, latent, _Once(), torch.tensor([sigma, 0.0]), disable_pbar=True, seed=SEED)
         return listener.heard
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """A network that cannot be run on this conditioning says so in words of its own; memory errors are ComfyUI's."""
+    try:
+        yield
+    except comfy.model_management.OOM_EXCEPTION:
+        raise
+    except (RuntimeError, KeyError) as error:
+        raise AutoLoRAError(
+            f"the model could not be run on what the CLIP makes of a text ({error})",
+            fix="connect the CLIP that belongs to the model, or disconnect it from Retrieve LoRAs from Prompt",
+        ) from error
 
 
 class _Reached(Exception):

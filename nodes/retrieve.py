@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ..autolora_core.encode.text_fed import FAMILIES as FAMILIES_THAT_ANSWER
 from ..autolora_core.library.index import Library
 from ..autolora_core.retrieve.selection import Pick, Selection
 from ..autolora_core.wording import shown
@@ -35,6 +36,30 @@ def choose_family(asked: str, model: str | None, indexed: Sequence[str]) -> tupl
     if not indexed:
         return None, f"{doubt}The index holds no LoRA of a known base model."
     return None, f"{doubt}No base model is given: connect the model or choose a family."
+
+
+def why_not_asked(use_weights: bool, model: str | None, clip: bool, searched: str | None) -> str:
+    """Why the LoRAs are not asked through the model, and how to have it done; empty when they are.
+
+    ``model`` is the connected MODEL's family (None without one), ``clip`` whether one is connected, ``searched`` the
+    family searched.
+    """
+    absent = " and ".join(name for name, there in (("model", model is not None), ("clip", clip)) if not there)
+    if not use_weights:
+        return "LoRAs were not asked through the model: use_weights is off." if not absent else ""
+    if absent:
+        return f"LoRAs were not asked through the model: connect {absent} to find those that nobody described."
+    if model not in FAMILIES_THAT_ANSWER:
+        return "LoRAs were not asked through the model: it is not known which of its layers read text."
+    if model != searched:
+        return f"LoRAs were not asked through the model: it is of {model}, the LoRAs searched are for {searched}."
+    return ""
+
+
+def _model_states(model: Any, clip: Any) -> Any:
+    from .bridge_states import ModelStates
+
+    return ModelStates(model, clip)
 
 
 def lines_of(text: str) -> tuple[str, ...]:
@@ -79,7 +104,9 @@ def _percent(part: float | None) -> str:
 
 
 def _line(pick: Pick) -> str:
-    parts = (("weights", pick.parts.weights), ("text", pick.parts.text), ("words", pick.parts.lexical))
+    parts = [("weights", pick.parts.weights), ("text", pick.parts.text), ("words", pick.parts.lexical)]
+    if pick.parts.response is not None:
+        parts.insert(0, ("in the model", pick.parts.response))
     shares = ", ".join(f"{name} {_percent(part)}" for name, part in parts)
     role = f"{pick.role}, " if pick.role else ""
     return f"- {shown(pick.name)}: {role}{pick.score:.0%} ({shares}). {pick.reason}"
@@ -109,8 +136,9 @@ class AutoLoRARetrieve:
     CATEGORY = "AutoLoRA"
     DESCRIPTION = (
         "Chooses the LoRAs that fit the prompt, by what their weights say and by their names, tags and trigger words, "
-        "and says why. Connect the model, so that LoRAs made for another base stay out. When nothing fits, nothing is "
-        "chosen."
+        "and says why. Connect the model, so that LoRAs made for another base stay out, and the CLIP as well, so that "
+        "LoRAs nobody described are found too: each is asked what it does to the prompt's words inside the model. When "
+        "nothing fits, nothing is chosen."
     )
     RETURN_TYPES = ("LORA_SELECTION", "LORA_STACK", "STRING", "STRING")
     RETURN_NAMES = ("selection", "lora_stack", "prompt", "report")
@@ -129,7 +157,8 @@ class AutoLoRARetrieve:
 
     def retrieve(
         self, index: dict, prompt: str, family: str, top_k: int, threshold: float, strength: float, pinned: str,
-        banned: str, use_weights: bool, use_text: bool, model: Any = None, lora_stack: list | None = None,
+        banned: str, use_weights: bool, use_text: bool, model: Any = None, clip: Any = None,
+        lora_stack: list | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         from ..autolora_core.retrieve.retrieve import retrieve
         from .bridge_paths import model_family, model_folders
@@ -139,6 +168,7 @@ class AutoLoRARetrieve:
         with Library.from_handle(index) as library:
             indexed = sorted({entry.family for entry in library.entries()} - {"unknown"})
             chosen, why = choose_family(family, base, indexed)
+            unasked = why_not_asked(use_weights, base, clip is not None, chosen)
             selection = retrieve(
                 library,
                 prompt,
@@ -151,11 +181,12 @@ class AutoLoRARetrieve:
                 use_text=use_text,
                 strength=strength,
                 tower=shared_tower(model_folders()),
+                base=None if unasked else _model_states(model, clip),
                 progress=bar,
             )
         bar.finish()
         words, added = prompt_with_triggers(prompt, selection.picks)
-        report = selection_report(selection, why, added)
+        report = selection_report(selection, "\n\n".join(filter(None, [why, unasked])), added)
         result = (selection.to_json(), extend_stack(lora_stack, selection.picks), words, report)
         return {"ui": {"text": [report]}, "result": result}
 
@@ -186,7 +217,11 @@ def _required_inputs() -> dict[str, tuple]:
         "banned": ("STRING", {"multiline": True, "default": "", "tooltip": banned}),
         "use_weights": (
             "BOOLEAN",
-            {"default": True, "tooltip": "Use what the weights say. This works for files without any description."},
+            {
+                "default": True,
+                "tooltip": "Use what the weights say. With model and clip connected this finds files without any "
+                "description.",
+            },
         ),
         "use_text": (
             "BOOLEAN",
@@ -197,6 +232,19 @@ def _required_inputs() -> dict[str, tuple]:
 
 def _optional_inputs() -> dict[str, tuple]:
     return {
-        "model": ("MODEL", {"tooltip": "The base model, to leave out LoRAs made for another one. Not changed."}),
+        "model": (
+            "MODEL",
+            {
+                "tooltip": "The base model, to leave out LoRAs made for another one and, with a CLIP, to ask the LoRAs "
+                "what they do to the prompt's words. Not changed."
+            },
+        ),
+        "clip": (
+            "CLIP",
+            {
+                "tooltip": "The model's text encoder. With it LoRAs that nobody described are found: one run of the "
+                "model's first blocks a phrase; about a minute the first time a large model meets a library."
+            },
+        ),
         "lora_stack": ("LORA_STACK", {"tooltip": "A stack to extend: its entries come first and stay as they are."}),
     }

@@ -58,7 +58,7 @@ def test_every_input_and_output_is_explained(comfy):
     node = pack_module("nodes.retrieve").AutoLoRARetrieve
     groups = node.INPUT_TYPES()
     assert list(groups["required"]) == ["index", "prompt", *DEFAULTS]
-    assert list(groups["optional"]) == ["model", "lora_stack"]
+    assert list(groups["optional"]) == ["model", "clip", "lora_stack"]
     assert all(len(spec[1]["tooltip"]) > 20 for group in groups.values() for spec in group.values())
     assert len(node.RETURN_TYPES) == len(node.RETURN_NAMES) == len(node.OUTPUT_TOOLTIPS) == 4
     assert node.OUTPUT_NODE and node.CATEGORY == "AutoLoRA" and node.DESCRIPTION
@@ -118,6 +118,50 @@ def test_choose_family_says_why(comfy):
     assert choose("auto", "unknown", ["sdxl", "flux"])[0] is None
     assert "not one this pack knows" in choose("auto", "unknown", ["sdxl", "flux"])[1]
     assert choose("auto", None, []) == (None, "The index holds no LoRA of a known base model.")
+
+
+class Asked:
+    """Stands in for a live model and CLIP: one state, a fixed one a word, for every layer asked for."""
+
+    lasting = False
+
+    def __init__(self, model, clip):
+        self.id, self.texts = f"{model} {clip}", []
+
+    def record(self, texts, spaces, progress=None):
+        import numpy as np
+
+        self.texts += texts
+        counts = np.ones(len(texts), int)
+        rows = np.stack([np.random.default_rng(abs(hash(text)) % 2**32).normal(size=256) for text in texts])
+        return pack_module("autolora_core.encode.response").TextStates(counts, {space: rows for space in spaces})
+
+
+def test_model_and_clip_together_ask_the_loras(run, monkeypatch):
+    asked, states = [], pack_module("nodes.bridge_states")  # imported before anything is replaced
+    monkeypatch.setattr(states, "ModelStates", lambda *given: asked.append(Asked(*given)) or asked[-1])
+    monkeypatch.setattr(pack_module("nodes.bridge_paths"), "model_family", lambda model: SimpleNamespace(name="emoji"))
+    selection, _, _, report = run("a fox", model="model", clip="clip", threshold=0.0)
+    assert "fox" in asked[0].texts
+    assert f"Asked through the model and the CLIP: {len(WORDS)} of {len(WORDS)} LoRAs." in report
+    assert all(0 <= pick["parts"]["response"] <= 1 for pick in selection["picks"])
+    assert "(in the model " in report
+    for inputs, why in (
+        ({"model": "model"}, "connect clip to find those that nobody described"),
+        ({"clip": "clip"}, "connect model to find"),
+        ({}, "connect model and clip to find"),
+        ({"model": "model", "clip": "clip", "use_weights": False}, "use_weights is off"),
+        ({"model": "model", "clip": "clip", "family": "sdxl"}, "it is of emoji, the LoRAs searched are for sdxl"),
+    ):
+        selection, _, _, report = run("a fox", **inputs)
+        assert len(asked) == 1 and why in report and "Asked through" not in report, inputs
+        assert all(pick["parts"]["response"] is None for pick in [*selection["picks"], *selection["misses"]])
+
+
+def test_a_model_whose_text_layers_are_not_known(comfy):
+    why = pack_module("nodes.retrieve").why_not_asked
+    assert "not known which of its layers" in why(True, "unknown", True, None)
+    assert why(True, "flux", True, "flux") == "" == why(False, None, False, "flux")
 
 
 @pytest.fixture

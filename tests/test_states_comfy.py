@@ -183,6 +183,14 @@ def test_models_are_known_by_their_contents(states, sd3):
     assert states.ModelStates(sd3, skipping).id != one.id
 
 
+def test_a_clip_of_another_model_is_named(states, sd3):
+    source = states.ModelStates(sd3, WordClip(width=7))
+    source.family = "sd3"
+    with pytest.raises(Exception, match="could not be run.*connect the CLIP that belongs to the model"):
+        source.record(["fox"], [QKV])
+    assert not any(module._forward_pre_hooks for module in sd3.model.diffusion_model.modules())
+
+
 def pairs(*ids: int) -> list[tuple[int, float]]:
     return [(token, 1.0) for token in ids]
 

@@ -33,6 +33,10 @@ def reason(scorer: Scorer, spans: Sequence[Span], evidence: Evidence, choice: Ch
             proofs.append((text, f"{field} “{said}” means nearly the same"))
         else:
             proofs.append((text, f"{field} “{said}” is only distantly related"))
+    answer = float(evidence.response[at])
+    if not math.isnan(answer):
+        strength = "clearly" if answer >= CLEAR else "a little" if answer >= 0.2 else "not"
+        proofs.append((answer, f"in the model it answers them {strength} ({answer:.0%})"))
     weights = float(evidence.weights[at])
     if not math.isnan(weights):
         strength = "point clearly to it" if weights >= CLEAR else "hint at it" if weights >= 0.2 else "do not show it"

@@ -15,8 +15,10 @@ from ..encode.generic import GENERIC_PROMPTS
 from ..encode.text_cache import CachedTower
 from ..encode.threads import one_thread
 from ..encode.towers import TextTower
+from ..library.states import CachedStates
 from ..wording import counted
 from .candidates import candidates
+from .responding import Responder
 from .score import Scorer, phrases_of
 from .tune import Calibration, calibrate, near_groups
 from .view import EntryLike, LibraryView
@@ -48,10 +50,15 @@ def prepare(
     use_weights: bool = True,
     use_text: bool = True,
     progress: Progress | None = None,
+    states: CachedStates | None = None,
 ) -> Prepared:
-    """Make a family ready, or take it from the cache when nothing it depends on has changed."""
+    """Make a family ready, or take it from the cache when nothing it depends on has changed.
+
+    With ``states`` of the base model the LoRAs are asked through it, too.
+    """
     encoder = view.encoder(family, tower.id)
-    state = [view.handle, family, tower.id, encoder.id if encoder else None, use_weights, use_text]
+    base = states.id if states is not None else None
+    state = [view.handle, family, tower.id, encoder.id if encoder else None, use_weights, use_text, base]
     key = json.dumps(state, sort_keys=True, default=str) if view.handle else None
     with _cache_lock:
         if key in _cache:
@@ -59,7 +66,7 @@ def prepare(
             return _cache[key]
     store = view.text_tower(tower)
     _encode_words(store, candidates(view, family), progress)
-    prepared = _prepare_cold(view, family, store, encoder, use_weights, use_text)
+    prepared = _prepare_cold(view, family, store, encoder, use_weights, use_text, states, progress)
     if key is not None:
         with _cache_lock:
             _cache[key] = prepared
@@ -68,7 +75,9 @@ def prepare(
     return prepared
 
 
-def _prepare_cold(view, family, store: CachedTower, encoder: WeightEncoder | None, use_weights, use_text) -> Prepared:
+def _prepare_cold(
+    view, family, store: CachedTower, encoder: WeightEncoder | None, use_weights, use_text, states, progress
+) -> Prepared:
     notes = []
     if use_weights and encoder is None:
         notes.append("Weights were not used: no encoder has been fitted for this base model and text tower.")
@@ -79,17 +88,27 @@ def _prepare_cold(view, family, store: CachedTower, encoder: WeightEncoder | Non
     scorer = Scorer(candidates(view, family), store, reading, vectors)
     groups = near_groups(scorer, list(view.near_duplicates(family)))
     weights = reading is not None and bool(scorer.has_vector.any())
-    calibration = calibrate(scorer, groups, weights, use_text)
+    if states is not None:
+        scorer.responder = Responder.measure(view, family, scorer.entries, states, progress)
+        notes.append(_asked_note(scorer))
+    calibration = calibrate(scorer, groups, weights, use_text, states, progress)
     if weights:
         share = f"{scorer.weight_claim:.0%}"
         notes.append(f"Weights count for at most {share}: so often they put the right LoRA first without its words.")
-    silent = int((~((scorer.has_vector & weights) | (scorer.has_text & use_text))).sum())
+    silent = int((~((scorer.has_vector & weights) | (scorer.has_text & use_text) | scorer.answers)).sum())
     if not (use_weights or use_text):
         notes.append("Weights and text are both switched off: only pinned LoRAs are chosen.")
     elif silent:
         verb = "has" if silent == 1 else "have"
         notes.append(f"{counted(silent, 'LoRA')} {verb} neither words nor usable weights and could not be considered.")
     return Prepared(scorer, groups, calibration, weights, use_text, reading.id if reading else None, tuple(notes))
+
+
+def _asked_note(scorer: Scorer) -> str:
+    count = int(scorer.answers.sum())
+    if not count:
+        return "The LoRAs could not be asked through the model: none changes a layer of it that reads text."
+    return f"Asked through the model and the CLIP: {count} of {counted(len(scorer.entries), 'LoRA')}."
 
 
 @one_thread()

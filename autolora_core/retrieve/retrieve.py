@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ..encode.threads import one_thread
 from ..encode.towers import TextTower, default_tower
 from ..errors import SelectionError
+from ..library.states import StateSource
 from ..wording import listed
 from . import explain
 from .candidates import USABLE_KINDS, is_for, is_for_shared_encoders
@@ -35,6 +36,7 @@ def retrieve(
     use_text: bool = True,
     strength: float = 1.0,
     tower: TextTower | None = None,
+    base: StateSource | None = None,
     progress: Progress | None = None,
 ) -> Selection:
     """Choose the LoRAs for ``prompt``.
@@ -43,18 +45,21 @@ def retrieve(
     None takes the library's largest. ``top_k`` bounds the picks, pinned ones included; ``threshold`` is the least
     probability of fitting. ``pinned``: names (or unique stems, or hashes) that are always in, ``name:0.7`` sets their
     strength; ``banned``: names or patterns with ``*``. ``tower``: default MiniLM, or the lexical tower where it is not
-    installed. ``progress(done, total, text)`` is called while a library is made ready and may raise to interrupt; what
-    was done is kept. The answer depends on the arguments and the library alone, not on what was asked before. Raises
-    :class:`SelectionError` for a pinned name that is not there and ``FamilyError`` for one of another family.
+    installed. ``base``: the base model with its text encoder; with it, and ``use_weights``, the LoRAs themselves are
+    asked what they do to the words, which finds files that nobody described. ``progress(done, total, text)`` is called
+    while a library is made ready and may raise to interrupt; what was done is kept. The answer depends on the arguments
+    and the library alone, not on what was asked before. Raises :class:`SelectionError` for a pinned name that is not
+    there and ``FamilyError`` for one of another family.
     """
     _check(top_k, threshold, strength)
     everything = list(library.entries())
     family, notes = _family(everything, family)
-    prepared = prepare(library, family, tower or default_tower(), use_weights, use_text, progress)
+    states = library.text_states(base) if base is not None and use_weights else None
+    prepared = prepare(library, family, tower or default_tower(), use_weights, use_text, progress, states)
     scorer = prepared.scorer
     taken, shut, said = read_wishes(scorer.entries, everything, family, pinned, banned, strength)
     spans = decompose(prompt)
-    evidence = scorer.evidence(spans, prepared.use_weights, prepared.use_text)
+    evidence = scorer.evidence(spans, prepared.use_weights, prepared.use_text, states, progress)
     chosen = choose(
         scorer, spans, evidence, prepared.calibration, prepared.groups,
         top_k=max(0, top_k - len(taken)), threshold=threshold, taken=[lora for lora, _ in taken], banned=shut,
@@ -149,7 +154,7 @@ class _Answer:
         parts = Parts()
         if choice.span >= 0:
             at, found = (choice.span, choice.lora), self.evidence
-            parts = Parts(*(_or_none(part[at]) for part in (found.weights, found.text, found.lexical)))
+            parts = Parts(*(_or_none(part[at]) for part in (found.weights, found.text, found.lexical, found.response)))
         if entry.kind == "text_encoder_only":
             reason += " It changes the text encoder only: connect CLIP where it is applied."
         score, triggers = round(choice.score, 4), tuple(entry.text.triggers)

@@ -125,6 +125,7 @@ class Scorer:
         generic = tower.encode(list(GENERIC_PROMPTS))
         self._phrase_ruler = Ruler.measure(self._words @ generic.T, TEXT_FLOOR)
         self.vectors, self.has_vector = self._vectors(vectors)
+        self.unseen = self._unseen()
         self._generic_query = encoder.query(generic) if encoder is not None else generic
         self._weight_ruler = Ruler.measure(self.vectors @ self._generic_query.T, WEIGHT_FLOOR)
         self.weight_model = weight_prior(int(self.has_vector.sum()))
@@ -144,6 +145,14 @@ class Scorer:
     def answers(self) -> np.ndarray:
         """(N,) bool: LoRAs that can be asked through the base model."""
         return self.responder.has if self.responder is not None else np.zeros(len(self.entries), bool)
+
+    def _unseen(self) -> np.ndarray:
+        """(N,) bool: the vector was made without having been taught what its file shows, so the encoder may be judged
+        by it."""
+        if self.encoder is None or self.encoder.trained_on is None:
+            return np.zeros(len(self.entries), bool)
+        taught = np.array([entry.hash in self.encoder.trained_on for entry in self.entries], bool)
+        return self.has_vector & ~taught
 
     def evidence(
         self,
@@ -179,7 +188,9 @@ class Scorer:
 
     def response_evidence(self, z: np.ndarray) -> np.ndarray:
         """z-scores of responses (S, N) → probability-like, NaN where there is none."""
-        return bounded(self.response_model.probability(z[..., None]), self.response_claim)
+        found, known = np.full(z.shape, np.nan), np.isfinite(z)
+        found[known] = bounded(self.response_model.probability(z[known][:, None]), self.response_claim)
+        return found
 
     def weight_z(self, asked: np.ndarray) -> np.ndarray:
         """Tower vectors (S, dim) → z-scores of the weights part (S, N); NaN for LoRAs without a vector."""
@@ -268,15 +279,13 @@ def among(model: Logistic, candidates: int) -> Logistic:
 def hit_rate(encoder: WeightEncoder, right: int = 0, asks: int = 0) -> float:
     """How often the encoder may be believed: ``right`` of ``asks`` LoRAs of this library came first for their words.
 
-    Where the vectors of known files are leave-one-out, that count says it all: ``(right + 1) / (asks + 2)``, between
-    what was seen and "a half, for all we know". Otherwise an encoder fitted on this very library would answer every one
-    rightly, and the recall that its file states for files it never saw bounds it too. Nothing stated: a half.
+    Only LoRAs count that it was not taught about (a ridge encoder leaves each one out): ``(right + 1) / (asks + 2)``,
+    between what was seen and "a half, for all we know". Where there is none, an encoder fitted on this very library
+    say, the recall counts that its file states for files it never saw; a half when it states nothing.
     """
-    stated = UNKNOWN_HIT_RATE if encoder.held_out_recall_at_1 is None else encoder.held_out_recall_at_1
-    measured = (right + 1) / (asks + 2)
-    if not asks:
-        return stated
-    return measured if encoder.leaves_out else min(measured, stated)
+    if asks:
+        return (right + 1) / (asks + 2)
+    return UNKNOWN_HIT_RATE if encoder.held_out_recall_at_1 is None else encoder.held_out_recall_at_1
 
 
 def bounded(claim: np.ndarray, most: float) -> np.ndarray:

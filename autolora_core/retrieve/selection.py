@@ -21,6 +21,7 @@ class Parts:
     weights: float | None = None
     text: float | None = None
     lexical: float | None = None
+    response: float | None = None
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def _pick(data: Any, at: str, with_role: bool) -> Pick:
     name = _get(data, "name", str, _REQUIRED, at)
     if not name:
         raise SelectionError(f"{at}name is empty", key=f"{at}name", fix=_FIX)
-    parts = _mapping(_get(data, "parts", Mapping, {}, at), f"{at}parts", ("weights", "text", "lexical"))
+    parts = _mapping(_get(data, "parts", Mapping, {}, at), f"{at}parts", ("weights", "text", "lexical", "response"))
     return Pick(
         name=name,
         hash=_get(data, "hash", str, "", at),

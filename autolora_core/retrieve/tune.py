@@ -156,13 +156,14 @@ def _own_prompts(scorer: Scorer) -> tuple[list[str], np.ndarray]:
 
 def _calibrate_weights(scorer: Scorer, asked: np.ndarray, owners: np.ndarray, same: np.ndarray) -> None:
     """One right LoRA against one stranger, from all pairs; then the odds of being right among all of them, and how
-    often the encoder is right at all."""
+    often the encoder is right at all. LoRAs that it was taught about prove nothing."""
+    rows = np.flatnonzero(scorer.unseen[owners])
+    if not len(rows):
+        return
     z = scorer.weight_z(asked)
-    own = z[np.arange(len(owners)), owners]
     strangers = z[~same & np.isfinite(z)]
-    model = fit_logistic(own[np.isfinite(own), None], strangers[:, None], WEIGHT_PRIOR)
+    model = fit_logistic(z[rows, owners[rows], None], strangers[:, None], WEIGHT_PRIOR)
     scorer.weight_model = among(model, int(scorer.has_vector.sum()))
-    rows = np.flatnonzero(np.isfinite(own))
     first = np.where(np.isfinite(z[rows]), z[rows], -np.inf).argmax(axis=1)
     scorer.weight_claim = hit_rate(scorer.encoder, int(same[rows, first].sum()), len(rows))
 
@@ -191,12 +192,12 @@ def _variants(words: np.ndarray, owners: np.ndarray, scorer: Scorer, use_weights
     """The words part with each LoRA's own words hidden where there are weights to go on, and as it is.
 
     The first is the hard case, and decides alone when there are enough of it: that a LoRA's own title finds it is no
-    news, and hundreds of such examples would make the odds of the others look better than they are. An encoder that was
-    fitted on these very files proves nothing by finding them.
+    news, and hundreds of such examples would make the odds of the others look better than they are. Nor is it any
+    that an encoder finds a file it was taught about.
     """
     readable = scorer.answers.copy()
-    if use_weights and scorer.encoder.leaves_out:
-        readable |= scorer.has_vector
+    if use_weights:
+        readable |= scorer.unseen
     if not readable[owners].any():
         return [words]
     hidden = words.copy()
