@@ -35,9 +35,10 @@ SAME_FILE_COSINE = 0.995
 class WeightEncoder(Protocol):
     """What the library and the retriever ask of an encoder. ``tower`` is the id of the text tower it maps to.
 
-    ``leaves_out``: files it was fitted on get vectors of a fit without them, so a library may judge it by them.
-    ``held_out_recall_at_1``: how often, as whoever fitted it measured, the right file came first among files it never
-    saw; None when nobody said. Metadata of an encoder file, under the same name.
+    ``trained_on``: SHA-256 of the files whose vectors repeat what it was taught of them, so that they say nothing of
+    how good it is; empty when there is none, None when nobody said. ``held_out_recall_at_1``: how often, as whoever
+    fitted it measured, the right file came first among files it never saw; None when nobody said. Both are metadata of
+    an encoder file under these names.
     """
 
     id: str
@@ -46,7 +47,7 @@ class WeightEncoder(Protocol):
     tower: str
     schema: FeatureSchema
     usable: bool
-    leaves_out: bool
+    trained_on: frozenset[str] | None
     held_out_recall_at_1: float | None
 
     def encode(self, features: Features) -> np.ndarray:
@@ -74,7 +75,7 @@ class RidgeEncoder:
     ridge: KernelRidge
     texts: tuple[tuple[str, ...], ...]
     held_out_recall_at_1: float | None = None
-    leaves_out: ClassVar[bool] = True
+    trained_on: ClassVar[frozenset[str]] = frozenset()  # such a file gets its leave-one-out vector
 
     @classmethod
     def fit(
@@ -231,6 +232,16 @@ def stated_recall(metadata: Mapping[str, str]) -> float | None:
     if not 0 <= share <= 1:
         raise ValueError(f"held_out_recall_at_1 must lie between 0 and 1, it is {text}")
     return share
+
+
+def stated_training(metadata: Mapping[str, str]) -> frozenset[str] | None:
+    """``trained_on`` of an encoder file (a JSON list of SHA-256), None when absent. Raises ValueError otherwise."""
+    found = json.loads(metadata.get("trained_on", "null"))
+    if found is None:
+        return None
+    if not isinstance(found, list) or not all(isinstance(digest, str) for digest in found):
+        raise ValueError("trained_on must be a list of SHA-256")
+    return frozenset(found)
 
 
 def _restored(kept: np.ndarray, width: int) -> np.ndarray:

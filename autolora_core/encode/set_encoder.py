@@ -13,13 +13,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
 
 from ..errors import FileFormatError
-from .encoder import FORMAT
+from .encoder import FORMAT, stated_training
 from .features import Features, FeatureSchema
 from .set_network import SetConfig, SetNetwork
 from .sketch import KINDS, SketchSize
@@ -42,7 +41,7 @@ class SetEncoder:
     centre: np.ndarray
     text_map: np.ndarray
     figures: dict[str, float] = field(default_factory=dict)
-    leaves_out: ClassVar[bool] = False
+    trained_on: frozenset[str] | None = None
 
     @property
     def held_out_recall_at_1(self) -> float | None:
@@ -111,6 +110,8 @@ class SetEncoder:
             "config": json.dumps(asdict(self.network.config)), "figures": json.dumps(self.figures),
         }  # fmt: skip
         metadata |= {name: str(value) for name, value in self.figures.items() if name == "held_out_recall_at_1"}
+        if self.trained_on is not None:
+            metadata["trained_on"] = json.dumps(sorted(self.trained_on))
         path = Path(path)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:
@@ -146,7 +147,9 @@ class SetEncoder:
         own = (tensors[f"tokens.{k}"].astype(np.float32) for k in TOKEN_ARRAYS)
         texts = tensors["centre"].astype(np.float32), tensors["text_map"].astype(np.float32)
         figures = json.loads(metadata["figures"])
-        return cls(TokenMap(schema, *own), metadata["tower"], network.eval(), *texts, figures)
+        return cls(
+            TokenMap(schema, *own), metadata["tower"], network.eval(), *texts, figures, stated_training(metadata)
+        )
 
     def _tensors(self) -> dict[str, np.ndarray]:
         """float16, as the file keeps them; of an encoder that :func:`rounded` gave, saving changes nothing."""
@@ -164,7 +167,8 @@ def rounded(encoder: SetEncoder) -> SetEncoder:
     own = (getattr(encoder.tokens, k).astype(np.float16).astype(np.float32) for k in TOKEN_ARRAYS)
     tokens = TokenMap(encoder.schema, *own)
     text_map = encoder.text_map.astype(np.float16).astype(np.float32)
-    return SetEncoder(tokens, encoder.tower, encoder.network.eval(), encoder.centre, text_map, encoder.figures)
+    network = encoder.network.eval()
+    return SetEncoder(tokens, encoder.tower, network, encoder.centre, text_map, encoder.figures, encoder.trained_on)
 
 
 def token_schema(family: str, size: SketchSize, modules: tuple[str, ...]) -> FeatureSchema:
