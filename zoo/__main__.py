@@ -2,7 +2,7 @@
 
     python -m zoo build                                     every step; what is done is not done again
     python -m zoo build --until base --base-minutes 240     train the base for longer
-    python -m zoo build --quick                             every step with next to no training, to see that all works
+    python -m zoo build --quick                             every step on few pictures with next to no training
     python -m zoo status                                    what is there
 
 Every step resumes after a kill. Work goes into ``<cache>/zoo`` and what is shipped into ``models/``; a quick build
@@ -28,7 +28,8 @@ from zoo.cache import FOLDER, MODELS, cache_dir, models_dir, read_json, zoo_dir
 
 log = logging.getLogger("zoo")
 AUTOENCODER_MINUTES, BASE_MINUTES, JUDGE_MINUTES, GATE_STEPS = 15.0, 120.0, 25.0, 600
-QUICK = {"autoencoder_steps": 40, "base_steps": 40, "judge_steps": 40, "loras": 4, "gate_steps": 4, "no_compile": True}
+QUICK = {"every": 4, "autoencoder_steps": 40, "base_steps": 40, "judge_steps": 40, "loras": 4, "gate_steps": 4}
+QUICK["no_compile"] = True  # it would take longer than those few steps
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,10 @@ class Step:
         return [path for path in self.makes() if not path.exists()]
 
 
-def _pictures(_: argparse.Namespace) -> None:
+def _pictures(args: argparse.Namespace) -> None:
     from zoo.pictures import build
 
-    build()
+    build(every=args.every or 1)
 
 
 def _autoencoder(args: argparse.Namespace) -> None:
@@ -166,7 +167,7 @@ def status(_: argparse.Namespace) -> None:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; a quick build's settings fill what was not given."""
     folders = argparse.ArgumentParser(add_help=False)
-    folders.add_argument("--quick", action="store_true", help="next to no training, in folders of its own")
+    folders.add_argument("--quick", action="store_true", help="see that every step works, in folders of its own")
     folders.add_argument("--folder", type=Path, metavar="DIR", help="where it works (default: zoo in the cache)")
     folders.add_argument("--models", type=Path, metavar="DIR", help="where finished models go (default: models/ here)")
     parser = argparse.ArgumentParser(
@@ -174,6 +175,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("build", parents=[folders], help="make everything that is missing")
+    command.add_argument("--every", type=positive_int, metavar="N", help="a world of every Nth subject only")
     add_options(command, AUTOENCODER_MINUTES, "--autoencoder-")
     add_options(command, BASE_MINUTES, "--base-")
     add_options(command, JUDGE_MINUTES, "--judge-")

@@ -43,12 +43,15 @@ def held_out(subject: str) -> bool:
     return int.from_bytes(hashlib.sha256(f"autoencoder|{subject}".encode()).digest()[:4], "big") % 50 == 0
 
 
+def per_transform(pictures: Pictures) -> int:
+    """How many pictures of each transform the pool has: `PER_TRANSFORM`, fewer in a world of few subjects."""
+    return min(PER_TRANSFORM, len(pictures.subjects) // 4)
+
+
 def transformed_pool(pictures: Pictures) -> np.ndarray:
-    """uint8 (n, 128, 128, 3): every transform of PER_TRANSFORM random pictures of subjects not held out; kept in
-    the cache.
-    """
+    """uint8 (n, 128, 128, 3): every transform of random pictures of subjects not held out; kept in the cache."""
     path = zoo_dir() / "autoencoder_transforms.npy"
-    shape = (PER_TRANSFORM * len(TRANSFORMS), *pictures.images.shape[1:])
+    shape = (per_transform(pictures) * len(TRANSFORMS), *pictures.images.shape[1:])
     if not path.exists() or np.load(path, mmap_mode="r").shape != shape:
         jobs = [(style, [row for row, s in transformed_draw(pictures) if s == style]) for style in TRANSFORMS]
         with ProcessPoolExecutor(PROCESSES, mp.get_context("spawn")) as pool:
@@ -60,7 +63,7 @@ def transformed_pool(pictures: Pictures) -> np.ndarray:
 def transformed_draw(pictures: Pictures) -> list[tuple[int, str]]:
     """Picture row and style of every entry of `transformed_pool`, drawn from one seeded stream."""
     rng, rows = np.random.default_rng(0), np.array([r["row"] for r in pictures.rows if not held_out(r["subject"])])
-    return [(int(rng.choice(rows)), style) for style in TRANSFORMS for _ in range(PER_TRANSFORM)]
+    return [(int(rng.choice(rows)), style) for style in TRANSFORMS for _ in range(per_transform(pictures))]
 
 
 def _transform_rows(job: tuple[str, list[int]]) -> np.ndarray:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.autoencoder import Autoencoder, decode_latents, encode_pictures
-from zoo.autoencoder_train import PER_TRANSFORM, transformed_draw, transformed_pool
+from zoo.autoencoder_train import per_transform, transformed_draw, transformed_pool
 from zoo.cache import write_npy, zoo_dir
 from zoo.judge import SIZE, centre, known_names
 from zoo.pictures import Pictures
@@ -91,7 +91,7 @@ class Pools:
         """
         images = transformed_pool(self.pictures)
         drawn, allowed = transformed_draw(self.pictures), set(self.rows)
-        for i in range(0, len(drawn), PER_TRANSFORM):
+        for i in range(0, len(drawn), per_transform(self.pictures)):
             row, style = drawn[i]
             if not np.array_equal(TRANSFORMS[style](self.pictures.images[row]), images[i]):
                 path = zoo_dir() / "autoencoder_transforms.npy"

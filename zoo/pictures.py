@@ -248,11 +248,11 @@ class Pictures:
         return [r["row"] for r in self.rows if subject in (None, r["subject"]) and style in (None, r["style"])]
 
 
-def build(jobs: int = 2) -> Pictures:
-    """Rasterise what is missing, join the parts, and open the result."""
+def build(jobs: int = 2, every: int = 1) -> Pictures:
+    """Rasterise what is missing, join the parts, and open the result; of the subjects only each `every`-th."""
     for package, version, _ in (*SVG_SETS.values(), WEBP_SET, KEYWORD_SET):
         tarball(package, version)
-    subjects = choose_subjects()
+    subjects = choose_subjects()[::every]
     with ProcessPoolExecutor(jobs) as pool:
         for style in pool.map(_part, STYLES, [subjects] * len(STYLES)):
             log.info("drew %s", style)
