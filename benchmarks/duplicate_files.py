@@ -36,6 +36,8 @@ class Origin:
 def truth(a: Origin, b: Origin) -> set[str]:
     """What the two may rightly be called. Files that differ in several ways may be called after any of them, except
     that weights which are not the same must not be said to be. Empty: neither is a version of the other."""
+    if a.parts and a.parts == b.parts and "matrices" not in (a.how, b.how):
+        return {"truncated"} if a.how != b.how else {"resaved"}
     if a.parts or b.parts or a.run != b.run:
         return set()
     if a.step != b.step:

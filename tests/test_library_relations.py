@@ -130,7 +130,9 @@ def test_truncated(lora):
 
 def test_another_step_of_the_training(lora):
     assert related(lora, drifted(lora, 0.3)).kind == "epoch"
-    assert related(lora, mixed(drifted(lora, 0.2))).kind == "epoch"
+    assert related(lora, mixed(drifted(lora, 0.1))).kind == "epoch"
+    # Other matrices, and not that near: it may as well be a merge with something that is not at hand.
+    assert related(lora, mixed(drifted(lora, 0.3))).kind == "alike"
     far = related(lora, drifted(lora, 0.7))  # little is left, but its matrices still lie the same way
     assert far.kind == "epoch" and far.measured.common_cosine < 0.8
     assert related(lora, mixed(drifted(lora, 0.7))).kind == "alike"

@@ -14,6 +14,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,10 +41,10 @@ class Grid:
     hashes: tuple[str, ...]
     rows: np.ndarray
 
-    def place(self, digest: str) -> int | None:
-        """The row of a content, or None."""
-        at = int(np.searchsorted(np.array(self.hashes), digest)) if self.hashes else 0
-        return at if at < len(self.hashes) and self.hashes[at] == digest else None
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """Content → its row."""
+        return {digest: at for at, digest in enumerate(self.hashes)}
 
     def cosines(self, row: np.ndarray) -> np.ndarray:
         """(n,) estimated cosines of all files with ``row`` (WIDTH,)."""

@@ -51,7 +51,7 @@ class Merge:
 def find_merge(whole: Weights, first: Weights, second: Weights) -> Merge | None:
     """How ``whole`` is made of the two others, or None when it is not."""
     limit = max(LEFT_OVER, rounding_limit(max(whole.rounding, first.rounding, second.rounding)))
-    for fit in (_fit_sum, _fit_matrices):
+    for fit in (fit_sum, fit_matrices):
         found = fit(whole, first, second)
         if found is not None and found.left_over <= limit and min(found.share) >= LEAST_SHARE:
             return found
@@ -67,7 +67,8 @@ def _solve(gram: Tensor, right: Tensor, square: float) -> tuple[Tensor, float] |
     return weights, max(0.0, 1 - float(weights @ right) / square) ** 0.5
 
 
-def _fit_sum(whole: Weights, first: Weights, second: Weights) -> Merge | None:
+def fit_sum(whole: Weights, first: Weights, second: Weights) -> Merge | None:
+    """The best sum, whole or cut off, however much it leaves over; None when no sum can be fitted."""
     gram, right = torch.zeros(2, 2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     for name, parts in whole.modules.items():
         others = [side.modules.get(name, []) for side in (first, second)]
@@ -123,7 +124,8 @@ def _outright(part: Piece, others: list[list[Piece]]) -> Tensor:
     return torch.tensor([[inner(a, b) for b in sides] for a in sides], dtype=torch.float64)
 
 
-def _fit_matrices(whole: Weights, first: Weights, second: Weights) -> Merge | None:
+def fit_matrices(whole: Weights, first: Weights, second: Weights) -> Merge | None:
+    """The best average of matrices, however much it leaves over; None when their ranks differ."""
     groups = _matching_pieces(whole, first, second)
     if not groups:
         return None

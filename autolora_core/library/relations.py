@@ -14,8 +14,8 @@ kind                  rule (a and b compared over the modules both change; resid
 ``truncated``         of lower rank, and as near to the other as its rank allows (Eckart and Young 1936: no matrix of
                       rank k is nearer to ΔW than the first k terms of its SVD)
 ``merged``            a weighted sum of two others: see :mod:`.merges`
-``epoch``             cosine of at least ``EPOCH``, or of ``EPOCH_ALIGNED`` with ``down`` matrices that agree: the same
-                      run at another step, or a run that went on from it
+``epoch``             cosine of at least ``EPOCH_ALIGNED`` with ``down`` matrices that agree (a run keeps much of the
+                      numbers it began with), or of ``EPOCH``: the same run at another step, or one gone on from it
 ``alike``             a cosine of at least ``ALIKE`` over everything the two files change
 ``unlike``            none of these
 ====================  ===============================================================================================
@@ -37,8 +37,9 @@ from .weights import Weights, cut, overlapping, rank_of, singular_values
 KINDS = (
     "same_file", "resaved", "rescaled", "refactorised", "part", "truncated", "merged", "epoch", "alike", "unlike",
 )  # fmt: skip
-# Copies and versions of one LoRA: applying two of them is applying one twice.
-VERSIONS = KINDS[:6] + ("epoch",)
+# The weights of one LoRA, whole or less; and with other epochs, its versions: applying two is applying one twice.
+SAME = KINDS[:6]
+VERSIONS = (*SAME, "epoch")
 RULES = 1  # raise when a rule or threshold changes, so that stored relations are decided again
 
 LEAST_RESIDUAL = 2e-3  # float16 loses this much of small values
@@ -46,7 +47,7 @@ FACTOR_TOLERANCE = 5e-3  # a factor this near 1 is 1
 SAME_MATRICES = 0.05  # relative distance of two ``down`` matrices up to a number
 TRUNCATION_SHORTFALL = 2e-3  # of the largest cosine that the lower rank allows
 TRUNCATION_FROM = 0.25  # cosines below this are not looked at for truncation
-EPOCH = 0.8
+EPOCH = 0.98
 EPOCH_ALIGNED, ALIGNED = 0.5, 0.5
 ALIKE = 0.1
 

@@ -8,6 +8,7 @@ merges (:mod:`.merges`). Nothing but weights is looked at: names may lie.
 from __future__ import annotations
 
 import os
+from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -22,7 +23,7 @@ from .entries import Entry
 from .grid import Grid, open_grid, row_of
 from .index import Library
 from .merges import Merge, find_merge
-from .relations import VERSIONS, Measured, Relation, decide, measure
+from .relations import SAME, VERSIONS, Measured, Relation, decide, measure
 from .sketches import ENCODABLE_KINDS
 from .weights import Weights
 
@@ -31,7 +32,8 @@ OPEN_FROM = 0.12  # estimated cosine from which a file is opened; the estimates 
 MAX_OPENED = 32
 MERGE_FROM = 0.2  # estimated cosine of a merge with each of its parts: a weight of 0.2 beside 1
 SECOND_FROM = 0.3  # and of what the first part leaves with the second
-MAX_FIRSTS, MAX_SECONDS = 6, 2
+MAX_FIRSTS, MAX_SECONDS = 6, 4
+ONE_DIRECTION = 0.995  # rows nearer than this are copies of one LoRA: one of them is tried
 HELD = 6  # files in memory at a time
 
 
@@ -60,12 +62,23 @@ class Hit:
 
 @dataclass(frozen=True)
 class MergeFound:
-    """The content ``whole`` is ``merge.weights[0]`` · ``first`` + ``merge.weights[1]`` · ``second`` (hashes)."""
+    """The content ``whole`` is ``merge.weights[0]`` · ``first`` + ``merge.weights[1]`` · ``second`` (hashes).
+
+    ``parts_alike``: estimated |cosine| of the two parts.
+    """
 
     whole: str
     first: str
     second: str
     merge: Merge
+    parts_alike: float = 0.0
+
+    @property
+    def order(self) -> tuple:
+        """Sort key, the likeliest reading first. Of two merges of the same two LoRAs, each is also a sum of the other
+        and one of the two: parts that have nothing in common are likelier."""
+        lead, backwards, left = self.merge.order
+        return (lead, backwards, round(self.parts_alike, 1), left, self.whole, self.first, self.second)
 
 
 @dataclass(frozen=True)
@@ -101,15 +114,15 @@ class Shelf:
 
     def add(self, digest: str, path: str, row: np.ndarray) -> None:
         """A file that is not in the library takes part in the search."""
-        if self.grid.place(digest) is None:
-            at = int(np.searchsorted(np.array(self.grid.hashes), digest)) if self.grid.hashes else 0
+        if digest not in self.grid.places:
+            at = bisect(self.grid.hashes, digest)
             hashes = (*self.grid.hashes[:at], digest, *self.grid.hashes[at:])
             self.grid = Grid(self.family, hashes, np.insert(self.grid.rows, at, row, axis=0))
         self.paths.setdefault(digest, path)
 
     def row(self, digest: str) -> np.ndarray:
         """(WIDTH,) float32."""
-        return self.grid.rows[self.grid.hashes.index(digest)]
+        return self.grid.rows[self.grid.places[digest]]
 
     def weights(self, digest: str) -> Weights | None:
         """A file's weights, the last few kept; None (with a note in ``unread``) when it cannot be read now."""
@@ -140,6 +153,25 @@ class Shelf:
             if self.grid.hashes[i] not in left_out
         ]
 
+    def distinct(self, digests: Iterable[str], count: int) -> list[str]:
+        """The first ``count`` of ``digests`` whose rows point different ways."""
+        kept: list[str] = []
+        for digest in digests:
+            if len(kept) == count:
+                break
+            if all(abs(self.likeness(digest, other)) < ONE_DIRECTION for other in kept):
+                kept.append(digest)
+        return kept
+
+    def likeness(self, one: str, other: str) -> float:
+        """The estimated cosine of two files."""
+        a, b = self.row(one), self.row(other)
+        return float(a @ b) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-20)
+
+    def seconds(self, rest: np.ndarray, without: Iterable[str]) -> list[str]:
+        """Files that may be what is left of a merge."""
+        return self.distinct((digest for digest, _ in self.near(rest, SECOND_FROM, without)), MAX_SECONDS)
+
     def merges(self, whole: str, firsts: Iterable[str]) -> Iterator[MergeFound]:
         """Ways in which ``whole`` is a sum of one of ``firsts`` and another file, best match of the rows first."""
         row = self.row(whole)
@@ -147,11 +179,11 @@ class Shelf:
             rest = self.grid.residual(row, self.row(first))
             if np.linalg.norm(rest) < 1e-3 * np.linalg.norm(row):
                 continue
-            for second, _ in self.near(rest, SECOND_FROM, (whole, first))[:MAX_SECONDS]:
+            for second in self.seconds(rest, (whole, first)):
                 held = [self.weights(digest) for digest in (whole, first, second)]
                 merge = find_merge(*held) if None not in held else None
                 if merge is not None:
-                    yield MergeFound(whole, first, second, merge)
+                    yield MergeFound(whole, first, second, merge, abs(self.likeness(first, second)))
 
 
 @one_thread()
@@ -223,28 +255,43 @@ def _merges(
     open_ones = [
         other
         for other, relation in relations.items()
-        if relation.kind not in VERSIONS[:-1] and abs(estimates[other]) >= MERGE_FROM
-    ][:MAX_FIRSTS]
-    firsts = [(digest, open_ones), *((other, [digest]) for other in open_ones)]
+        if relation.kind not in SAME and abs(estimates[other]) >= MERGE_FROM
+    ]
+    firsts = [(digest, shelf.distinct(open_ones, MAX_FIRSTS)), *((other, [digest]) for other in open_ones)]
     return likeliest(one for whole, parts in firsts for one in shelf.merges(whole, parts))
 
 
 def likeliest(merges: Iterable[MergeFound]) -> tuple[MergeFound, ...]:
     """One reading of three files that are tied by a sum, and one sum for every file: the best of each."""
     kept: list[MergeFound] = []
-    for one in sorted(merges, key=lambda one: (one.merge.order, one.whole, one.first, one.second)):
+    for one in sorted(merges, key=lambda one: one.order):
         files = {one.whole, one.first, one.second}
         if all(one.whole != other.whole and files != {other.whole, other.first, other.second} for other in kept):
             kept.append(one)
     return tuple(kept)
 
 
+def _merged(shelf: Shelf, digest: str, relations: dict[str, Relation], merges: tuple[MergeFound, ...]) -> set[str]:
+    """What the LoRA is made of, copies of that included, and what is made of it."""
+    found: set[str] = set()
+    for one in merges:
+        if one.whole != digest:
+            found.add(one.whole)
+            continue
+        found |= {one.first, one.second}
+        for other in relations.keys() - found:
+            near = [part for part in (one.first, one.second) if abs(shelf.likeness(other, part)) > abs(
+                shelf.likeness(other, digest))]  # fmt: skip
+            held = [(shelf.weights(part), shelf.weights(other)) for part in near]
+            if any(None not in pair and decide(measure(*pair)).kind in SAME for pair in held):
+                found.add(other)
+    return found
+
+
 def _hits(
     shelf: Shelf, digest: str, relations: dict[str, Relation], merges: tuple[MergeFound, ...], top_k: int
 ) -> tuple[Hit, ...]:
-    merged: set[str] = set()  # what the LoRA is made of, and what is made of it
-    for one in merges:
-        merged |= {one.first, one.second} if one.whole == digest else {one.whole}
+    merged = _merged(shelf, digest, relations, merges)
     hits = []
     for other, relation in relations.items():
         if other in merged:

@@ -19,8 +19,8 @@ from ..encode.threads import one_thread
 from .grid import VERSION, Grid
 from .index import Library
 from .merges import Merge
-from .relations import RULES, VERSIONS, Measured, Relation, decide, measure
-from .similar import MERGE_FROM, SECOND_FROM, MergeFound, Shelf, Tick, likeliest, silent
+from .relations import RULES, SAME, VERSIONS, Measured, Relation, decide, measure
+from .similar import MERGE_FROM, MergeFound, Shelf, Tick, likeliest, silent
 from .sketches import sketch_id
 from .store import write_atomically
 
@@ -79,7 +79,7 @@ def list_versions(library: Library, family: str, tick: Tick = silent) -> Version
         kept.write()
     names = {digest: group[0].name for digest, group in shelf.entries.items()}
     copies = tuple(tuple(e.name for e in group) for group in shelf.entries.values() if len(group) > 1)
-    merged = {frozenset((one.whole, part)) for one in merges for part in (one.first, one.second)}
+    merged = _merged_pairs(merges, pairs)
     found = [p for p in pairs if p.relation.kind in VERSIONS and frozenset((p.a, p.b)) not in merged]
     found.sort(key=lambda p: (VERSIONS.index(p.relation.kind), -abs(p.relation.measured.cosine), p.a, p.b))
     notes = tuple(f"{names.get(d, d)} could not be read: {why}" for d, why in shelf.unread.items())
@@ -120,7 +120,7 @@ def _merges(
     shelf: Shelf, kept: _Kept, near: list[tuple[str, str, float]], pairs: list[PairFound], tick: Tick
 ) -> tuple[MergeFound, ...]:
     """Every file that is a sum of two others: the first part is one of its nearest that is not a copy of it."""
-    same = {frozenset((p.a, p.b)) for p in pairs if p.relation.kind in VERSIONS[:-1]}
+    same = {frozenset((p.a, p.b)) for p in pairs if p.relation.kind in SAME}
     nearest: dict[str, list[tuple[float, str]]] = {}
     for a, b, score in near:
         if frozenset((a, b)) not in same:
@@ -129,7 +129,7 @@ def _merges(
     found = []
     for done, whole in enumerate(sorted(nearest)):
         tick(len(nearest) + done, 2 * len(nearest))
-        firsts = [first for _, first in sorted(nearest[whole])[:FIRSTS]]
+        firsts = shelf.distinct((first for _, first in sorted(nearest[whole])), FIRSTS)
         seconds = {first: _seconds(shelf, whole, first) for first in firsts}
         if not any(seconds.values()):
             continue
@@ -141,8 +141,23 @@ def _merges(
 
 
 def _seconds(shelf: Shelf, whole: str, first: str) -> list[str]:
-    rest = shelf.grid.residual(shelf.row(whole), shelf.row(first))
-    return [digest for digest, _ in shelf.near(rest, SECOND_FROM, (whole, first))[:2]]
+    return shelf.seconds(shelf.grid.residual(shelf.row(whole), shelf.row(first)), (whole, first))
+
+
+def _merged_pairs(merges: tuple[MergeFound, ...], pairs: list[PairFound]) -> set[frozenset[str]]:
+    """Merges with their parts and with copies of these: that is no version, however near."""
+    copies: dict[str, set[str]] = {}
+    for pair in pairs:
+        if pair.relation.kind in SAME:
+            copies.setdefault(pair.a, set()).add(pair.b)
+            copies.setdefault(pair.b, set()).add(pair.a)
+    made = {(one.whole, part) for one in merges for part in (one.first, one.second)}
+    return {
+        frozenset((whole, part))
+        for one, other in made
+        for whole in {one} | copies.get(one, set())
+        for part in {other} | copies.get(other, set())
+    }
 
 
 class _Kept:
@@ -171,11 +186,13 @@ class _Kept:
         return key in self._merges
 
     def merges(self, key: str) -> list[MergeFound]:
-        return [MergeFound(*said[:3], Merge(tuple(said[3]), said[4], said[5], tuple(said[6]), *said[7:]))
-                for said in self._merges[key]]  # fmt: skip
+        return [
+            MergeFound(*said[:3], Merge(tuple(said[4]), *said[5:7], tuple(said[7]), *said[8:]), said[3])
+            for said in self._merges[key]
+        ]
 
     def keep_merges(self, key: str, found: list[MergeFound]) -> None:
-        rows = [[one.whole, one.first, one.second, *asdict(one.merge).values()] for one in found]
+        rows = [[one.whole, one.first, one.second, one.parts_alike, *asdict(one.merge).values()] for one in found]
         self._merges[key], self._new = rows, True
 
     def write(self) -> None:
