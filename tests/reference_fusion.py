@@ -38,7 +38,8 @@ def gated_sum_ref(y0: torch.Tensor, branches: list[torch.Tensor], vectors, dim: 
     out = []
     for number, row in enumerate(rows.reshape(-1, rows.shape[-1]).tolist()):
         mine = [other[number] for other in others]
-        out.append(gated_row_ref(row, mine, vectors) if vectors else [sum(column) for column in zip(row, *mine, strict=True)])
+        summed = [sum(column) for column in zip(row, *mine, strict=True)]
+        out.append(gated_row_ref(row, mine, vectors) if vectors else summed)
     return torch.tensor(out, dtype=torch.float64).reshape(rows.shape).movedim(-1, dim)
 
 

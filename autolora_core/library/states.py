@@ -19,6 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from ..encode.response import TextStates
+from .cache_file import CacheFile, storable
 
 log = logging.getLogger(__name__)
 FILE_NAME = "states.sqlite"
@@ -62,42 +63,17 @@ class StateStore:
 
     def __init__(self, folder: Path):
         self.path = folder / FILE_NAME
-        self._db: sqlite3.Connection | None = None
-        try:
-            self._db = self._open()
-        except sqlite3.DatabaseError as error:
-            log.warning("%s cannot be used (%s); starting a new one", self.path, error)
-            self._start_anew()
-
-    def _open(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self.path, timeout=5.0, isolation_level=None, check_same_thread=False)
-        try:
-            db.execute("PRAGMA journal_mode=WAL")
-            db.execute("PRAGMA synchronous=NORMAL")
-            for statement in _SCHEMA:
-                db.execute(statement)
-        except sqlite3.Error:
-            db.close()
-            raise
-        return db
-
-    def _start_anew(self) -> None:
-        try:
-            for suffix in ("", "-wal", "-shm"):
-                Path(f"{self.path}{suffix}").unlink(missing_ok=True)
-            self._db = self._open()
-        except (OSError, sqlite3.Error) as error:
-            log.warning("%s cannot be written (%s); text states are not kept", self.path, error)
+        self._file = CacheFile(self.path, _SCHEMA, "text states are not kept")
 
     def read(self, source: str, space: str, texts: Iterable[str]) -> dict[str, np.ndarray]:
         """Text → (tokens, width) float16, of those that are there."""
-        if self._db is None:
+        if self._file.db is None:
             return {}
         query = "SELECT width, tokens FROM states WHERE source = ? AND space = ? AND text = ?"
         found = {}
         try:
             for text in texts:
-                row = self._db.execute(query, (source, space, _plain(text))).fetchone()
+                row = self._file.db.execute(query, (source, space, storable(text))).fetchone()
                 if row is not None:
                     found[text] = np.frombuffer(row[1], "<f2").reshape(-1, row[0])
         except (sqlite3.Error, ValueError) as error:
@@ -106,31 +82,29 @@ class StateStore:
 
     def write(self, source: str, states: dict[str, dict[str, np.ndarray]]) -> None:
         """``space → text → (tokens, width)``; the sources used longest ago make room."""
-        if self._db is None:
+        if self._file.db is None:
             return
         rows = [
-            (source, space, _plain(text), tokens.shape[1], tokens.astype("<f2").tobytes())
+            (source, space, storable(text), tokens.shape[1], tokens.astype("<f2").tobytes())
             for space, texts in states.items()
             for text, tokens in texts.items()
         ]
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany("INSERT OR REPLACE INTO states VALUES (?,?,?,?,?)", rows)
-            self._db.execute("INSERT OR REPLACE INTO sources VALUES (?,?)", (source, time.time()))
+            self._file.db.execute("BEGIN IMMEDIATE")
+            self._file.db.executemany("INSERT OR REPLACE INTO states VALUES (?,?,?,?,?)", rows)
+            self._file.db.execute("INSERT OR REPLACE INTO sources VALUES (?,?)", (source, time.time()))
             old = "SELECT id FROM sources ORDER BY used DESC LIMIT -1 OFFSET ?"
             for table, column in (("states", "source"), ("sources", "id")):
-                self._db.execute(f"DELETE FROM {table} WHERE {column} IN ({old})", (MAX_SOURCES,))
-            self._db.execute("COMMIT")
+                self._file.db.execute(f"DELETE FROM {table} WHERE {column} IN ({old})", (MAX_SOURCES,))
+            self._file.db.execute("COMMIT")
         except sqlite3.Error as error:
             log.warning("%s: %s; these text states are not kept", self.path, error)
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
+            if self._file.db.in_transaction:
+                self._file.db.execute("ROLLBACK")
 
     def close(self) -> None:
         """Close the file; nothing is read or kept any more."""
-        if self._db is not None:
-            self._db.close()
-            self._db = None
+        self._file.close()
 
 
 class CachedStates:
@@ -190,8 +164,3 @@ def _joined(known: dict[str, dict[str, np.ndarray]], texts: Sequence[str]) -> Te
     counts = np.array([len(first[text]) for text in texts] if first else [0] * len(texts), int)
     tokens = {space: np.concatenate([own[text] for text in texts]) for space, own in known.items() if own}
     return TextStates(counts, tokens)
-
-
-def _plain(text: str) -> str:
-    """SQLite takes no lone surrogates."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -11,8 +11,11 @@ import sqlite3
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
+from .cache_file import CacheFile, storable
+
 log = logging.getLogger(__name__)
 FILE_NAME = "texts.sqlite"
+_TABLE = "CREATE TABLE IF NOT EXISTS texts (key TEXT PRIMARY KEY, vector BLOB NOT NULL)"
 
 
 class TextStore(MutableMapping[str, bytes]):
@@ -21,34 +24,10 @@ class TextStore(MutableMapping[str, bytes]):
     def __init__(self, folder: Path, name: str = FILE_NAME):
         self.path = folder / name
         self._memory: dict[str, bytes] = {}
-        self._db: sqlite3.Connection | None = None
-        try:
-            self._db = self._open()
-        except sqlite3.DatabaseError as error:
-            log.warning("%s cannot be used (%s); starting a new one", self.path, error)
-            self._start_anew()
-
-    def _open(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self.path, timeout=5.0, isolation_level=None, check_same_thread=False)
-        try:
-            db.execute("PRAGMA journal_mode=WAL")
-            db.execute("PRAGMA synchronous=NORMAL")
-            db.execute("CREATE TABLE IF NOT EXISTS texts (key TEXT PRIMARY KEY, vector BLOB NOT NULL)")
-        except sqlite3.Error:
-            db.close()
-            raise
-        return db
-
-    def _start_anew(self) -> None:
-        try:
-            for suffix in ("", "-wal", "-shm"):
-                Path(f"{self.path}{suffix}").unlink(missing_ok=True)
-            self._db = self._open()
-        except (OSError, sqlite3.Error) as error:
-            log.warning("%s cannot be written (%s); text vectors are kept in memory", self.path, error)
+        self._file = CacheFile(self.path, [_TABLE], "text vectors are kept in memory")
 
     def __getitem__(self, key: str) -> bytes:
-        key = _plain(key)
+        key = storable(key)
         if key not in self._memory:
             row = self._ask("SELECT vector FROM texts WHERE key = ?", (key,))
             if row is None:
@@ -57,27 +36,27 @@ class TextStore(MutableMapping[str, bytes]):
         return self._memory[key]
 
     def __setitem__(self, key: str, value: bytes) -> None:
-        key = _plain(key)
+        key = storable(key)
         self._memory[key] = value
         self._ask("INSERT OR REPLACE INTO texts VALUES (?, ?)", (key, value))
 
     def __delitem__(self, key: str) -> None:
         if key not in self:
             raise KeyError(key)
-        self._memory.pop(_plain(key), None)
-        self._ask("DELETE FROM texts WHERE key = ?", (_plain(key),))
+        self._memory.pop(storable(key), None)
+        self._ask("DELETE FROM texts WHERE key = ?", (storable(key),))
 
     def _ask(self, query: str, values: tuple) -> tuple | None:
-        if self._db is None:
+        if self._file.db is None:
             return None
         try:
-            return self._db.execute(query, values).fetchone()
+            return self._file.db.execute(query, values).fetchone()
         except sqlite3.Error as error:
             log.warning("%s: %s; this text vector is kept in memory only", self.path, error)
             return None
 
     def __iter__(self) -> Iterator[str]:
-        rows = self._db.execute("SELECT key FROM texts ORDER BY key").fetchall() if self._db else []
+        rows = self._file.db.execute("SELECT key FROM texts ORDER BY key").fetchall() if self._file.db else []
         return iter(dict.fromkeys([row[0] for row in rows] + list(self._memory)))
 
     def __len__(self) -> int:
@@ -85,11 +64,4 @@ class TextStore(MutableMapping[str, bytes]):
 
     def close(self) -> None:
         """Close the file; the mapping goes on in memory."""
-        if self._db is not None:
-            self._db.close()
-            self._db = None
-
-
-def _plain(key: str) -> str:
-    """SQLite takes no lone surrogates; they only come from broken names, and are told apart by their code."""
-    return key.encode("utf-8", "backslashreplace").decode("utf-8")
+        self._file.close()
