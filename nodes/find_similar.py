@@ -14,6 +14,7 @@ from ..autolora_core.library.similar import Found, Hit, find_like
 from ..autolora_core.library.similar_words import found_report, picture_report, relation_words, versions_report
 from ..autolora_core.library.versions import list_versions
 from ..autolora_core.retrieve.selection import Parts, Pick, Selection
+from .bar import Bar
 from .retrieve import AUTO, FAMILIES, extend_stack
 
 NONE = "none"
@@ -127,7 +128,7 @@ class AutoLoRAFindSimilar:
         self, index: dict, lora: str = NONE, image: Any = None, clip: str = NONE, family: str = AUTO, top_k: int = 5,
         strength: float = 1.0, versions: bool = False,
     ) -> dict[str, Any]:  # fmt: skip
-        tick = _ticker()
+        tick = Bar()
         base = None if family == AUTO else family
         with Library.from_handle(index) as library:
             reports, lists, searched = [], [], base or ""
@@ -161,18 +162,6 @@ def _list_all(library: Library, family: str | None, tick: Callable[[int, int], N
     families = sorted({entry.family for entry in library.entries(family)} - {"unknown"})
     reports = [versions_report(list_versions(library, one, tick)) for one in families]
     return reports or ["The index holds no LoRA of a known base model" + (f" {family}." if family else ".")]
-
-
-def _ticker() -> Callable[[int, int], None]:
-    from . import bridge_paths
-
-    update = bridge_paths.progress_bar(1)
-
-    def tick(done: int, total: int) -> None:
-        bridge_paths.throw_if_interrupted()
-        update(done, total)
-
-    return tick
 
 
 def _lora_path(name: str) -> str:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from .sketch import SketchSize
 from .towers import TextTower
 
 FORMAT = "autolora-encoder/1"
+FIX = "fetch the file again, or remove it: the library then fits its own encoder"
 # Below this many captioned files the map from weights to words is noise: `RidgeEncoder.usable` says so.
 MIN_TRAINING_FILES = 8
 # Cosine of standardised features from which two rows count as the same file (re-saved, another dtype).
@@ -57,6 +58,9 @@ class WeightEncoder(Protocol):
     def query(self, vectors: np.ndarray) -> np.ndarray:
         """Tower vectors (n, dim) → float32 (n, dim) unit rows that may be compared with :meth:`encode`'s."""
         ...
+
+
+AnEncoder = TypeVar("AnEncoder", bound=WeightEncoder)
 
 
 @dataclass(frozen=True)
@@ -154,9 +158,7 @@ class RidgeEncoder:
         return (centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)).astype(np.float32)
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write atomically (temporary file beside it, flushed, renamed); returns the path."""
-        from safetensors.numpy import save
-
+        """Write atomically; returns the path."""
         schema = {
             "family": self.schema.family,
             "size": asdict(self.schema.size),
@@ -172,17 +174,7 @@ class RidgeEncoder:
         }
         if self.held_out_recall_at_1 is not None:
             metadata["held_out_recall_at_1"] = repr(self.held_out_recall_at_1)
-        path = Path(path)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            with open(temporary, "wb") as stream:
-                stream.write(save(self._tensors(), metadata))
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return path
+        return write_encoder(path, self._tensors(), metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> RidgeEncoder:
@@ -195,16 +187,9 @@ class RidgeEncoder:
                 tensors = {name: stream.get_tensor(name) for name in stream.keys()}
         except (OSError, SafetensorError) as error:
             raise FileFormatError(f"the encoder cannot be read: {error}", path=path) from error
-        fix = "fetch the file again, or remove it: the library then fits its own encoder"
         if metadata.get("format") != FORMAT or metadata.get("kind") != "ridge":
-            raise FileFormatError(f"not a ridge encoder of format {FORMAT}", path=path, fix=fix)
-        try:
-            encoder = cls._restore(metadata, tensors)
-        except (KeyError, ValueError, TypeError) as error:
-            raise FileFormatError(f"the encoder's contents are incomplete: {error!r}", path=path, fix=fix) from error
-        if encoder.id != metadata.get("id"):
-            raise FileFormatError("the encoder's contents do not match its id", path=path, fix=fix)
-        return encoder
+            raise FileFormatError(f"not a ridge encoder of format {FORMAT}", path=path, fix=FIX)
+        return checked_encoder(path, metadata, lambda: cls._restore(metadata, tensors))
 
     @classmethod
     def _restore(cls, metadata: dict[str, str], tensors: dict[str, np.ndarray]) -> RidgeEncoder:
@@ -221,6 +206,34 @@ class RidgeEncoder:
         kept = (self.ridge.X * self.schema.width**0.5).astype(np.float16)
         named = {"mean": self.schema.mean, "scale": self.schema.scale, "centre": self.centre}
         return {**self.ridge.to_tensors(), "X": kept, **named}
+
+
+def write_encoder(path: str | os.PathLike, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> Path:
+    """Write an encoder file atomically (temporary file beside it, flushed, renamed); returns its path."""
+    from safetensors.numpy import save
+
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(save(tensors, metadata))
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def checked_encoder(path: str | os.PathLike, metadata: Mapping[str, str], make: Callable[[], AnEncoder]) -> AnEncoder:
+    """What ``make`` restores from a file; :class:`FileFormatError` when that fails or does not match the file's id."""
+    try:
+        encoder = make()
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise FileFormatError(f"the encoder's contents are incomplete: {error!r}", path=path, fix=FIX) from error
+    if encoder.id != metadata.get("id"):
+        raise FileFormatError("the encoder's contents do not match its id", path=path, fix=FIX)
+    return encoder
 
 
 def stated_recall(metadata: Mapping[str, str]) -> float | None:

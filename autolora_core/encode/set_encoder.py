@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import FileFormatError
-from .encoder import FORMAT, stated_training
+from .encoder import FORMAT, checked_encoder, stated_training, write_encoder
 from .features import Features, FeatureSchema
 from .set_network import SetConfig, SetNetwork
 from .sketch import KINDS, SketchSize
@@ -102,8 +101,6 @@ class SetEncoder:
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write atomically; returns the path."""
-        from safetensors.numpy import save
-
         said = {"family": self.family, "size": asdict(self.schema.size), "modules": self.schema.modules}
         metadata = {
             "format": FORMAT, "kind": "set", "id": self.id, "tower": self.tower, "schema": json.dumps(said),
@@ -112,29 +109,12 @@ class SetEncoder:
         metadata |= {name: str(value) for name, value in self.figures.items() if name == "held_out_recall_at_1"}
         if self.trained_on is not None:
             metadata["trained_on"] = json.dumps(sorted(self.trained_on))
-        path = Path(path)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            with open(temporary, "wb") as stream:
-                stream.write(save(self._tensors(), metadata))
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return path
+        return write_encoder(path, self._tensors(), metadata)
 
     @classmethod
     def restore(cls, path: Path, metadata: dict[str, str], tensors: dict[str, np.ndarray]) -> SetEncoder:
         """From what ``encoder_files.load_encoder_file`` read; ``FileFormatError`` when it does not fit together."""
-        fix = "fetch the file again, or remove it: the library then fits its own encoder"
-        try:
-            encoder = cls._restored(metadata, tensors)
-        except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise FileFormatError(f"the encoder's contents are incomplete: {error!r}", path=path, fix=fix) from error
-        if encoder.id != metadata.get("id"):
-            raise FileFormatError("the encoder's contents do not match its id", path=path, fix=fix)
-        return encoder
+        return checked_encoder(path, metadata, lambda: cls._restored(metadata, tensors))
 
     @classmethod
     def _restored(cls, metadata: dict[str, str], tensors: dict[str, np.ndarray]) -> SetEncoder:
