@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ..autolora_core.encode.open_clip_images import OpenClipImageTower
@@ -128,23 +128,22 @@ class AutoLoRAFindSimilar:
         self, index: dict, lora: str = NONE, image: Any = None, clip: str = NONE, family: str = AUTO, top_k: int = 5,
         strength: float = 1.0, versions: bool = False,
     ) -> dict[str, Any]:  # fmt: skip
-        tick = Bar()
         base = None if family == AUTO else family
         with Library.from_handle(index) as library:
             reports, lists, searched = [], [], base or ""
             if lora != NONE:
-                found = find_like(library, _lora_path(lora), top_k=top_k, tick=tick)
+                found = find_like(library, _lora_path(lora), top_k=top_k, tick=Bar())
                 searched = found.family
                 reports.append(found_report(found))
                 lists.append(picks_by_weights(found, strength, versions))
             if image is not None:
                 seen = find_by_picture(
-                    library, list(image), image_tower(_clip_path(clip)), family=base, top_k=top_k, tick=tick
+                    library, list(image), image_tower(_clip_path(clip)), family=base, top_k=top_k, tick=Bar()
                 )
                 reports.append(picture_report(seen))
                 lists.append(picks_by_picture(seen, strength))
             if not reports:
-                reports = _list_all(library, base, tick)
+                reports = _list_all(library, base)
         report = "\n\n".join(reports)
         picks = fused(lists, top_k)
         why = None if picks else _why_none(lists)
@@ -158,9 +157,9 @@ def _why_none(lists: Sequence[Sequence[Pick]]) -> str:
     return "No other LoRA in the index is alike."
 
 
-def _list_all(library: Library, family: str | None, tick: Callable[[int, int], None]) -> list[str]:
+def _list_all(library: Library, family: str | None) -> list[str]:
     families = sorted({entry.family for entry in library.entries(family)} - {"unknown"})
-    reports = [versions_report(list_versions(library, one, tick)) for one in families]
+    reports = [versions_report(list_versions(library, one, Bar())) for one in families]
     return reports or ["The index holds no LoRA of a known base model" + (f" {family}." if family else ".")]
 
 
