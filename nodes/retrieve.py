@@ -46,7 +46,7 @@ def why_not_asked(use_weights: bool, model: str | None, clip: bool, searched: st
     """
     absent = " and ".join(name for name, there in (("model", model is not None), ("clip", clip)) if not there)
     if not use_weights:
-        return "LoRAs were not asked through the model: use_weights is off." if not absent else ""
+        return "LoRAs were not asked through the model: use_weights is off."
     if absent:
         return f"LoRAs were not asked through the model: connect {absent} to find those that nobody described."
     if model not in FAMILIES_THAT_ANSWER:
@@ -242,8 +242,8 @@ def _optional_inputs() -> dict[str, tuple]:
         "clip": (
             "CLIP",
             {
-                "tooltip": "The model's text encoder. With it LoRAs that nobody described are found: one run of the "
-                "model's first blocks a phrase; about a minute the first time a large model meets a library."
+                "tooltip": "The model's text encoder. With it and the model LoRAs that nobody described are found. The "
+                "first time a model meets a library this takes seconds to minutes, by the model's size."
             },
         ),
         "lora_stack": ("LORA_STACK", {"tooltip": "A stack to extend: its entries come first and stay as they are."}),

@@ -151,6 +151,7 @@ def test_model_and_clip_together_ask_the_loras(run, monkeypatch):
         ({"clip": "clip"}, "connect model to find"),
         ({}, "connect model and clip to find"),
         ({"model": "model", "clip": "clip", "use_weights": False}, "use_weights is off"),
+        ({"model": "model", "use_weights": False}, "use_weights is off"),
         ({"model": "model", "clip": "clip", "family": "sdxl"}, "it is of emoji, the LoRAs searched are for sdxl"),
     ):
         selection, _, _, report = run("a fox", **inputs)
@@ -161,7 +162,8 @@ def test_model_and_clip_together_ask_the_loras(run, monkeypatch):
 def test_a_model_whose_text_layers_are_not_known(comfy):
     why = pack_module("nodes.retrieve").why_not_asked
     assert "not known which of its layers" in why(True, "unknown", True, None)
-    assert why(True, "flux", True, "flux") == "" == why(False, None, False, "flux")
+    assert why(True, "flux", True, "flux") == ""
+    assert "use_weights is off" in why(False, None, False, "flux") and "use_weights" in why(False, "flux", True, "flux")
 
 
 @pytest.fixture
