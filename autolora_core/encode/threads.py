@@ -2,8 +2,7 @@
 
 A LoRA's update is hundreds of products of tall, thin matrices, each done in microseconds. Sharing one of those out
 costs more than it saves, and on a machine that is busy with something else OpenMP's threads spin waiting for each
-other: measured here, a scan beside two busy processes on two cores took over ten times as long with two threads as
-with one.
+other: twelve demo LoRAs, scanned beside two busy processes on two cores, took 55 s with two threads and 1 s with one.
 """
 
 from __future__ import annotations
