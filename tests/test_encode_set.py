@@ -5,16 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import emoji_factors, write_lora
 
 from autolora_core.encode.encoder import RidgeEncoder, WeightEncoder
 from autolora_core.encode.encoder_files import load_encoder_file
-from autolora_core.encode.features import module_features
+from autolora_core.encode.features import module_features, size_for
 from autolora_core.encode.set_encoder import MODULES, SetEncoder, rounded, token_schema
 from autolora_core.encode.set_network import SetConfig, SetNetwork
 from autolora_core.encode.sketch import SketchSize
 from autolora_core.encode.tokens import TokenMap, assemble
+from autolora_core.encode.towers import LexicalTower
 from autolora_core.errors import FileFormatError
+from autolora_core.library.encoders import find_encoders
+from autolora_core.library.index import Library
 from autolora_core.lora.adapters import Update
+from autolora_core.lora.file import LoraFile
+from autolora_core.retrieve.retrieve import retrieve
 
 SIZE = SketchSize(product=6, gram=4, diag=8)
 NAMES = ("a.attn.proj", "b.attn.proj", "c.mlp.fc1")
@@ -180,3 +186,59 @@ def test_the_loader_still_reads_a_ridge(tmp_path):
     ridge = RidgeEncoder.fit(schema, rows, [f"text {'x' * i}" for i in range(9)], Tower())
     loaded = load_encoder_file(ridge.save(tmp_path / "r-encoder.safetensors"))
     assert isinstance(loaded, RidgeEncoder) and loaded.id == ridge.id
+
+
+def for_library(tower, modules: tuple[str, ...]) -> SetEncoder:
+    rng = np.random.default_rng(12)
+    torch.manual_seed(12)
+    size = size_for("emoji")
+    tokens = TokenMap(
+        token_schema("emoji", size, modules),
+        rng.standard_normal((len(modules), KEPT, size.width)).astype(np.float32) * 0.1,
+        np.zeros((len(modules), size.width), np.float32),
+        np.ones((len(modules), KEPT), np.float32),
+        np.zeros(len(modules), np.float32),
+    )
+    network = SetNetwork(SetConfig({MODULES: (len(modules), KEPT + 2)}, tower.dim, width=16, heads=2))
+    network.linear[MODULES].data = torch.randn_like(network.linear[MODULES])
+    text = np.zeros(tower.dim, np.float32), np.eye(tower.dim, dtype=np.float32)
+    return rounded(SetEncoder(tokens, tower.id, network, *text, {"held_out_recall_at_1": 0.5}))
+
+
+@pytest.fixture
+def library(tmp_path):
+    for seed, word in enumerate(("otter", "fox", "castle", "lora_000012")):
+        write_lora(tmp_path / "loras" / f"{word}.safetensors", emoji_factors(seed, blocks=1))
+    with Library.open(tmp_path / "library") as opened:
+        opened.scan([tmp_path / "loras"])
+        yield opened
+
+
+def test_a_library_takes_a_set_encoder_as_it_is(library, tmp_path):
+    tower = LexicalTower()
+    one = next((tmp_path / "loras").glob("*.safetensors"))
+    names = module_features(LoraFile.open(one).updates(), size_for("emoji")).modules
+    encoder = for_library(tower, names)
+    encoder.save(tmp_path / "emoji_encoder.safetensors")
+    shipped = find_encoders([tmp_path])
+    report = library.fit(tower, shipped=shipped)
+    [family] = report.families
+    assert family.encoder_id == encoder.id and not family.learnt and family.captioned == 3
+    assert "as it came" in report.lines()[0]
+    vectors = library.vectors("emoji", encoder.id)
+    assert len(vectors.hashes) == 4
+    entry = next(e for e in library.entries("emoji") if e.hash == vectors.hashes[0])
+    features = encoder.schema.assemble(module_features(LoraFile.open(entry.path).updates(), size_for("emoji")))
+    # The library keeps sketches as float16.
+    assert np.allclose(vectors.matrix[0], encoder.encode(features), atol=5e-3)
+    assert not library.fit(tower, shipped=shipped).families[0].refitted
+    assert retrieve(library, "an otter", tower=tower).encoder == encoder.id
+
+
+def test_a_set_encoder_for_another_tower_is_not_used(library, tmp_path):
+    tower = LexicalTower()
+    one = next((tmp_path / "loras").glob("*.safetensors"))
+    encoder = for_library(tower, module_features(LoraFile.open(one).updates(), size_for("emoji")).modules)
+    object.__setattr__(encoder, "tower", "another")
+    [family] = library.fit(tower, shipped={"emoji": encoder}).families
+    assert family.learnt and family.encoder_id.startswith("ridge-")

@@ -7,13 +7,14 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..encode.encoder import RidgeEncoder
+from ..encode.encoder import WeightEncoder
+from ..encode.encoder_files import load_encoder_file
 from ..errors import EncoderMismatchError, FileFormatError
 from .store import Store
 
 log = logging.getLogger(__name__)
 MAX_LOADED = 8
-_loaded: dict[str, RidgeEncoder] = {}
+_loaded: dict[str, WeightEncoder] = {}
 
 
 def drop_old(store: Store, family: str, tower_id: str) -> list[str]:
@@ -34,18 +35,18 @@ def encoder_path(folder: Path, encoder_id: str) -> Path:
     return folder / f"encoder-{encoder_id}.safetensors"
 
 
-def remember(encoder: RidgeEncoder) -> None:
+def remember(encoder: WeightEncoder) -> None:
     """Keep an encoder in memory; ids are hashes of the contents, so it never goes stale."""
     while len(_loaded) >= MAX_LOADED:
         _loaded.pop(next(iter(_loaded)))
     _loaded[encoder.id] = encoder
 
 
-def load_encoder(store: Store, encoder_id: str) -> RidgeEncoder | None:
+def load_encoder(store: Store, encoder_id: str) -> WeightEncoder | None:
     """An encoder of this library; None when its file is absent or damaged (the next fit makes it again)."""
     if encoder_id not in _loaded:
         try:
-            found = RidgeEncoder.load(encoder_path(store.folder, encoder_id))
+            found = load_encoder_file(encoder_path(store.folder, encoder_id))
         except FileFormatError as error:
             log.warning("%s", error)
             return None
@@ -56,7 +57,7 @@ def load_encoder(store: Store, encoder_id: str) -> RidgeEncoder | None:
     return _loaded[encoder_id]
 
 
-def current_encoder(store: Store, family: str, tower_id: str | None = None) -> RidgeEncoder | None:
+def current_encoder(store: Store, family: str, tower_id: str | None = None) -> WeightEncoder | None:
     """The family's current encoder, for this text tower when given; None when none was fitted."""
     row = store.db.execute(
         "SELECT id FROM encoders WHERE family = ? AND current = 1 AND (? IS NULL OR tower_id = ?)"
@@ -79,13 +80,13 @@ def check_encoder(store: Store, family: str, encoder_id: str) -> None:
         )
 
 
-def find_encoders(folders: Iterable[str | os.PathLike]) -> dict[str, RidgeEncoder]:
+def find_encoders(folders: Iterable[str | os.PathLike]) -> dict[str, WeightEncoder]:
     """Family → encoder file lying in ``folders`` (the first one wins); files that are no encoder are passed over."""
-    found: dict[str, RidgeEncoder] = {}
+    found: dict[str, WeightEncoder] = {}
     for folder in folders:
         for path in sorted(Path(folder).glob("*encoder*.safetensors")):
             try:
-                encoder = RidgeEncoder.load(path)
+                encoder = load_encoder_file(path)
             except FileFormatError as error:
                 log.info("not an encoder: %s", error)
                 continue

@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
-from ..encode.encoder import SAME_FILE_COSINE, RidgeEncoder
+from ..encode.encoder import SAME_FILE_COSINE, RidgeEncoder, WeightEncoder
 from ..encode.features import FeatureSchema, ModuleFeatures
 from ..encode.generic import GENERIC_PROMPTS
 from ..encode.text_cache import CachedTower, cached
@@ -38,7 +38,9 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class FamilyFit:
-    """``found_top5`` is the share of captioned files whose own words rank their leave-one-out vector in the first 5."""
+    """``found_top5`` is the share of captioned files whose own words rank their vector (of a fit without them, where
+    the encoder was fitted on them) in the first 5. ``learnt``: the encoder was fitted on this library's files.
+    """
 
     family: str
     encoder_id: str
@@ -47,6 +49,7 @@ class FamilyFit:
     usable: bool
     refitted: bool
     found_top5: float
+    learnt: bool = True
 
 
 @dataclass
@@ -67,6 +70,9 @@ class FitReport:
                 lines.append(f"for {fit.family}: not used, too few files with words to trust it ({fit.captioned})")
             else:
                 chance = min(1.0, 5 / max(fit.captioned, 1))
+                if not fit.learnt:
+                    lines.append(f"for {fit.family}: {fit.encoder_id}, as it came{_seen(fit, chance)}")
+                    continue
                 lines.append(
                     f"for {fit.family}: learnt from {fit.captioned} of {fit.files} files; a file it was not shown is "
                     f"among the first five for its own words {fit.found_top5:.0%} of the time (chance {chance:.0%})"
@@ -74,12 +80,22 @@ class FitReport:
         return lines
 
 
+def _seen(fit: FamilyFit, chance: float) -> str:
+    """How an encoder that came ready does on the files that say what they are."""
+    if not fit.captioned:
+        return ""
+    return (
+        f"; of {fit.captioned} files with words {fit.found_top5:.0%} are among the first five for their own words"
+        f" (chance {chance:.0%})"
+    )
+
+
 def fit_library(
     store: Store,
     tower: TextTower,
     progress: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
-    shipped: Mapping[str, RidgeEncoder] | None = None,
+    shipped: Mapping[str, WeightEncoder] | None = None,
 ) -> FitReport:
     """Fit what changed, encode what has no vector. The caller holds the writer lock. ``shipped`` encoders (family →
     encoder) are extended with the library's own files instead of starting from nothing."""
@@ -120,7 +136,7 @@ def _families(store: Store) -> list[str]:
 
 
 def _fit_family(
-    store: Store, family: str, tower: TextTower, shipped: RidgeEncoder | None, tick: Callable[[float], None]
+    store: Store, family: str, tower: TextTower, shipped: WeightEncoder | None, tick: Callable[[float], None]
 ) -> FamilyFit:
     hashes = _encodable(store, family)
     words = {digest: text for digest, text in _texts(store, family).items() if digest in set(hashes)}
@@ -134,9 +150,14 @@ def _fit_family(
         encoder = _fit_encoder(store, family, hashes, words, tower, shipped)
     if encoder is None:
         return FamilyFit(family, "", len(hashes), 0, False, False, 0.0)
-    found = _found_top5(encoder, tower) if refitted else json.loads(row[1])["found_top5"]
+    learnt = isinstance(encoder, RidgeEncoder)
+    if not refitted:
+        found = json.loads(row[1])["found_top5"]
+    else:
+        found = _found_top5(encoder, tower) if learnt else _found_as_shipped(store, encoder, family, words, tower)
     tick(0.5)
-    fit = FamilyFit(family, encoder.id, len(hashes), len(encoder.texts), encoder.usable, refitted, found)
+    captioned = len(encoder.texts) if learnt else len(words)
+    fit = FamilyFit(family, encoder.id, len(hashes), captioned, encoder.usable, refitted, found, learnt)
     _bring_up_to_date(store, encoder, hashes, inputs, fit, tick)
     return fit
 
@@ -162,7 +183,7 @@ def _texts(store: Store, family: str) -> dict[str, EntryText]:
     return {digest: EntryText.from_json(json.loads(packed)) for digest, (count, packed) in best.items() if count}
 
 
-def _inputs_id(family, hashes, words: Mapping[str, EntryText], tower: TextTower, shipped: RidgeEncoder | None) -> str:
+def _inputs_id(family, hashes, words: Mapping[str, EntryText], tower: TextTower, shipped: WeightEncoder | None) -> str:
     digest = hashlib.sha256(f"{sketch_id(family)} {tower.id} {shipped.id if shipped else ''}".encode())
     for content in hashes:
         captions = words[content].captions if content in words else ()
@@ -170,8 +191,15 @@ def _inputs_id(family, hashes, words: Mapping[str, EntryText], tower: TextTower,
     return digest.hexdigest()
 
 
-def _fit_encoder(store, family, hashes, words, tower, shipped) -> RidgeEncoder | None:
-    """Fit on the captioned files, or extend a shipped encoder with them; None when there is nothing to learn from."""
+def _fit_encoder(store, family, hashes, words, tower, shipped) -> WeightEncoder | None:
+    """Fit on the captioned files, or extend a shipped encoder with them; None when there is nothing to learn from.
+
+    A shipped encoder that is no ridge cannot be extended: it is taken as it is, unless it speaks to another tower.
+    """
+    if shipped is not None and not isinstance(shipped, RidgeEncoder):
+        if shipped.tower == tower.id:
+            return shipped
+        shipped = None
     captioned = [digest for digest in hashes if digest in words][:MAX_FIT_FILES]
     others = [digest for digest in hashes if digest not in words][: MAX_FIT_FILES - len(captioned)]
     if shipped is None and not captioned:
@@ -205,14 +233,34 @@ def _assemble(schema: FeatureSchema, files: Iterable[ModuleFeatures]) -> np.ndar
 def _found_top5(encoder: RidgeEncoder, tower: TextTower) -> float:
     """How often a captioned file's own words find its leave-one-out vector among the first five."""
     vectors = encoder.ridge.loo()
+    return _share_in_top5(encoder, tower, encoder.texts, vectors)
+
+
+def _found_as_shipped(store: Store, encoder: WeightEncoder, family: str, words, tower: TextTower) -> float:
+    """The same for an encoder that was not fitted here, on at most :data:`MAX_FIT_FILES` captioned files."""
+    captioned = sorted(words)[:MAX_FIT_FILES]
+    if not captioned:
+        return 0.0
+    sketches = read_sketches(store.db, captioned, family)
+    vectors = _vectors(encoder, (sketches[digest] for digest in captioned))
+    return _share_in_top5(encoder, tower, [words[digest].captions for digest in captioned], vectors)
+
+
+def _share_in_top5(encoder: WeightEncoder, tower: TextTower, texts: Sequence[Sequence[str]], vectors) -> float:
     vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    own = np.stack([tower.encode(list(texts)).mean(axis=0) for texts in encoder.texts])
+    own = np.stack([tower.encode(list(lines)).mean(axis=0) for lines in texts])
     scores = encoder.query(own) @ vectors.T
     rank = (scores > np.diag(scores)[:, None]).sum(axis=1)
     return float((rank < 5).mean())
 
 
-def _bring_up_to_date(store: Store, encoder: RidgeEncoder, hashes: list[str], inputs: str, fit: FamilyFit, tick):
+def _vectors(encoder: WeightEncoder, files: Iterable[ModuleFeatures]) -> np.ndarray:
+    """(n, dim) float32 of every file."""
+    rows = [encoder.encode(encoder.schema.assemble(file)) for file in files]
+    return np.stack(rows) if rows else np.zeros((0, encoder.dim), np.float32)
+
+
+def _bring_up_to_date(store: Store, encoder: WeightEncoder, hashes: list[str], inputs: str, fit: FamilyFit, tick):
     """Store the encoder as the current one of its family and tower, and the vectors that are missing; drop old ones."""
     have = {row[0] for row in store.db.execute("SELECT hash FROM vectors WHERE encoder_id = ?", (encoder.id,))}
     missing = [digest for digest in hashes if digest not in have]
@@ -221,7 +269,7 @@ def _bring_up_to_date(store: Store, encoder: RidgeEncoder, hashes: list[str], in
         encoder.save(path)
     remember(encoder)
     row = (
-        encoder.id, fit.family, "ridge", encoder.schema.id, encoder.tower, inputs,
+        encoder.id, fit.family, encoder.id.partition("-")[0], encoder.schema.id, encoder.tower, inputs,
         json.dumps({"found_top5": fit.found_top5, "captioned": fit.captioned}), now(),
     )  # fmt: skip
     with store.transaction() as db:
@@ -234,7 +282,7 @@ def _bring_up_to_date(store: Store, encoder: RidgeEncoder, hashes: list[str], in
             tick(0.5 + 0.5 * start / len(missing))
             block = missing[start : start + ASSEMBLE_BLOCK]
             sketches = read_sketches(db, block, fit.family)
-            vectors = encoder.encode_many(_assemble(encoder.schema, (sketches[digest] for digest in block)))
+            vectors = _vectors(encoder, (sketches[digest] for digest in block))
             store_vectors(
                 store, encoder.id, encoder.schema.id, encoder.tower, list(zip(block, vectors, strict=True)), now()
             )

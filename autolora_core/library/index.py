@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..encode.encoder import RidgeEncoder
+from ..encode.encoder import WeightEncoder
 from ..encode.features import ModuleFeatures, size_for
 from ..encode.response import FactorTable
 from ..encode.text_cache import CachedTower
@@ -190,7 +190,7 @@ class Library:
         *,
         progress: Progress | None = None,
         should_stop: Callable[[], bool] | None = None,
-        shipped: Mapping[str, RidgeEncoder] | None = None,
+        shipped: Mapping[str, WeightEncoder] | None = None,
     ) -> fit.FitReport:
         """Fit (or keep) one weight encoder per family against ``tower`` and bring all vectors up to date.
 
@@ -241,7 +241,7 @@ class Library:
         hashes = sorted({entry.hash for entry in self.entries(family) if entry.hash})
         return read_responses(self.store.db, hashes, family, width)
 
-    def encoder(self, family: str, tower_id: str | None = None) -> RidgeEncoder | None:
+    def encoder(self, family: str, tower_id: str | None = None) -> WeightEncoder | None:
         """The encoder fitted for a family and text tower (any tower when None), or None."""
         return encoders.current_encoder(self.store, family, tower_id)
 
