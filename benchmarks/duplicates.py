@@ -27,7 +27,8 @@ import numpy as np
 from autolora_core.library.grid import WIDTH, Grid, open_grid
 from autolora_core.library.index import Library
 from autolora_core.library.relations import VERSIONS
-from autolora_core.library.similar import Found, MergeFound, find_like
+from autolora_core.library.shelf import MergeFound
+from autolora_core.library.similar import Found, find_like
 from autolora_core.library.versions import list_versions
 from benchmarks import duplicate_epochs
 from benchmarks.duplicate_files import Origin, build, truth, write

@@ -13,10 +13,11 @@ from conftest import emoji_factors, write_lora
 from similar_files import averaged, cut_to, drifted, mixed, scaled, summed
 
 from autolora_core.errors import AutoLoRAError, FileFormatError, LibraryError, NoUpdatesError
-from autolora_core.library import similar, versions
+from autolora_core.library import shelf, similar, versions
 from autolora_core.library.grid import WIDTH, open_grid
 from autolora_core.library.index import Library
-from autolora_core.library.similar import Shelf, find_like
+from autolora_core.library.shelf import Shelf
+from autolora_core.library.similar import find_like
 from autolora_core.library.similar_words import found_report, versions_report
 from autolora_core.library.versions import list_versions, near_pairs
 from autolora_core.lora.file import LoraFile
@@ -239,9 +240,9 @@ def test_an_empty_library_has_no_versions(tmp_path):
 
 
 def test_shelf_keeps_few_files_in_memory(library, monkeypatch):
-    monkeypatch.setattr(similar, "HELD", 2)
-    shelf = Shelf(library, "emoji")
-    for digest in shelf.grid.hashes[:5]:
-        shelf.weights(digest)
-    assert len(shelf._held) == 2 and shelf.opened == 5
+    monkeypatch.setattr(shelf, "HELD", 2)
+    made = Shelf(library, "emoji")
+    for digest in made.grid.hashes[:5]:
+        made.weights(digest)
+    assert len(made._held) == 2 and made.opened == 5
     assert versions.FIRSTS >= 1

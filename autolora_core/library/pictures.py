@@ -21,7 +21,7 @@ from ..encode.open_clip_images import OpenClipImageTower
 from ..errors import LibraryError
 from .entries import Entry
 from .index import Library
-from .similar import Tick, silent
+from .shelf import Tick, silent
 from .texts import TextStore
 
 log = logging.getLogger(__name__)

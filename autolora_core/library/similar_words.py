@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from .pictures import PictureFound, PictureHit
 from .relations import Measured, Relation
-from .similar import Found, Hit, MergeFound
+from .shelf import MergeFound
+from .similar import Found, Hit
 from .versions import Versions
 
 MAX_LINES = 60

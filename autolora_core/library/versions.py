@@ -20,7 +20,8 @@ from .grid import VERSION, Grid
 from .index import Library
 from .merges import Merge
 from .relations import RULES, SAME, VERSIONS, Measured, Relation, decide, measure
-from .similar import MERGE_FROM, MergeFound, Shelf, Tick, likeliest, silent
+from .shelf import MergeFound, Shelf, Tick, likeliest, silent
+from .similar import MERGE_FROM
 from .sketches import sketch_id
 from .store import write_atomically
 
