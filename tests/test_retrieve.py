@@ -126,6 +126,7 @@ def test_progress_is_told_and_may_interrupt():
     view, told = words_world(TITLES), []
     retrieve(view, "an otter", tower=LEXICAL, progress=lambda *now: told.append(now))
     assert told[0][0] == 0 and all(done < total == told[0][1] for done, total, _ in told) and len(told) > 5
+    assert told[-1][0] >= 0.75 * told[0][1], "fitting, after the words, is told too"
 
     class Stop(Exception):
         pass

@@ -25,6 +25,8 @@ from .view import EntryLike, LibraryView
 
 CACHED_LIBRARIES = 4
 WARM_BLOCK = 32
+# Which part of the work each step of preparing a library is, as progress shows it.
+WORDS, ASKING, CALIBRATING = (0.0, 0.5), (0.5, 0.75), (0.75, 1.0)
 Progress = Callable[[int, int, str], None]
 _cache: OrderedDict[str, Prepared] = OrderedDict()
 _cache_lock = threading.Lock()
@@ -65,7 +67,7 @@ def prepare(
             _cache.move_to_end(key)
             return _cache[key]
     store = view.text_tower(tower)
-    _encode_words(store, candidates(view, family), progress)
+    _encode_words(store, candidates(view, family), _portion(progress, *WORDS))
     prepared = _prepare_cold(view, family, store, encoder, use_weights, use_text, states, progress)
     if key is not None:
         with _cache_lock:
@@ -89,9 +91,9 @@ def _prepare_cold(
     groups = near_groups(scorer, list(view.near_duplicates(family)))
     weights = reading is not None and bool(scorer.has_vector.any())
     if states is not None:
-        scorer.responder = Responder.measure(view, family, scorer.entries, states, progress)
+        scorer.responder = Responder.measure(view, family, scorer.entries, states, _portion(progress, *ASKING))
         notes.append(_asked_note(scorer))
-    calibration = calibrate(scorer, groups, weights, use_text, states, progress)
+    calibration = calibrate(scorer, groups, weights, use_text, states, _portion(progress, *CALIBRATING))
     if weights:
         share = f"{scorer.weight_claim:.0%}"
         notes.append(f"Weights count for at most {share}: so often they put the right LoRA first without its words.")
@@ -102,6 +104,13 @@ def _prepare_cold(
         verb = "has" if silent == 1 else "have"
         notes.append(f"{counted(silent, 'LoRA')} {verb} neither words nor usable weights and could not be considered.")
     return Prepared(scorer, groups, calibration, weights, use_text, reading.id if reading else None, tuple(notes))
+
+
+def _portion(progress: Progress | None, low: float, high: float) -> Progress | None:
+    """Progress of one step, told as a part of the whole, in thousandths."""
+    if progress is None:
+        return None
+    return lambda done, total, text: progress(int(1000 * (low + (high - low) * done / max(total, 1))), 1000, text)
 
 
 def _asked_note(scorer: Scorer) -> str:

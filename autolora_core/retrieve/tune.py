@@ -77,7 +77,7 @@ def calibrate(
     if scorer.responder is not None:
         _calibrate_response(scorer, own_z, owners, same)
     generic = _Parts.of(
-        scorer, scorer.tower.encode(list(GENERIC_PROMPTS)), GENERIC_PROMPTS, use_weights, use_text, generic_z
+        scorer, scorer.tower.encode(list(GENERIC_PROMPTS)), GENERIC_PROMPTS, use_weights, use_text, generic_z, progress
     )
     logit = combine(generic.weights, generic.words, np.full_like(generic.words, np.nan))
     ruler = Ruler.measure(logit.T, LOGIT_FLOOR)
@@ -85,7 +85,7 @@ def calibrate(
         return Calibration(NoneFits.fit([], []), ruler, (0, 0))
     claimed = np.nan_to_num(generic.words).max(axis=1) > CLAIMED
     negatives = [top_evidence(logit, groups, ruler)[0][~claimed]]
-    own = _Parts.of(scorer, asked, texts, use_weights, use_text, own_z)
+    own = _Parts.of(scorer, asked, texts, use_weights, use_text, own_z, progress)
     positives, asks = [], 0
     for words in _variants(own.words, owners, scorer, use_weights):
         if sum(map(len, positives)) >= ENOUGH:
@@ -133,13 +133,24 @@ class _Parts:
 
     @classmethod
     def of(
-        cls, scorer: Scorer, asked: np.ndarray, texts: Sequence[str], weights: bool, text: bool, answers: np.ndarray
+        cls,
+        scorer: Scorer,
+        asked: np.ndarray,
+        texts: Sequence[str],
+        weights: bool,
+        text: bool,
+        answers: np.ndarray,
+        progress: Progress | None = None,
     ) -> _Parts:
         """``answers``: z-scores of the responses, NaN where there are none."""
         absent = np.full((len(texts), len(scorer.entries)), np.nan)
         # In blocks: a large library has many times more phrases than LoRAs.
-        blocks = [slice(start, start + BLOCK) for start in range(0, len(texts), BLOCK)] if text else []
-        found = [np.fmax(*scorer.word_evidence(asked[block], texts[block])[:2]) for block in blocks]
+        found = []
+        for start in range(0, len(texts), BLOCK) if text else ():
+            if progress is not None:
+                progress(start, len(texts), texts[start])
+            block = slice(start, start + BLOCK)
+            found.append(np.fmax(*scorer.word_evidence(asked[block], texts[block])[:2]))
         by_word = np.concatenate(found) if found else absent
         by_weights = scorer.weight_evidence(asked) if weights and len(texts) else absent
         return cls(either(by_weights, scorer.response_evidence(answers)), by_word)
