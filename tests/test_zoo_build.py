@@ -78,7 +78,7 @@ def test_without_variables_the_shipped_models_are_meant(folders):
 
 def test_quick_settings_fill_only_what_was_not_given(folders):
     args = command.parse(["build", "--quick", "--base-minutes", "3", "--loras", "9", "--models", "x"])
-    assert (args.loras, args.gate_steps, args.no_compile, args.models) == (9, 4, True, Path("x"))
+    assert (args.loras, args.gate_steps, args.no_compile, args.models) == (9, 2, True, Path("x"))
     assert command.chosen(args.base_minutes, args.base_steps, 120) == Budget(3, 40)
     plain = command.parse(["build"])
     assert not plain.no_compile and command.chosen(plain.base_minutes, plain.base_steps, 120) == Budget(120)
@@ -95,6 +95,26 @@ def test_a_step_that_does_not_make_its_files_is_noticed(steps, monkeypatch, tmp_
     monkeypatch.setattr(command, "STEPS", (idle,))
     with pytest.raises(FileNotFoundError, match="step idle did not make .*gone"):
         call(monkeypatch, "build", "--quick")
+
+
+def test_the_shipped_gate_is_not_overwritten_by_a_quick_build(folders, monkeypatch):
+    """As long as its training does not ask where models go."""
+    from zoo import train_gate
+
+    trained = []
+    monkeypatch.setattr(train_gate, "train", lambda steps, compiled: trained.append(steps))
+    monkeypatch.delattr(train_gate, "models_dir", raising=False)
+    monkeypatch.setenv(cache.MODELS, str(folders / "models"))
+    with pytest.raises(SystemExit, match="would overwrite"):
+        command._gate(command.parse(["build", "--quick"]))
+    monkeypatch.setattr(train_gate, "models_dir", cache.models_dir, raising=False)
+    command._gate(command.parse(["build", "--quick"]))
+    assert trained == [2]
+
+
+def test_what_is_written_can_be_read_by_others(tmp_path):
+    path = cache.write_atomic(tmp_path / "x", lambda tmp: tmp.touch(0o600))
+    assert path.stat().st_mode & 0o044 == 0o044
 
 
 def test_status_names_what_is_missing_and_how_long_was_trained(folders, monkeypatch, caplog):

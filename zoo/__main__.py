@@ -24,11 +24,11 @@ from pathlib import Path
 
 from autolora_core.errors import AutoLoRAError
 from zoo.budget import add_options, chosen, positive_int
-from zoo.cache import FOLDER, MODELS, cache_dir, models_dir, read_json, zoo_dir
+from zoo.cache import FOLDER, MODELS, REPO, cache_dir, models_dir, read_json, zoo_dir
 
 log = logging.getLogger("zoo")
 AUTOENCODER_MINUTES, BASE_MINUTES, JUDGE_MINUTES, GATE_STEPS = 15.0, 120.0, 25.0, 600
-QUICK = {"every": 4, "autoencoder_steps": 40, "base_steps": 40, "judge_steps": 40, "loras": 4, "gate_steps": 4}
+QUICK = {"every": 4, "autoencoder_steps": 40, "base_steps": 40, "judge_steps": 40, "loras": 4, "gate_steps": 2}
 QUICK["no_compile"] = True  # it would take longer than those few steps
 
 
@@ -97,9 +97,11 @@ def _loras(args: argparse.Namespace) -> None:
 
 
 def _gate(args: argparse.Namespace) -> None:
-    from zoo.train_gate import train
+    from zoo import train_gate
 
-    train(args.gate_steps or GATE_STEPS, not args.no_compile)
+    if models_dir() != REPO / "models" and not hasattr(train_gate, "models_dir"):
+        raise SystemExit("zoo/train_gate.py would overwrite the gate shipped here: leave it out with --until loras")
+    train_gate.train(args.gate_steps or GATE_STEPS, not args.no_compile)
 
 
 def _work(*names: str) -> Callable[[], list[Path]]:

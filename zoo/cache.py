@@ -54,6 +54,7 @@ def write_atomic(path: Path, write: Callable[[Path], Any]) -> Path:
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(tmp)
+        tmp.chmod(0o644)  # safetensors makes files that only their owner reads; a server may run as somebody else
         os.replace(tmp, path)
     finally:
         tmp.unlink(missing_ok=True)
