@@ -87,7 +87,7 @@ def _merge_sides(side: Sides, other: Weights, origin: Origin, whole: dict[str, W
     pairs = [(first, second, True), *((first, run, False) for run in wrong)]
     for one, two, right in pairs:
         parts = (whole[one], whole[two])
-        limit = max(merges.LEFT_OVER, rounding_limit(max(w.rounding for w in (other, *parts))))
+        limit = merges.left_over_limit(other, *parts)
         fits = [fit(other, *parts) for fit in (merges.fit_sum, merges.fit_matrices)]
         side.add(min((fit.left_over for fit in fits if fit is not None), default=1.0) / limit, right)
 
@@ -113,4 +113,4 @@ def _epoch_sides(sides: dict[str, Sides], files: dict[str, tuple[Weights, Origin
         for (a, _), (b, _), (c, _) in combinations(sorted(members, key=lambda m: m[1].step), 3):
             fit = merges.fit_sum(b, a, c)
             if fit is not None:
-                sides["merge"].add(fit.left_over / max(merges.LEFT_OVER, rounding_limit(b.rounding)), False)
+                sides["merge"].add(fit.left_over / merges.left_over_limit(b, a, c), False)

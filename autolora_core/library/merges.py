@@ -24,7 +24,6 @@ from .duplicates import Piece, inner
 from .relations import TRUNCATION_SHORTFALL, rounding_limit, shortfall
 from .weights import Weights, cut
 
-LEFT_OVER = 0.02  # of the file's norm that the two may leave unexplained (more where rounding is coarser)
 LEAST_SHARE = 0.05  # of the file's norm that each of the two must bring
 MOST_ALIKE = 0.999  # two parts nearer than this cannot be told apart
 
@@ -50,12 +49,17 @@ class Merge:
 
 def find_merge(whole: Weights, first: Weights, second: Weights) -> Merge | None:
     """How ``whole`` is made of the two others, or None when it is not."""
-    limit = max(LEFT_OVER, rounding_limit(max(whole.rounding, first.rounding, second.rounding)))
+    limit = left_over_limit(whole, first, second)
     for fit in (fit_sum, fit_matrices):
         found = fit(whole, first, second)
         if found is not None and found.left_over <= limit and min(found.share) >= LEAST_SHARE:
             return found
     return None
+
+
+def left_over_limit(whole: Weights, first: Weights, second: Weights) -> float:
+    """What rounding may leave over. No more: the middle one of three epochs is a sum of the others to 0.4 %."""
+    return rounding_limit(max(whole.rounding, first.rounding, second.rounding))
 
 
 def _solve(gram: Tensor, right: Tensor, square: float) -> tuple[Tensor, float] | None:

@@ -40,7 +40,7 @@ KINDS = (
 # The weights of one LoRA, whole or less; and with other epochs, its versions: applying two is applying one twice.
 SAME = KINDS[:6]
 VERSIONS = (*SAME, "epoch")
-RULES = 1  # raise when a rule or threshold changes, so that stored relations are decided again
+RULES = 2  # raise when a rule or threshold changes, so that stored relations are decided again
 
 LEAST_RESIDUAL = 2e-3  # float16 loses this much of small values
 FACTOR_TOLERANCE = 5e-3  # a factor this near 1 is 1
@@ -48,7 +48,7 @@ SAME_MATRICES = 0.05  # relative distance of two ``down`` matrices up to a numbe
 TRUNCATION_SHORTFALL = 2e-3  # of the largest cosine that the lower rank allows
 TRUNCATION_FROM = 0.25  # cosines below this are not looked at for truncation
 EPOCH = 0.98
-EPOCH_ALIGNED, ALIGNED = 0.5, 0.5
+EPOCH_ALIGNED, ALIGNED = 0.5, 0.9  # averaged matrices agree with those of a part of weight 0.8 to less than 0.9
 ALIKE = 0.1
 
 
