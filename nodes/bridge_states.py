@@ -9,6 +9,7 @@ and interruption are ComfyUI's; a clone carries our options and nothing of the u
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -25,7 +26,9 @@ from ..autolora_core.encode.response import TextStates
 from ..autolora_core.encode.text_fed import Space, named_space
 from ..autolora_core.errors import AutoLoRAError
 from .bridge_paths import model_family, throw_if_interrupted
+from .text_marks import real_tokens
 
+log = logging.getLogger(__name__)
 # Part of a source's id: raise it when states would differ.
 VERSION = 1
 # Share of the denoising that is done at the sigma used: the prompt decides what is drawn in early steps.
@@ -52,48 +55,58 @@ class ModelStates:
         self.lasting = not any(_own_changes(patcher) for patcher in (model, clip.patcher))
         made = f"{VERSION} {PERCENT} {self.family} {fingerprint(model)} {fingerprint(clip.patcher)} {_options(clip)}"
         self.id = hashlib.sha256(made.encode()).hexdigest()[:24]
+        self.group = GROUP
 
     @torch.inference_mode()
     def record(self, texts: Sequence[str], spaces: Sequence[str], progress: Progress | None = None) -> TextStates:
         """See ``StateSource``. Raises ComfyUI's interrupt when the user cancels."""
-        tell = progress or (lambda done, total, text: None)
+        steps = _Steps(progress, 2 * len(texts))
         network = self.model.model.diffusion_model
         wanted = [space for name in spaces if (space := named_space(self.family, name)) is not None]
         wanted = [space for space in wanted if space.probe is None or _module(network, space.probe) is not None]
         empty = self.clip.tokenize("")
         parts: list[TextStates] = []
-        for block in self._encoded(texts, tell):
+        for block in self._encoded(texts, steps):
             marks = [real_tokens(tokens, empty, cond[0][0].shape[1]) for tokens, cond in block]
-            inputs = self._inputs([cond for _, cond in block], wanted)
+            inputs = self._inputs([cond for _, cond in block], wanted, steps)
             parts.append(_collected(inputs, marks, wanted))
-            tell(sum(map(len, parts)), len(texts), texts[sum(map(len, parts)) - 1])
         return TextStates.join(parts) if parts else TextStates(np.zeros(0, int), {})
 
-    def _encoded(self, texts: Sequence[str], tell: Progress) -> Iterator[list[tuple[dict, Conditioning]]]:
+    def _encoded(self, texts: Sequence[str], steps: _Steps) -> Iterator[list[tuple[dict, Conditioning]]]:
         """``(tokens, conditioning)`` of the texts, in lists that fit in memory: each swap of models costs seconds."""
         block: list[tuple[dict, Conditioning]] = []
         held = 0
-        for done, text in enumerate(texts):
+        for text in texts:
             throw_if_interrupted()
             tokens = self.clip.tokenize(text)
             cond = self.clip.encode_from_tokens_scheduled(tokens, show_pbar=False)
             block.append((tokens, cond))
             held += cond[0][0].numel() * cond[0][0].element_size()
-            tell(done + 1 - len(block), len(texts), text)
+            steps.take(1, text)
             if held >= MAX_HELD:
                 yield block
                 block, held = [], 0
         if block:
             yield block
 
-    def _inputs(self, conds: list[Conditioning], wanted: list[Space]) -> list[dict[str, Tensor]]:
+    def _inputs(self, conds: list[Conditioning], wanted: list[Space], steps: _Steps) -> list[dict[str, Tensor]]:
         """For each text, space → its input (T, d) on the CPU."""
         if all(space.probe is None for space in wanted):
             return [{space.name: cond[0][0][0].float().cpu() for space in wanted} for cond in conds]
         found: list[dict[str, Tensor]] = []
-        for start in range(0, len(conds), GROUP):
+        while len(found) < len(conds):
             throw_if_interrupted()
-            found += self._run(conds[start : start + GROUP], wanted)
+            group = conds[len(found) : len(found) + self.group]
+            try:
+                found += self._run(group, wanted)
+            except AutoLoRAError as error:
+                if len(group) == 1:
+                    raise
+                # Some networks take one text at a time, some texts do not go together (masks, lengths).
+                log.info("texts are asked one by one: %s", error)
+                self.group = 1
+                continue
+            steps.take(len(group))
         return found
 
     def _run(self, conds: list[Conditioning], wanted: list[Space]) -> list[dict[str, Tensor]]:
@@ -124,6 +137,19 @@ def _explained() -> Iterator[None]:
             f"the model could not be run on what the CLIP makes of a text ({error})",
             fix="connect the CLIP that belongs to the model, or disconnect it from Retrieve LoRAs from Prompt",
         ) from error
+
+
+class _Steps:
+    """Counts what is done of ``total`` and tells it."""
+
+    def __init__(self, tell: Progress | None, total: int):
+        self.tell, self.total, self.done = tell, total, 0
+
+    def take(self, count: int, name: str = "") -> None:
+        """``count`` more are done."""
+        self.done += count
+        if self.tell is not None:
+            self.tell(self.done, self.total, name)
 
 
 class _Reached(Exception):
@@ -163,6 +189,8 @@ class _Listener:
 
     def _hear(self, space: Space, args: tuple) -> None:
         states = args[0].detach()
+        if states.ndim == 3 and states.shape[0] == 1 and states.shape[1] % len(self._rows) == 0:
+            states = states.reshape(len(self._rows), -1, states.shape[2])  # PixArt lays its batch in one line
         if states.ndim != 3 or states.shape[0] != len(self._rows):
             raise AutoLoRAError(
                 f"the text layers of this model are fed in a way this pack does not know: {tuple(states.shape)}",
@@ -199,56 +227,13 @@ def latent_shape(model: Any, family: str) -> tuple[int, ...]:
     return (1, latents.latent_channels, *[1] * (latents.latent_dimensions - 2), side, side)
 
 
-def real_tokens(tokens: dict[str, list], empty: dict[str, list], length: int) -> np.ndarray:
-    """Which of the ``length`` positions of a conditioning hold the text: (length,) bool.
-
-    Those where the tokens differ from an empty prompt's, and the end token after them. Start tokens, templates and
-    padding say the same for every text. Encoders whose states lie side by side (CLIP-L and CLIP-G) are laid over each
-    other, those that follow one another (SD3's CLIP and T5) are joined. Every position where this cannot be told.
-    """
-    marks = {key: _differs(_ids(rows), _ids(empty.get(key, []))) for key, rows in tokens.items()}
-    whole = [mark for mark in marks.values() if len(mark) == length]
-    if whole:
-        found = np.logical_or.reduce(whole)
-    else:
-        clip = [mark for key, mark in marks.items() if key in ("l", "g")]
-        other = [mark for key, mark in marks.items() if key not in ("l", "g")]
-        wide = max(map(len, clip), default=0)
-        beside = (
-            np.logical_or.reduce([np.pad(mark, (0, wide - len(mark))) for mark in clip]) if clip else np.zeros(0, bool)
-        )
-        joined = np.concatenate([beside, *other]) if other else beside
-        # Encoders that drop their template from the front leave the end.
-        longest = joined if len(joined) == length or not other else max(other, key=len)
-        found = longest[len(longest) - length :] if len(longest) >= length else np.ones(length, bool)
-    return found if found.any() else np.ones(length, bool)
-
-
-def _ids(rows: list) -> list[int]:
-    """Token numbers of all chunks; an embedding in place of a token counts as −1."""
-    return [pair[0] if isinstance(pair[0], int) else -1 for row in rows for pair in row]
-
-
-def _differs(ids: list[int], empty: list[int]) -> np.ndarray:
-    """(len(ids),) bool: from the first to the last position that an empty prompt fills otherwise, and the end token."""
-    padded = empty + [None] * (len(ids) - len(empty))
-    unlike = [number for number, (mine, other) in enumerate(zip(ids, padded, strict=False)) if mine != other]
-    mark = np.zeros(len(ids), bool)
-    if unlike:
-        first, last = unlike[0], unlike[-1]
-        mark[first : last + 1] = True
-        if last + 1 < len(ids) and first < len(empty) and ids[last + 1] == empty[first]:
-            mark[last + 1] = True
-    return mark
-
-
 def _collected(inputs: list[dict[str, Tensor]], marks: list[np.ndarray], wanted: list[Space]) -> TextStates:
-    """The marked tokens of every text, one after another; spaces that some text lacks are left out."""
+    """The marked tokens of every text, one after another; spaces that some text lacks or broke are left out."""
     limit = float(np.finfo(np.float16).max)
     tokens: dict[str, np.ndarray] = {}
     for space in wanted:
         rows = [_marked(own.get(space.name), mark) for own, mark in zip(inputs, marks, strict=True)]
-        if all(row is not None for row in rows):
+        if all(row is not None and np.isfinite(row).all() for row in rows):
             tokens[space.name] = np.concatenate(rows).clip(-limit, limit).astype(np.float16)
     return TextStates(np.array([int(mark.sum()) for mark in marks], int), tokens)
 

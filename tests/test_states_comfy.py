@@ -39,6 +39,18 @@ class WordClip:
         return [[states, {"pooled_output": states.mean(dim=1)[:, : tiny_models.SD3_POOLED]}]]
 
 
+class WideClip(WordClip):
+    """As T5 has it: 4096 wide, with a mask and a pooled vector for those that ask."""
+
+    def __init__(self):
+        super().__init__(width=4096)
+
+    def encode_from_tokens_scheduled(self, tokens: dict, show_pbar: bool = True) -> list:
+        ((states, _),) = super().encode_from_tokens_scheduled(tokens)
+        mask = torch.ones(states.shape[:2], dtype=torch.long)
+        return [[states, {"pooled_output": torch.zeros(1, 768), "attention_mask": mask}]]
+
+
 @pytest.fixture(scope="module")
 def states(comfy):
     return pack_module("nodes.bridge_states")
@@ -118,7 +130,7 @@ def test_an_interrupt_ends_it_and_leaves_no_trace(states, sd3):
     source.family = "sd3"
 
     def cancel(done: int, total: int, text: str) -> None:
-        if done >= 0 and text == "two":
+        if text == "two":
             comfy.model_management.interrupt_current_processing()
 
     with pytest.raises(comfy.model_management.InterruptProcessingException):
@@ -156,6 +168,58 @@ def test_the_context_itself_needs_no_run(states, comfy, monkeypatch):
     assert np.allclose(found.tokens["context"], torch.cat(wanted).detach().numpy(), atol=2e-3)
 
 
+def wan(**how):
+    from comfy.ldm.wan.model import WanModel
+
+    return WanModel(dim=128, ffn_dim=64, num_heads=1, num_layers=2, text_dim=4096, **how)
+
+
+def ltxv(**how):
+    from comfy.ldm.lightricks.model import LTXVModel
+
+    sizes = {"cross_attention_dim": 128, "attention_head_dim": 4, "num_attention_heads": 32, "num_layers": 2}
+    return LTXVModel(caption_channels=4096, **sizes, **how)
+
+
+def hunyuan_video(**how):
+    from comfy.ldm.hunyuan_video.model import HunyuanVideo
+
+    sizes = {"vec_in_dim": 768, "context_in_dim": 4096, "hidden_size": 128, "mlp_ratio": 4.0, "num_heads": 1}
+    sizes |= {"depth": 2, "depth_single_blocks": 1, "axes_dim": [16, 56, 56], "theta": 256, "patch_size": [1, 2, 2]}
+    sizes |= {"in_channels": 16, "out_channels": 16, "qkv_bias": True, "guidance_embed": True, "byt5": False}
+    return HunyuanVideo(**sizes, use_cond_type_embedding=False, vision_in_dim=None, meanflow=False, **how)
+
+
+def pixart(**how):
+    from comfy.ldm.pixart.pixartms import PixArtMS
+
+    return PixArtMS(depth=1, caption_channels=4096, model_max_length=300, pe_interpolation=1, **how)
+
+
+ARCHITECTURES = {
+    wan: ["context"],
+    ltxv: ["context"],
+    hunyuan_video: [f"double_blocks.{n}.{part}" for n in (0, 1) for part in ("txt_attn.qkv", "txt_mlp.0")],
+    pixart: ["context"],
+}
+
+
+@pytest.mark.parametrize("build", ARCHITECTURES, ids=lambda build: build.__name__)
+def test_other_architectures_are_heard(states, comfy, build):
+    import comfy.ops
+
+    network = build(device="meta", dtype=torch.float32, operations=comfy.ops.disable_weight_init)
+    model = tiny_models.load(tiny_models.random_state(network, scale=0.02))
+    source = states.ModelStates(model, WideClip())
+    assert source.family == build.__name__
+    found = source.record(["red fox", "otter"], ARCHITECTURES[build])
+    assert list(found.tokens) == ARCHITECTURES[build] and found.counts.tolist() == [3, 2]
+    alone = source.record(["otter"], ARCHITECTURES[build])
+    for name, tokens in found.tokens.items():
+        assert np.allclose(alone.tokens[name], tokens[3:], atol=5e-3)
+        assert np.abs(tokens[0] - tokens[3]).max() > 0.1, "two words, two states"
+
+
 def test_layers_that_the_model_lacks_are_left_out(states, sd3):
     source = states.ModelStates(sd3, WordClip())
     source.family = "sd3"
@@ -181,6 +245,29 @@ def test_models_are_known_by_their_contents(states, sd3):
     skipping = WordClip()
     skipping.layer_idx = -2
     assert states.ModelStates(sd3, skipping).id != one.id
+
+
+def test_progress_counts_encoding_and_running(states, sd3):
+    source, told = states.ModelStates(sd3, WordClip()), []
+    source.family = "sd3"
+    source.record([f"word{n}" for n in range(20)], [QKV], lambda done, total, text: told.append((done, total)))
+    assert told == [(n, 40) for n in (*range(1, 21), 36, 40)]
+
+
+def test_a_network_that_takes_one_text_at_a_time(states, sd3, monkeypatch):
+    source = states.ModelStates(sd3, WordClip())
+    source.family = "sd3"
+    wanted = source.record(TEXTS, [QKV])
+    real = sd3.model.diffusion_model.forward
+
+    def alone(x, *args, **named):
+        if len(x) > 1:
+            raise RuntimeError("one at a time")
+        return real(x, *args, **named)
+
+    monkeypatch.setattr(sd3.model.diffusion_model, "forward", alone)
+    found = source.record(TEXTS, [QKV])
+    assert source.group == 1 and np.allclose(found.tokens[QKV], wanted.tokens[QKV], atol=5e-3)
 
 
 def test_a_clip_of_another_model_is_named(states, sd3):
@@ -219,7 +306,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_positions_of_the_text(states, case):
+def test_positions_of_the_text(comfy, case):
     tokens, empty, length, wanted = case
-    mark = states.real_tokens(tokens, empty, length)
+    mark = pack_module("nodes.text_marks").real_tokens(tokens, empty, length)
     assert len(mark) == length and np.flatnonzero(mark).tolist() == list(wanted)
