@@ -31,6 +31,7 @@ from benchmarks.retrieval_study import (
     ENCODER,
     FILE_ONLY,
     OURS,
+    PROFILE,
     RESPONSE,
     Study,
     add_published,
@@ -50,7 +51,10 @@ from zoo.train_loras import load_base
 log = logging.getLogger("benchmarks.retrieval")
 SEED, PICKS = 0, 3
 RIDGE = "ridge on our tokens, all"
-CANDIDATES = ((RESPONSE, ENCODER), (RESPONSE, ENCODER, RIDGE), (RESPONSE, RIDGE), (RESPONSE, ENCODER, "draw"))
+CANDIDATES = (
+    (RESPONSE, ENCODER), (RESPONSE, RIDGE), (RESPONSE, PROFILE), (RESPONSE, ENCODER, PROFILE),
+    (RESPONSE, PROFILE, "draw"), (RESPONSE, ENCODER, PROFILE, "draw"), (RESPONSE, ENCODER, PROFILE, RIDGE, "draw"),
+)  # fmt: skip
 REPORTED = (
     "zs_name", "zs_sentence", "zs_paraphrase", "zs_keywords", "zs_all_captions", "zs_trigger_only", "zs_style",
     "zs_style_all_captions",
@@ -198,7 +202,7 @@ def main() -> None:
     began, name = time.time(), "retrieval_small" if args.small else "retrieval"
     study, encoder, parts = run(name, args.epochs)
     groups = cells(study)
-    methods = [OURS, RESPONSE, *study.encoders, RIDGE, "ridge on our tokens, file only", "draw",
+    methods = [OURS, RESPONSE, *study.encoders, RIDGE, "ridge on our tokens, file only", PROFILE, "draw",
                *study.baselines, *study.controls]  # fmt: skip
     rows = [method_row(study, method, groups) for method in methods]
     figures = figures_of(study, rows) | sizes(study.pack, study.asked["test"])

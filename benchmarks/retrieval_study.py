@@ -20,10 +20,11 @@ from zoo.encoder_trainer import TextSide
 from zoo.features_pack import Pack
 from zoo.splits import unit
 from zoo.text_side import Texts, factor_table, response_scores, unit_rows, z_scores
-from zoo.train_encoder import centred, profile_of
+from zoo.train_encoder import centred, profile_of, with_made_up
 
 log = logging.getLogger("benchmarks.retrieval")
 RESPONSE, ENCODER, FILE_ONLY, OURS = "response", "encoder", "encoder, file only", "ours"
+PROFILE = "profile, ridge"
 SETS = 200
 PLAIN_SUBJECT = "otter"
 
@@ -119,7 +120,7 @@ def learner_of(study: Study) -> Learner:
 def add_untrained_and_baselines(study: Study) -> None:
     """Everything that needs no gradient step."""
     pack, texts = study.pack, study.texts
-    study.scores[RESPONSE] = study.z(response_scores(factor_table(pack), texts))
+    study.scores[RESPONSE] = study.z(response_scores(factor_table(pack.arrays["text_rows"]), texts))
     learner = learner_of(study)
     for name, cosines in baseline_scores(learner).items():
         study.add_vectors(name, cosines)
@@ -131,7 +132,15 @@ def add_untrained_and_baselines(study: Study) -> None:
     for label, groups in (("file only", (MODULES,)), ("all", GROUPS)):
         vectors = learner.ridge(joined(study.data.groups, groups))
         study.add_vectors(f"ridge on our tokens, {label}", learner.cosine(vectors))
+    study.scores[PROFILE] = study.z(learner.cosine(profile_vectors(study)))
     study.scores["draw"] = study.z(learner.cosine(learner.ridge(joined(study.data.groups, ("draw",)))))
+
+
+def profile_vectors(study: Study) -> np.ndarray:
+    """(n, d): ridge from responses to texts, learnt from the training part and from made-up LoRAs."""
+    data = with_made_up(study.data, study.pack, study.texts)
+    extra = Learner(study.pack, study.texts, data.texts, data.train)
+    return extra.ridge(joined(data.groups, ("profile",)))[: len(study.pack)]
 
 
 def add_published(study: Study, epochs: int) -> None:
@@ -160,4 +169,5 @@ def phrases_needed(pack: Pack, more: Callable[[Pack], list[str]]) -> list[str]:
 
 def begin(pack: Pack, texts: Texts) -> Study:
     asked = {part: ask(pack, part, prompts_of(pack, part)) for part in ("validation", "test")}
-    return Study(pack, texts, encoder_data(pack, profile_of(pack, texts)), asked)
+    profile = profile_of(pack.arrays["text_rows"], pack.info["bank"], texts)
+    return Study(pack, texts, encoder_data(pack, profile), asked)

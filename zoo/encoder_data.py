@@ -18,6 +18,7 @@ from zoo.captions import with_article
 from zoo.features_pack import Pack
 
 GROUPS = (MODULES, "functional", "profile", "draw")
+PROFILE_CLIP, PROFILE_UNIT = 12.0, 8.0
 Groups = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
@@ -80,12 +81,11 @@ def encoder_data(pack: Pack, profile: np.ndarray, only: np.ndarray | None = None
     tokens = token_map(pack, train)
     mask, norms = split_norms(pack)
     modules = assemble(pack.arrays["tokens"], mask, norms, tokens.scale, tokens.usual)
-    heard = np.isfinite(profile).all(axis=1)
     drawn = np.any(pack.arrays["draw"] != 0, axis=1)
     groups = {
         MODULES: (modules, mask),
         "functional": (_scaled(pack.arrays["functional"], train), pack.arrays["present"]),
-        "profile": (np.clip(np.nan_to_num(profile), -8, 8)[:, None].astype(np.float32) / 2, heard[:, None]),
+        "profile": profile_groups(profile),
         "draw": (_scaled(pack.arrays["draw"][:, None], train), drawn[:, None]),
     }
     keywords = pack.info["keywords"]
@@ -95,6 +95,16 @@ def encoder_data(pack: Pack, profile: np.ndarray, only: np.ndarray | None = None
     recipes: dict[str, int] = {}
     recipe = np.array([recipes.setdefault(r["creator"], len(recipes)) for r in pack.rows])
     return EncoderData(groups, texts, train, validation, test, thing, recipe, tokens)
+
+
+def profile_groups(profile: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n, B) z-scores, NaN where there is no text-fed layer → (n, 1, B) tokens and (n, 1) mask.
+
+    Squared above zero: what a LoRA answers to loudly says what it is of, what it ignores says little.
+    """
+    heard = np.isfinite(profile).all(axis=1)
+    loud = np.clip(np.nan_to_num(profile), 0, PROFILE_CLIP) ** 2 / PROFILE_UNIT
+    return loud[:, None].astype(np.float32), heard[:, None]
 
 
 def _scaled(x: np.ndarray, train: np.ndarray) -> np.ndarray:

@@ -61,17 +61,18 @@ class TextMap(torch.nn.Module):
         return (torch.eye(len(self.change)) + self.change).detach().numpy()
 
 
-def start_as_ridge(network: SetNetwork, data: EncoderData, targets: np.ndarray, names: Sequence[str]) -> None:
-    """Set the linear path to the ridge regression of the training part on ``names``."""
-    x = joined(data.groups, names)[data.train]
-    fit = KernelRidge.fit(x, targets[data.train])
-    weights = fit.X.T.astype(np.float64) @ fit.dual
-    start = 0
-    for name in names:
-        shape = network.linear[name].shape
-        stop = start + shape[0] * shape[1]
-        network.linear[name].data = torch.from_numpy(weights[start:stop].reshape(shape).astype(np.float32))
-        start = stop
+def start_as_ridge(network: SetNetwork, data: EncoderData, targets: np.ndarray) -> None:
+    """Set the linear path to ridge regressions of the training part, one a group of tokens.
+
+    Each is fitted on the LoRAs that have the group, and shrinks by itself what it cannot tell; their sum still means
+    something when a group is missing, which one regression on all of them would not.
+    """
+    for name, weights in network.linear.items():
+        there = data.train & data.groups[name][1].any(axis=1)
+        if there.sum() > 1:
+            fit = KernelRidge.fit(joined(data.groups, (name,))[there], targets[there])
+            slope = fit.X.T.astype(np.float64) @ fit.dual
+            weights.data = torch.from_numpy(slope.reshape(weights.shape).astype(np.float32))
 
 
 def augmented(groups: Groups, names: Sequence[str], rng: np.random.Generator) -> Groups:
@@ -127,7 +128,7 @@ class Trainer:
         self.groups = {k: tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in v) for k, v in data.groups.items()}
         targets = np.stack([v.mean(axis=0) for v in texts.vectors])
         targets /= np.linalg.norm(targets, axis=1, keepdims=True)
-        start_as_ridge(self.network, data, targets, tuple(config.groups))
+        start_as_ridge(self.network, data, targets)
         slow = [*self.network.linear.values(), *self.map.parameters()]
         known = {id(p) for p in slow}
         fast = [p for p in self.network.parameters() if id(p) not in known]
@@ -146,8 +147,14 @@ class Trainer:
         self.network.train()
         for rows in batches(self.data, rng):
             names = VIEWS[int(rng.choice(len(VIEWS), p=[p for p, _ in VIEWS]))][1]
-            part = {k: (x[rows], m[rows]) for k, (x, m) in self.groups.items()}
-            vectors = self.network(augmented(part, [n for n in names if n in part], rng))
+            names = [name for name in names if name in self.groups]
+            # A made-up LoRA has no file: where only the file is looked at, it is not there.
+            seen = torch.stack([self.groups[name][1][rows].any(dim=1) for name in names]).any(dim=0).numpy()
+            rows = rows[seen]
+            if len(rows) < 2:
+                continue
+            part = {name: tuple(array[rows] for array in self.groups[name]) for name in names}
+            vectors = self.network(augmented(part, names, rng))
             said = [self.texts.vectors[i] for i in rows]
             own = np.stack([v[min(int(rng.exponential(1.2)), len(v) - 1)] for v in said])
             loss = contrastive(

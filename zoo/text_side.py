@@ -77,18 +77,15 @@ def z_scores(scores: np.ndarray, generic: np.ndarray) -> np.ndarray:
     """(texts, n) against (generic, n): robust z-score of each LoRA, as ``encode.calibrate.Ruler``."""
     middle = np.median(generic, axis=0)
     deviation = 1.4826 * np.median(np.abs(generic - middle), axis=0)
-    return (scores - middle) / np.maximum(deviation, 1e-6)
+    return ((scores - middle) / np.maximum(deviation, 1e-6)).astype(np.float32)
 
 
-def factor_table(pack: Pack, rows: int | None = None) -> FactorTable:
-    """The pack's text rows as the response score wants them; ``rows`` cuts the rank."""
-    kept = pack.arrays["text_rows"].copy()
-    if rows is not None:
-        kept[:, :, rows:] = 0
+def factor_table(rows: np.ndarray) -> FactorTable:
+    """``σ_k v_kᵀ`` (n, spaces, r, d) as the response score wants them; all-zero spaces are absent."""
     files = {}
-    for row, own in zip(pack.rows, kept, strict=True):
+    for i, own in enumerate(rows):
         there = [s for s in range(len(SPACES)) if own[s].any()]
-        files[row["id"]] = (tuple(SPACES[s] for s in there), *quantised(own[there]))
+        files[str(i)] = (tuple(SPACES[s] for s in there), *quantised(own[there]))
     return FactorTable.packed(files)
 
 

@@ -26,7 +26,8 @@ from autolora_core.encode.set_encoder import MODULES, SetEncoder, rounded
 from autolora_core.encode.set_network import SetConfig, SetNetwork
 from zoo.base_probe import BaseProbe
 from zoo.cache import zoo_dir
-from zoo.encoder_data import GROUPS, EncoderData, encoder_data, texts_of
+from zoo.encoder_data import GROUPS, EncoderData, encoder_data, profile_groups, texts_of
+from zoo.encoder_sim import made_up_rows, things
 from zoo.encoder_trainer import TextMap, TextSide, Trainer
 from zoo.features_pack import Pack, read
 from zoo.text_bank import tower
@@ -73,29 +74,52 @@ def centred(vectors: np.ndarray, centre: np.ndarray) -> np.ndarray:
     return unit_rows(vectors - centre).astype(np.float32)
 
 
-def profile_of(pack: Pack, texts: Texts) -> np.ndarray:
-    """(n, B): response of every LoRA to every text of the pack's bank, as z-scores over the generic prompts."""
-    scores = response_scores(factor_table(pack), texts)
-    generic = scores[texts.rows(GENERIC_PROMPTS)]
-    return z_scores(scores[texts.rows(pack.info["bank"])], generic).T
+def profile_of(rows: np.ndarray, bank: Sequence[str], texts: Texts) -> np.ndarray:
+    """(n, B): response of every LoRA's text rows to every text of the bank, as z-scores over the generic prompts."""
+    scores = response_scores(factor_table(rows), texts)
+    return z_scores(scores[texts.rows(bank)], scores[texts.rows(GENERIC_PROMPTS)]).T
+
+
+def with_made_up(data: EncoderData, pack: Pack, texts: Texts) -> EncoderData:
+    """``data`` and, after its rows, LoRAs that nobody trained: all that is known of them is their profile."""
+    captions = things(pack)
+    profile = profile_groups(profile_of(made_up_rows(texts, captions), pack.info["bank"], texts))
+    count, groups = len(captions), {}
+    for name, (x, mask) in data.groups.items():
+        more = profile if name == "profile" else (np.zeros((count, *x.shape[1:]), np.float32),
+                                                  np.zeros((count, mask.shape[1]), bool))  # fmt: skip
+        groups[name] = tuple(np.concatenate(pair) for pair in zip((x, mask), more, strict=True))
+
+    def longer(array: np.ndarray, values: object) -> np.ndarray:
+        return np.concatenate([array, np.broadcast_to(values, count)])
+
+    return EncoderData(
+        groups, [*data.texts, *captions], longer(data.train, True), longer(data.validation, False),
+        longer(data.test, False), longer(data.thing, data.thing.max() + 1 + np.arange(count)),
+        longer(data.recipe, data.recipe.max() + 1), data.tokens,
+    )  # fmt: skip
 
 
 def texts_needed(pack: Pack) -> list[str]:
     """Every text that training reads: the bank, and what each LoRA may be asked for by."""
     words = pack.info["keywords"]
     own = [text for row in pack.rows for text in texts_of(row, words.get(row["subject"], ()))]
-    return [*pack.info["bank"], *own]
+    return [*pack.info["bank"], *own, *(text for captions in things(pack) for text in captions)]
 
 
 def train(pack: Pack, texts: Texts, epochs: int, checkpoint: Path | None = None, only: np.ndarray | None = None,
-          groups: Sequence[str] = GROUPS) -> tuple[SetEncoder, EncoderData]:  # fmt: skip
-    """Train on ``pack`` (or on the rows ``only``, for learning curves). Returns the encoder as the file keeps it."""
-    data = encoder_data(pack, profile_of(pack, texts), only)
+          groups: Sequence[str] = GROUPS, made_up: bool = True) -> tuple[SetEncoder, EncoderData]:  # fmt: skip
+    """Train on ``pack`` (or on the rows ``only``, for learning curves), with or without made-up LoRAs beside it.
+
+    Returns the encoder as its file keeps it, and the data of the pack as it reads them.
+    """
+    data = encoder_data(pack, profile_of(pack.arrays["text_rows"], pack.info["bank"], texts), only)
     data.groups = {name: data.groups[name] for name in groups}
+    taught = with_made_up(data, pack, texts) if made_up and "profile" in groups else data
     centre = texts.vectors[texts.rows(GENERIC_PROMPTS)].mean(axis=0)
-    side = TextSide.of(data, lambda own: centred(texts.vectors[texts.rows(own)], centre))
+    side = TextSide.of(taught, lambda own: centred(texts.vectors[texts.rows(own)], centre))
     shapes = {name: (x.shape[1], x.shape[2]) for name, (x, _) in data.groups.items()}
-    trainer = Trainer(data, side, SetConfig(shapes, texts.vectors.shape[1]), Judge(data, texts))
+    trainer = Trainer(taught, side, SetConfig(shapes, texts.vectors.shape[1]), Judge(data, texts))
     trainer.run(epochs, checkpoint)
     figures = {"validation": trainer.best[0], "best_epoch": float(trainer.best[1]), "loras": float(data.train.sum())}
     text_side = centre.astype(np.float32), trainer.map.matrix()
