@@ -71,6 +71,9 @@ def margins(
         found = measure(whole[a], whole[b])
         sides["alike"].add(abs(found.cosine), labels[a] != labels[b])
         sides["epoch"].add(found.common_cosine, True)
+        for short in (found.shortfall_a, found.shortfall_b):
+            if short is not None:
+                sides["shortfall"].add(short, False)
     return [side.row() for side in sides.values()]
 
 

@@ -59,6 +59,10 @@ def shipped() -> dict[str, Origin]:
     return out
 
 
+def _hash(text: str) -> str:
+    return hashlib.sha256(f"duplicates {text}".encode()).hexdigest()
+
+
 def labels() -> dict[str, str]:
     """File name → what it shows."""
     return {row["file"]: row["label"] for row in read_json(REPO / "zoo" / "loras.json")}
@@ -74,10 +78,9 @@ def _copy(run: str, kind: str, number: int) -> Origin:
 
 
 def halves(origins: dict[str, Origin], count: int) -> tuple[list[str], list[str]]:
-    """``count`` runs for choosing and ``count`` for testing, by hash of the file name."""
-    runs = sorted(
-        {o.run for o in origins.values()}, key=lambda run: hashlib.sha256(f"duplicates {run}".encode()).hexdigest()
-    )
+    """``count`` runs for choosing and ``count`` for testing, by hash of what they show: twins stay on one side."""
+    shows = labels()
+    runs = sorted({o.run for o in origins.values()}, key=lambda run: (_hash(shows[run]), run))
     return runs[:count], runs[len(runs) // 2 :][:count]
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -19,7 +20,8 @@ from .weights import Weights
 Tick = Callable[[int, int], None]
 SECOND_FROM = 0.3  # estimated cosine of a merge's second part with what the first leaves of it
 MAX_SECONDS = 4
-ONE_DIRECTION = 0.995  # rows nearer than this are copies of one LoRA: one of them is tried
+ONE_DIRECTION = 0.995  # rows nearer than this are copies of one LoRA
+COPIES = 3  # of them are tried as parts of a merge
 HELD = 6  # files in memory at a time
 
 
@@ -103,14 +105,15 @@ class Shelf:
             if self.grid.hashes[i] not in left_out
         ]
 
-    def distinct(self, digests: Iterable[str], count: int) -> list[str]:
-        """The first ``count`` of ``digests`` whose rows point different ways."""
-        kept: list[str] = []
+    def directions(self, digests: Iterable[str], count: int) -> list[list[str]]:
+        """The first ``count`` different LoRAs among ``digests``, each with at most :data:`COPIES` of its copies."""
+        kept: list[list[str]] = []
         for digest in digests:
-            if len(kept) == count:
-                break
-            if all(abs(self.likeness(digest, other)) < ONE_DIRECTION for other in kept):
-                kept.append(digest)
+            home = next((group for group in kept if abs(self.likeness(digest, group[0])) >= ONE_DIRECTION), None)
+            if home is None and len(kept) < count:
+                kept.append([digest])
+            elif home is not None and len(home) < COPIES:
+                home.append(digest)
         return kept
 
     def likeness(self, one: str, other: str) -> float:
@@ -118,22 +121,34 @@ class Shelf:
         a, b = self.row(one), self.row(other)
         return float(a @ b) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-20)
 
-    def seconds(self, rest: np.ndarray, without: Iterable[str]) -> list[str]:
-        """Files that may be what is left of a merge."""
-        return self.distinct((digest for digest, _ in self.near(rest, SECOND_FROM, without)), MAX_SECONDS)
+    def seconds(self, whole: str, firsts: Sequence[str]) -> list[list[str]]:
+        """Files that may be what ``whole`` has beside the LoRA whose copies ``firsts`` are."""
+        rest = self.grid.residual(self.row(whole), self.row(firsts[0]))
+        if np.linalg.norm(rest) < 1e-3 * np.linalg.norm(self.row(whole)):
+            return []
+        near = self.near(rest, SECOND_FROM, (whole, *firsts))
+        return self.directions((digest for digest, _ in near), MAX_SECONDS)
 
-    def merges(self, whole: str, firsts: Iterable[str]) -> Iterator[MergeFound]:
-        """Ways in which ``whole`` is a sum of one of ``firsts`` and another file, best match of the rows first."""
-        row = self.row(whole)
-        for first in firsts:
-            rest = self.grid.residual(row, self.row(first))
-            if np.linalg.norm(rest) < 1e-3 * np.linalg.norm(row):
+    def merges(self, whole: str, firsts: Iterable[Sequence[str]]) -> Iterator[MergeFound]:
+        """Ways in which ``whole`` is a sum of one of ``firsts`` (copies together) and another file, nearest first."""
+        for group in firsts:
+            for others in self.seconds(whole, group):
+                found = self._merge(whole, group, others)
+                if found is not None:
+                    yield found
+
+    def _merge(self, whole: str, firsts: Sequence[str], seconds: Sequence[str]) -> MergeFound | None:
+        """A sum of any copy will do; matrices averaged one by one need the copy that has those very matrices."""
+        for first, second in product(firsts, seconds):
+            held = [self.weights(digest) for digest in (whole, first, second)]
+            if None in held:
                 continue
-            for second in self.seconds(rest, (whole, first)):
-                held = [self.weights(digest) for digest in (whole, first, second)]
-                merge = find_merge(*held) if None not in held else None
-                if merge is not None:
-                    yield MergeFound(whole, first, second, merge, abs(self.likeness(first, second)))
+            merge = find_merge(*held)
+            if merge is not None:
+                return MergeFound(whole, first, second, merge, abs(self.likeness(first, second)))
+            if len({weights.rank for weights in held}) > 1:
+                return None
+        return None
 
 
 def likeliest(merges: Iterable[MergeFound]) -> tuple[MergeFound, ...]:

@@ -137,7 +137,7 @@ def _merges(
         for other, relation in relations.items()
         if relation.kind not in SAME and abs(estimates[other]) >= MERGE_FROM
     ]
-    firsts = [(digest, shelf.distinct(open_ones, MAX_FIRSTS)), *((other, [digest]) for other in open_ones)]
+    firsts = [(digest, shelf.directions(open_ones, MAX_FIRSTS)), *((other, [[digest]]) for other in open_ones)]
     return likeliest(one for whole, parts in firsts for one in shelf.merges(whole, parts))
 
 

@@ -130,19 +130,15 @@ def _merges(
     found = []
     for done, whole in enumerate(sorted(nearest)):
         tick(len(nearest) + done, 2 * len(nearest))
-        firsts = shelf.distinct((first for _, first in sorted(nearest[whole])), FIRSTS)
-        seconds = {first: _seconds(shelf, whole, first) for first in firsts}
-        if not any(seconds.values()):
+        firsts = shelf.directions((first for _, first in sorted(nearest[whole])), FIRSTS)
+        seconds = [shelf.seconds(whole, group) for group in firsts]
+        if not any(seconds):
             continue
-        key = f"{whole} {sorted(seconds.items())}"
+        key = f"{whole} {list(zip(firsts, seconds, strict=True))}"
         if not kept.has_merges(key):
             kept.keep_merges(key, list(shelf.merges(whole, firsts)))
         found += kept.merges(key)
     return likeliest(found)
-
-
-def _seconds(shelf: Shelf, whole: str, first: str) -> list[str]:
-    return shelf.seconds(shelf.grid.residual(shelf.row(whole), shelf.row(first)), (whole, first))
 
 
 def _merged_pairs(merges: tuple[MergeFound, ...], pairs: list[PairFound]) -> set[frozenset[str]]:
