@@ -142,6 +142,27 @@ def test_the_api_file_runs_as_it_is(name, server):
 
 
 @pytest.mark.slow
+def test_loras_that_nobody_described_are_found_through_the_model_alone(server):
+    """Files of the shelf with meaningless names and no metadata: with MODEL and CLIP at Retrieve, and without."""
+    shelf = json.loads((FOLDER.parent / "zoo" / "loras.json").read_text(encoding="utf-8"))
+    silent = {row["label"]: row["file"] for row in shelf}
+    found = {}
+    for connected in (True, False):
+        for label in ("anchor", "beaver", "seal"):
+            graph = api_file("find_in_my_library")
+            retrieve = next(body for body in graph.values() if body["class_type"] == "AutoLoRARetrieve")["inputs"]
+            retrieve |= {"prompt": f"a {label} on a hill", "threshold": 0.5, "top_k": 3}
+            if not connected:
+                del retrieve["clip"]
+            text = server.run(graph, timeout=300).text("7")
+            assert ("connect clip" in text) == (not connected) and ("Asked through the model" in text) == connected
+            picked = text.partition("Nearest of those left out")[0]
+            found[connected, label] = silent[label] in picked
+    assert sum(found[True, label] for label in ("anchor", "beaver", "seal")) >= 2, found
+    assert not any(found[False, label] for label in ("anchor", "beaver", "seal")), found
+
+
+@pytest.mark.slow
 def test_the_template_browser_lists_the_workflows_and_not_their_api_twins(server):
     templates = server.client.get("/workflow_templates")["autolora"]
     assert sorted(templates) == NAMES
