@@ -74,14 +74,17 @@ def find_like(library: Library, path: str | os.PathLike, *, top_k: int = 10, tic
     ``FileFormatError`` and ``LoraError`` for a file that cannot be used, ``LibraryError`` when the library holds no
     LoRA of its base.
     """
-    name, digest, family, row = _query(library, os.fspath(path))
+    name, digest, family = _query(library, os.fspath(path))
     shelf = Shelf(library, family, tick)
     if not shelf.grid.hashes:
         raise LibraryError(
             f"the index holds no LoRA for {family}", path=path, fix="run Encode LoRA Library on the folder they are in"
         )
     searched = sum(digest != other for other in shelf.grid.hashes)
-    shelf.add(digest, os.fspath(path), row)
+    if digest not in shelf.grid.places:
+        shelf.add(digest, os.fspath(path), _row(os.fspath(path), family))
+    shelf.paths[digest] = os.fspath(path)
+    row = shelf.row(digest)
     shown = {hash_: group[0].name for hash_, group in shelf.entries.items()} | {digest: name}
     estimates = dict(shelf.near(row, 0.0, (digest,)))
     relations = _compare(shelf, digest, estimates, top_k, tick)
@@ -91,8 +94,8 @@ def find_like(library: Library, path: str | os.PathLike, *, top_k: int = 10, tic
     return Found(name, digest, family, hits, merges, shown, searched, shelf.opened, notes)
 
 
-def _query(library: Library, path: str) -> tuple[str, str, str, np.ndarray]:
-    """``(name, hash, family, row)`` of the LoRA asked for, from the library where it knows this very file."""
+def _query(library: Library, path: str) -> tuple[str, str, str]:
+    """``(name, hash, family)`` of the LoRA asked for; the name is the library's where it knows this very file."""
     lora = LoraFile.open(path)
     if lora.kind not in ENCODABLE_KINDS or lora.family.name == "unknown":
         lora.require_usable()
@@ -101,14 +104,18 @@ def _query(library: Library, path: str) -> tuple[str, str, str, np.ndarray]:
             path=path,
             fix="choose a LoRA of a base model that this pack knows",
         )
-    features = module_features(lora.updates(), size_for(lora.family.name))
-    if not features.modules:
-        raise NoUpdatesError("no layer of this file can be compared", path=path, fix="choose a LoRA that adds matrices")
     digest = file_sha256(path)
     known = [entry for entry in library.entries(include_shadowed=True) if entry.hash == digest]
     here = [entry.name for entry in known if os.path.abspath(entry.path) == os.path.abspath(path)]
-    name = here[0] if here else os.path.basename(path)
-    return name, digest, lora.family.name, row_of(features, lora.family.name)
+    return here[0] if here else os.path.basename(path), digest, lora.family.name
+
+
+def _row(path: str, family: str) -> np.ndarray:
+    """The grid's row of a file that the library does not hold."""
+    features = module_features(LoraFile.open(path).updates(), size_for(family))
+    if not features.modules:
+        raise NoUpdatesError("no layer of this file can be compared", path=path, fix="choose a LoRA that adds matrices")
+    return row_of(features, family)
 
 
 def _compare(shelf: Shelf, digest: str, estimates: dict[str, float], top_k: int, tick: Tick) -> dict[str, Relation]:
