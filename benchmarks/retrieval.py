@@ -28,6 +28,8 @@ from benchmarks.retrieval_measure import Asked, interval, none_evidence, none_fi
 from benchmarks.retrieval_metadata import metadata_figures
 from benchmarks.retrieval_plots import plot_curves, plot_methods
 from benchmarks.retrieval_study import (
+    DRAWN,
+    DRAWN_LEARNT,
     ENCODER,
     FILE_ONLY,
     OURS,
@@ -37,23 +39,22 @@ from benchmarks.retrieval_study import (
     add_published,
     add_untrained_and_baselines,
     begin,
+    drawn_texts,
     phrases_needed,
 )
 from benchmarks.retrieval_texts import HEADLINE
-from zoo.base_probe import BaseProbe
 from zoo.cache import zoo_dir
 from zoo.encoder_data import GROUPS
 from zoo.features_pack import Pack, read
-from zoo.text_side import Texts, read_texts
+from zoo.text_side import TextReader, Texts
 from zoo.train_encoder import texts_needed, train
-from zoo.train_loras import load_base
 
 log = logging.getLogger("benchmarks.retrieval")
 SEED, PICKS = 0, 3
 RIDGE = "ridge on our tokens, all"
 CANDIDATES = (
-    (RESPONSE, ENCODER), (RESPONSE, RIDGE), (RESPONSE, PROFILE), (RESPONSE, ENCODER, PROFILE),
-    (RESPONSE, PROFILE, "draw"), (RESPONSE, ENCODER, PROFILE, "draw"), (RESPONSE, ENCODER, PROFILE, RIDGE, "draw"),
+    (RESPONSE, ENCODER), (RESPONSE, PROFILE, DRAWN), (RESPONSE, PROFILE, DRAWN, DRAWN_LEARNT),
+    (RESPONSE, ENCODER, PROFILE, DRAWN, DRAWN_LEARNT), (RESPONSE, ENCODER, PROFILE, RIDGE, DRAWN, DRAWN_LEARNT, "draw"),
 )  # fmt: skip
 REPORTED = (
     "zs_name", "zs_sentence", "zs_paraphrase", "zs_keywords", "zs_all_captions", "zs_trigger_only", "zs_style",
@@ -186,8 +187,8 @@ def run(name: str, epochs: int) -> tuple[Study, SetEncoder, str]:
 
 
 def texts_of_run(pack: Pack) -> Texts:
-    wanted = phrases_needed(pack, texts_needed)
-    return read_texts(wanted, pack, lambda: BaseProbe(load_base()), draws=False)
+    """Everything that is read; prompts, their phrases and what the training part shows are drawn as well."""
+    return TextReader(pack).read(phrases_needed(pack, texts_needed), drawn_texts(pack))
 
 
 def main() -> None:
@@ -202,8 +203,8 @@ def main() -> None:
     began, name = time.time(), "retrieval_small" if args.small else "retrieval"
     study, encoder, parts = run(name, args.epochs)
     groups = cells(study)
-    methods = [OURS, RESPONSE, *study.encoders, RIDGE, "ridge on our tokens, file only", PROFILE, "draw",
-               *study.baselines, *study.controls]  # fmt: skip
+    methods = [OURS, RESPONSE, DRAWN, DRAWN_LEARNT, PROFILE, "draw", *study.encoders, RIDGE,
+               "ridge on our tokens, file only", *study.baselines, *study.controls]  # fmt: skip
     rows = [method_row(study, method, groups) for method in methods]
     figures = figures_of(study, rows) | sizes(study.pack, study.asked["test"])
     rows.append({"method": "parts of ours", "names": parts})

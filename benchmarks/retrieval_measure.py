@@ -12,7 +12,7 @@ from benchmarks.retrieval_texts import Prompt
 from zoo.text_side import Texts
 from zoo.train_encoder import ranks_of
 
-RESAMPLES, SEED, ABSENT = 1000, 0, -1e9
+RESAMPLES, SEED, ABSENT, LIMITS = 1000, 0, -1e9, (-10, 30)
 PAIR_PRIOR = Logistic(-4.0, np.array([1.0, 1.0]))
 
 
@@ -101,15 +101,15 @@ class Combination:
     def logits(self, scores: dict[str, np.ndarray]) -> np.ndarray:
         """(q, n) log odds (for a right and a wrong LoRA that are equally likely before)."""
         x = np.stack([scores[name] for name in self.names], axis=-1)
-        heard = x[..., 0] > ABSENT / 2
-        return np.where(heard, self.full.logit(np.where(heard[..., None], x, 0)), self.partial.logit(x[..., 1:]))
+        heard, x = x[..., 0] > ABSENT / 2, np.clip(x, *LIMITS)
+        return np.where(heard, self.full.logit(x), self.partial.logit(x[..., 1:]))
 
 
 def _fit(positives: np.ndarray, negatives: np.ndarray, prior: Logistic) -> Logistic:
     rng = np.random.default_rng(SEED)
     if len(negatives) > 20_000:
         negatives = negatives[rng.choice(len(negatives), 20_000, replace=False)]
-    return fit_logistic(np.clip(positives, -10, 30), np.clip(negatives, -10, 30), prior)
+    return fit_logistic(np.clip(positives, *LIMITS), np.clip(negatives, *LIMITS), prior)
 
 
 def none_evidence(logits: np.ndarray, asked: Asked, thing: np.ndarray, removed: bool) -> np.ndarray:

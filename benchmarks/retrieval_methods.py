@@ -13,6 +13,7 @@ import numpy as np
 
 from autolora_core.encode.generic import GENERIC_PROMPTS
 from autolora_core.encode.ridge import KernelRidge
+from zoo.encoder_data import texts_of
 from zoo.features_pack import Pack
 from zoo.text_side import Texts, unit_rows
 
@@ -39,6 +40,11 @@ def one_hot(values: Sequence[object], known: Sequence[object]) -> np.ndarray:
     out = np.zeros((len(values), len(place) + 1), np.float32)
     out[np.arange(len(values)), [place.get(value, len(place)) for value in values]] = 1
     return out
+
+
+def drawn_as(row: dict) -> int:
+    """Which of a LoRA's texts the base is asked to draw: 'an otter', 'pixel art style'."""
+    return 1 if row["subject"] else 0
 
 
 class Learner:
@@ -77,6 +83,23 @@ class Learner:
         k = min(CCA_DIMS, len(s))
         left, right = roots[0] @ u[:, :k] * s[:k], roots[1] @ vt[:k].T * s[:k]
         return unit_rows(X.astype(np.float64) @ basis @ left), right
+
+    def drawing(self) -> np.ndarray:
+        """(texts, n): cosine of what a LoRA draws unasked with what it should draw for the text.
+
+        Should: ridge from the base's own drawing of the text and the tower's vector to the drawings of training LoRAs,
+        so that things which the base does not know are drawn as their likes. NaN for texts that were not drawn.
+        """
+        drawn, known = self.texts.draws, np.isfinite(self.texts.draws).all(axis=1)
+        generic = drawn[self.texts.rows(GENERIC_PROMPTS)].mean(axis=0)
+        seen = np.where(known[:, None], drawn - generic, 0)
+        seen /= np.sqrt((seen[known] ** 2).sum(axis=1).mean())
+        x = np.concatenate([seen, self.query(self.texts.vectors)], axis=1)
+        rows = np.flatnonzero(self.train)
+        at = self.texts.rows([texts_of(self.pack.rows[i], ())[drawn_as(self.pack.rows[i])] for i in rows])
+        own = unit_rows(self.pack.arrays["draw"])
+        wanted = unit_rows(KernelRidge.fit(x[at], own[rows]).predict(x))
+        return np.where(known[:, None], wanted @ own.T, np.nan).astype(np.float32)
 
     def cosine(self, vectors: np.ndarray, project: np.ndarray | None = None) -> np.ndarray:
         """(texts, n) cosines of all texts with ``vectors``."""

@@ -13,18 +13,20 @@ from autolora_core.encode.set_encoder import MODULES, SetEncoder
 from autolora_core.retrieve.words import content_stems
 from benchmarks.retrieval_autolora import train_published
 from benchmarks.retrieval_measure import Asked, Combination, by_prompt, ranks, shares
-from benchmarks.retrieval_methods import Learner, baseline_scores
+from benchmarks.retrieval_methods import Learner, baseline_scores, drawn_as
 from benchmarks.retrieval_texts import Prompt, set_prompts, style_prompts, subject_prompts
-from zoo.encoder_data import GROUPS, EncoderData, encoder_data, joined
+from zoo.encoder_data import GROUPS, EncoderData, encoder_data, joined, texts_of
 from zoo.encoder_trainer import TextSide
 from zoo.features_pack import Pack
 from zoo.splits import unit
-from zoo.text_side import Texts, factor_table, response_scores, unit_rows, z_scores
+from zoo.text_side import Texts, draw_scores, factor_table, response_scores, unit_rows, z_scores
 from zoo.train_encoder import centred, profile_of, with_made_up
 
 log = logging.getLogger("benchmarks.retrieval")
 RESPONSE, ENCODER, FILE_ONLY, OURS = "response", "encoder", "encoder, file only", "ours"
-PROFILE = "profile, ridge"
+PROFILE, DRAWN, DRAWN_LEARNT = "profile, ridge", "drawing, untrained", "drawing, learnt"
+# A cosine of drawings is used as it is: what a LoRA's picture has in common with everything is not held against it.
+COSINE_UNIT = 0.1
 SETS = 200
 PLAIN_SUBJECT = "otter"
 
@@ -133,6 +135,8 @@ def add_untrained_and_baselines(study: Study) -> None:
         vectors = learner.ridge(joined(study.data.groups, groups))
         study.add_vectors(f"ridge on our tokens, {label}", learner.cosine(vectors))
     study.scores[PROFILE] = study.z(learner.cosine(profile_vectors(study)))
+    study.scores[DRAWN] = draw_scores(pack, texts) / COSINE_UNIT
+    study.scores[DRAWN_LEARNT] = learner.drawing() / COSINE_UNIT
     study.scores["draw"] = study.z(learner.cosine(learner.ridge(joined(study.data.groups, ("draw",)))))
 
 
@@ -165,6 +169,13 @@ def phrases_needed(pack: Pack, more: Callable[[Pack], list[str]]) -> list[str]:
     asked = [phrase for part in ("validation", "test") for p in prompts_of(pack, part) for phrase in p.phrases]
     labels = [row["label"] for row in pack.rows] + [f"{row['label']} style" for row in pack.rows if not row["subject"]]
     return [*asked, *labels, *more(pack)]
+
+
+def drawn_texts(pack: Pack) -> list[str]:
+    """Texts whose drawing by the base is needed: phrases of all prompts, and what each training LoRA shows."""
+    asked = [phrase for part in ("validation", "test") for p in prompts_of(pack, part) for phrase in p.phrases]
+    shown = [texts_of(row, ())[drawn_as(row)] for row in pack.rows if row["part"] == "train"]
+    return [*asked, *dict.fromkeys(shown)]
 
 
 def begin(pack: Pack, texts: Texts) -> Study:

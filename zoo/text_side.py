@@ -7,6 +7,8 @@ of what it draws unasked to what the base draws for the text.
 from __future__ import annotations
 
 import hashlib
+import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,15 +17,20 @@ from safetensors.numpy import load_file, save_file
 
 from autolora_core.encode.generic import GENERIC_PROMPTS
 from autolora_core.encode.response import FactorTable, TextStates, quantised, response
+from autolora_core.errors import AutoLoRAError
 from zoo.base_probe import SPACES, BaseProbe
 from zoo.cache import write_atomic, zoo_dir
 from zoo.features_pack import Pack
+from zoo.train_loras import base_tag, load_base
+
+log = logging.getLogger("zoo.texts")
+DRAW_BLOCK = 256
 
 
 @dataclass
 class Texts:
     """Everything about a list of texts: ``vectors`` (n, 384) of the tower, ``states`` projected to the pack's text
-    directions, ``draws`` (n, 256) of the base projected to the pack's drawing directions.
+    directions, ``draws`` (n, k) of the base projected to the pack's drawing directions, NaN where none was asked for.
     """
 
     texts: list[str]
@@ -38,35 +45,66 @@ class Texts:
         return [self.index[text] for text in texts]
 
 
-def read_texts(texts: Sequence[str], pack: Pack, probe_of: Callable[[], BaseProbe], draws: bool = True) -> Texts:
-    """``texts`` and the generic prompts through the tower and the base, kept in the cache by content.
+class TextReader:
+    """Reads texts through the tower and the base of a pack, and keeps what it read in the cache, by content."""
 
-    ``probe_of``: function giving the :class:`BaseProbe`, called only when something is not in the cache.
-    """
-    wanted = list(dict.fromkeys([*GENERIC_PROMPTS, *texts]))
-    # A drawing and a state do not depend on the projection, but what is kept does.
-    basis = hashlib.sha256(pack.bases["text_rows"].tobytes() + pack.bases["draw"].tobytes()).hexdigest()
-    digest = hashlib.sha256("\n".join([pack.info["base"], basis, str(draws), *wanted]).encode()).hexdigest()[:16]
-    path = zoo_dir("retrieval") / f"texts-{digest}.safetensors"
-    if not path.exists():
-        stored = _read(wanted, pack, probe_of(), draws)
-        write_atomic(path, lambda tmp: save_file(stored, str(tmp)))
-    stored = load_file(str(path))
-    tokens = {name: stored[f"states.{name}"] for name in SPACES}
-    return Texts(wanted, stored["vectors"], TextStates(stored["counts"], tokens), stored["draws"].astype(np.float32))
+    def __init__(self, pack: Pack, probe_of: Callable[[], BaseProbe] | None = None):
+        """``probe_of``: function giving the probe; called when something is not in the cache. Default: the base in
+        ``models/``, which must be the one that the pack was made with."""
+        self.pack, self.probe_of, self._probe = pack, probe_of or self._shipped, None
+        # States and drawings do not depend on the projection, but what is kept of them does.
+        bases = hashlib.sha256(pack.bases["text_rows"].tobytes() + pack.bases["draw"].tobytes()).hexdigest()
+        self.id = f"{pack.info['base']} {bases}"
 
+    def read(self, texts: Sequence[str], drawn: Sequence[str] = ()) -> Texts:
+        """``texts`` and the generic prompts; the generic ones and ``drawn``, if any, are drawn too."""
+        wanted = list(dict.fromkeys([*GENERIC_PROMPTS, *texts, *drawn]))
+        heard = self._kept("states", wanted, self._states)
+        tokens = {name: heard[f"states.{name}"] for name in SPACES}
+        draws = np.full((len(wanted), len(self.pack.bases["draw"])), np.nan, np.float32)
+        if drawn:
+            shown = list(dict.fromkeys([*GENERIC_PROMPTS, *drawn]))
+            place = {text: i for i, text in enumerate(wanted)}
+            draws[[place[text] for text in shown]] = self._kept("draws", shown, self._draws)["draws"]
+        return Texts(wanted, heard["vectors"], TextStates(heard["counts"], tokens), draws)
 
-def _read(texts: list[str], pack: Pack, probe: BaseProbe, draws: bool) -> dict[str, np.ndarray]:
-    states = probe.states(texts)
-    out = {"vectors": probe.minilm.encode(texts), "counts": states.counts}
-    for s, name in enumerate(SPACES):
-        centred = states.tokens[name].astype(np.float32) - pack.means["text_rows"][s]
-        out[f"states.{name}"] = (centred @ pack.bases["text_rows"][s].T).astype(np.float16)
-    drawn = np.zeros((len(texts), len(pack.bases["draw"])), np.float32)
-    if draws:
-        for start in range(0, len(texts), 64):
-            drawn[start : start + 64] = probe.text_draws(texts[start : start + 64]) @ pack.bases["draw"].T
-    return out | {"draws": drawn.astype(np.float32)}
+    def _kept(self, kind: str, texts: list[str], make: Callable[[list[str]], dict[str, np.ndarray]]):
+        digest = hashlib.sha256("\n".join([self.id, *texts]).encode()).hexdigest()[:16]
+        path = zoo_dir("retrieval") / f"{kind}-{digest}.safetensors"
+        if not path.exists():
+            log.info("%s of %d texts", kind, len(texts))
+            made = make(texts)
+            write_atomic(path, lambda tmp: save_file(made, str(tmp)))
+        return load_file(str(path))
+
+    @property
+    def probe(self) -> BaseProbe:
+        self._probe = self._probe or self.probe_of()
+        return self._probe
+
+    def _shipped(self) -> BaseProbe:
+        if self.pack.info["base"] != base_tag():
+            raise AutoLoRAError(
+                f"the features are of {self.pack.info['base']}, the base in models/ is {base_tag()}",
+                fix="make them again with `python -m zoo.features_pack`",
+            )
+        return BaseProbe(load_base())
+
+    def _states(self, texts: list[str]) -> dict[str, np.ndarray]:
+        states = self.probe.states(texts)
+        out = {"vectors": self.probe.minilm.encode(texts), "counts": states.counts}
+        for s, name in enumerate(SPACES):
+            centred = states.tokens[name].astype(np.float32) - self.pack.means["text_rows"][s]
+            out[f"states.{name}"] = (centred @ self.pack.bases["text_rows"][s].T).astype(np.float16)
+        return out
+
+    def _draws(self, texts: list[str]) -> dict[str, np.ndarray]:
+        parts, began = [], time.time()
+        for start in range(0, len(texts), DRAW_BLOCK):
+            parts.append(self.probe.text_draws(texts[start : start + DRAW_BLOCK]) @ self.pack.bases["draw"].T)
+            done = min(start + DRAW_BLOCK, len(texts))
+            log.info("drew %d of %d, %.0f s left", done, len(texts), (time.time() - began) / done * (len(texts) - done))
+        return {"draws": np.concatenate(parts).astype(np.float32)}
 
 
 def unit_rows(x: np.ndarray) -> np.ndarray:
@@ -95,9 +133,9 @@ def response_scores(table: FactorTable, texts: Texts) -> np.ndarray:
     return response(table, texts.states, generic.mean()).T
 
 
-def draw_scores(pack: Pack, texts: Texts, train: np.ndarray) -> np.ndarray:
-    """(texts, n): cosine of what the LoRA draws unasked with what the base draws for the text; training-free."""
+def draw_scores(pack: Pack, texts: Texts) -> np.ndarray:
+    """(texts, n): cosine of what the LoRA draws unasked with what the base draws for the text; training-free. NaN for
+    texts that were not drawn."""
     generic = texts.draws[texts.rows(GENERIC_PROMPTS)].mean(axis=0)
-    drawn = pack.arrays["draw"]  # already about the training LoRAs' mean
-    return unit_rows(texts.draws - generic) @ unit_rows(drawn).T
-
+    # A LoRA's drawing is already about the training LoRAs' mean.
+    return (unit_rows(texts.draws - generic) @ unit_rows(pack.arrays["draw"]).T).astype(np.float32)

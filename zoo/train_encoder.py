@@ -24,15 +24,13 @@ import torch
 from autolora_core.encode.generic import GENERIC_PROMPTS
 from autolora_core.encode.set_encoder import MODULES, SetEncoder, rounded
 from autolora_core.encode.set_network import SetConfig, SetNetwork
-from zoo.base_probe import BaseProbe
 from zoo.cache import zoo_dir
 from zoo.encoder_data import GROUPS, EncoderData, encoder_data, profile_groups, texts_of
 from zoo.encoder_sim import made_up_rows, things
 from zoo.encoder_trainer import TextMap, TextSide, Trainer
 from zoo.features_pack import Pack, read
 from zoo.text_bank import tower
-from zoo.text_side import Texts, factor_table, read_texts, response_scores, unit_rows, z_scores
-from zoo.train_loras import load_base
+from zoo.text_side import TextReader, Texts, factor_table, response_scores, unit_rows, z_scores
 
 log = logging.getLogger("zoo.encoder")
 
@@ -135,7 +133,7 @@ def main() -> None:
     torch.set_num_threads(1)
     name = "retrieval_small" if args.small else "retrieval"
     pack = read(name)
-    texts = read_texts(texts_needed(pack), pack, lambda: BaseProbe(load_base()), draws=False)
+    texts = TextReader(pack).read(texts_needed(pack))
     folder = zoo_dir("encoder")
     encoder, _ = train(pack, texts, args.epochs, folder / f"{name}-{pack.info['base']}-{len(pack)}.safetensors")
     path = encoder.save(folder / f"{name}-encoder.safetensors")
