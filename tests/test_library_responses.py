@@ -11,7 +11,7 @@ from autolora_core.encode.response import response_factors
 from autolora_core.encode.text_fed import space_of
 from autolora_core.library import index as library_index
 from autolora_core.library.index import Library
-from autolora_core.library.responses import NOT_TEXT_FED, response_id
+from autolora_core.library.responses import NOT_TEXT_FED, read_responses, response_id
 from autolora_core.library.store import SCHEMA_VERSION, Store
 from autolora_core.library.walk import Scope
 from autolora_core.lora.file import LoraFile
@@ -52,6 +52,7 @@ def test_a_scan_stores_factors_beside_the_sketches(tmp_path, roots, asked):
         assert tuple(table.spaces[i] for i in table.place[0]) == wanted.spaces
         assert np.abs(table.rows[0] * table.scale[0, ..., None] - wanted.rows).max() <= table.scale.max()
         assert len(asked) == 2 and library.scan(roots).encoded == 0 and len(asked) == 2
+        assert library.responses("emoji") is table, "one table for all who ask"
         library.scan(roots, force=True)
         assert len(asked) == 4 and len(library.responses("emoji")) == 1
 
@@ -94,7 +95,7 @@ def test_one_table_holds_one_width(tmp_path, roots):
         lora = LoraFile.open(path)
         lora.family = type(lora.family)("emoji", None, [])
         library_index.compute_response(library.store.db, "f" * 64, lora)
-        read = library_index.read_responses
+        read = read_responses
         both = [digest, "f" * 64]
         assert read(library.store.db, both, "emoji", 64).hashes == ("f" * 64,)
         assert read(library.store.db, both, "emoji", 256).hashes == (digest,)

@@ -32,7 +32,7 @@ from .content import Content, modules_of, read_entries
 from .duplicates import Pair
 from .entries import Entry, ScanReport
 from .locks import writer_lock
-from .responses import answered, compute_response, has_response, read_responses, response_id
+from .responses import answered, compute_response, has_response, held_responses, response_id
 from .scan import Progress, Scanner
 from .sketches import ENCODABLE_KINDS, compute_sketch, read_sketches, sketch_id, sketched
 from .states import CachedStates, StateSource, StateStore, shared_memory
@@ -238,8 +238,8 @@ class Library:
 
     def responses(self, family: str, width: int | None = None) -> FactorTable:
         """What the present files of one family do to text, by hash; ``width`` is that of the base's text states."""
-        hashes = sorted({entry.hash for entry in self.entries(family) if entry.hash})
-        return read_responses(self.store.db, hashes, family, width)
+        hashes = tuple(sorted({entry.hash for entry in self.entries(family) if entry.hash}))
+        return held_responses(self.store.db, (str(self.folder), self.generation), hashes, family, width)
 
     def encoder(self, family: str, tower_id: str | None = None) -> WeightEncoder | None:
         """The encoder fitted for a family and text tower (any tower when None), or None."""
