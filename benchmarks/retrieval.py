@@ -2,7 +2,7 @@
 
     python -m benchmarks.retrieval [--small] [--epochs 40] [--curves] [--ship]
 
-writes ``benchmarks/results/retrieval.json`` (``--small``: ``retrieval_small.json``) from the pack of
+writes ``benchmarks/results/retrieval.json`` (``--small``: into the cache, and no plots) from the pack of
 ``python -m zoo.features_pack``; the zoo itself is not needed. Subjects, styles and creators of the test part were seen
 by nothing that is learnt; the candidates are all LoRAs of the test and training parts. Everything is chosen on the
 validation part. ``--curves`` adds recall against pool size and number of training LoRAs, with plots in ``docs/images``;
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from autolora_core.encode.set_encoder import MODULES, SetEncoder
-from benchmarks.results_file import REPO, write_results
+from benchmarks.results_file import REPO, RESULTS, write_results
 from benchmarks.retrieval_curves import pool_curve, training_curve
 from benchmarks.retrieval_measure import Asked, interval, none_evidence, none_figures, ranks, shares
 from benchmarks.retrieval_metadata import metadata_figures
@@ -208,14 +208,16 @@ def main() -> None:
     rows = [method_row(study, method, groups) for method in methods]
     figures = figures_of(study, rows) | sizes(study.pack, study.asked["test"])
     rows.append({"method": "parts of ours", "names": parts})
-    plot_methods(rows, name)
-    if args.curves:
+    if not args.small:
+        plot_methods(rows, name)
+    if args.curves and not args.small:
         curves = [*pool_curve(study), *training_curve(study, args.epochs)]
         rows += curves
         plot_curves(curves, name)
     figures["seconds"] = time.time() - began
     kept = {k: v for k, v in figures.items() if np.isfinite(v)}
-    write_results(name, f"python -m benchmarks.{name.replace('_small', '')}", SEED, kept, rows)
+    folder = zoo_dir("retrieval") if args.small else RESULTS
+    write_results(name, "python -m benchmarks.retrieval" + (" --small" if args.small else ""), SEED, kept, rows, folder)
     if args.ship:
         held_out = next(row for row in rows if row["method"] == FILE_ONLY)
         figures = {**encoder.figures, "held_out_recall_at_1": held_out["zs_recall_at_1"],

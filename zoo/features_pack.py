@@ -3,10 +3,10 @@
     python -m zoo.features_pack            the large zoo, as far as it is trained
     python -m zoo.features_pack --small    the shipped LoRAs: a first look
 
-writes ``benchmarks/data/retrieval[_small].safetensors`` and ``.json``. Every feature of :mod:`zoo.features_raw` is
-projected on its principal directions over the LoRAs of the *training part* alone and kept as one byte a number. The
-rows ``σ_k v_kᵀ`` of the text-fed layers are projected on the principal directions of the base's own text states.
-Interrupted, it goes on where it stopped.
+writes ``benchmarks/data/retrieval.safetensors`` and ``.json`` (``--small``: into the cache). Every feature of
+:mod:`zoo.features_raw` is projected on its principal directions over the LoRAs of the *training part* alone and kept as
+one byte a number. The rows ``σ_k v_kᵀ`` of the text-fed layers are projected on the principal directions of the base's
+own text states. Interrupted, it goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ DATA = REPO / "benchmarks" / "data"
 FORMAT, VERSION, CHUNK, CLIP = "autolora-zoo-features/1", 1, 32, 6.0
 # Numbers kept of each feature; those of ``tokens`` and ``functional`` are kept of each module.
 KEEP = {
-    "tokens": 40, "functional": 32, "draw": 256, "u1": 192, "diagonals": 192, "product": 256, "flat": 256,
+    "tokens": 40, "functional": 32, "draw": 256, "u1": 128, "diagonals": 128, "product": 192, "flat": 192,
 }  # fmt: skip
-ROW_DIMS, CAPTIONS = 96, 6
+ROW_DIMS = 96
 PER_MODULE = ("tokens", "functional")
 
 
@@ -166,7 +166,11 @@ def build(items: Sequence[tuple[dict, Any]], bank: Sequence[str], probe: BasePro
             kept, basis, mean = _project(values, train, count, name)
         tensors[name], tensors[f"{name}.scale"] = as_bytes(kept)
         if name in ("tokens", "functional", "draw"):
-            tensors[f"{name}.basis"], tensors[f"{name}.mean"] = basis.astype(np.float16), mean.astype(np.float16)
+            tensors[f"{name}.mean"] = mean.astype(np.float16)
+            if name == "draw":  # four megabytes as float16
+                tensors["draw.basis"], tensors["draw.basis_scale"] = quantised(basis)
+            else:
+                tensors[f"{name}.basis"] = basis.astype(np.float16)
         log.info("%s: %d numbers a LoRA", name, int(np.prod(kept.shape[1:])))
     _add_text_rows(tensors, store.read(paths, "rows"), probe.states(bank))
     table = {
@@ -211,18 +215,24 @@ def _add_text_rows(tensors: dict[str, np.ndarray], rows: np.ndarray, states: Any
     tensors["text_rows.mean"] = np.stack(means)
 
 
+def folder_of(name: str) -> Path:
+    """The pack of the large zoo belongs to the repository; that of the shipped LoRAs is made again when needed."""
+    return DATA if name == "retrieval" else zoo_dir("features")
+
+
 def write(name: str, tensors: dict[str, np.ndarray], table: dict[str, Any]) -> Path:
-    path = DATA / f"{name}.safetensors"
+    path = folder_of(name) / f"{name}.safetensors"
     meta = {"format": FORMAT, "base": table["base"]}
     write_atomic(path, lambda tmp: save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, str(tmp), meta))
     path.chmod(0o644)
-    write_json(DATA / f"{name}.json", table)
+    write_json(path.with_suffix(".json"), table)
     log.info("%s: %d LoRAs, %.1f MB", path, len(table["rows"]), path.stat().st_size / 2**20)
     return path
 
 
-def read(name: str, folder: Path = DATA) -> Pack:
+def read(name: str) -> Pack:
     """Read a pack back into float32."""
+    folder = folder_of(name)
     table = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     with safe_open(str(folder / f"{name}.safetensors"), "numpy") as handle:
         stored = {key: handle.get_tensor(key) for key in handle.keys()}
@@ -231,6 +241,7 @@ def read(name: str, folder: Path = DATA) -> Pack:
     arrays["sigma"] = stored["sigma"].astype(np.float32) / 255
     arrays["text_rows"] = stored["text_rows"].astype(np.float32) * stored["text_rows.scale"][..., None]
     bases = {k[:-6]: v.astype(np.float32) for k, v in stored.items() if k.endswith(".basis")}
+    bases["draw"] *= stored["draw.basis_scale"][:, None]
     means = {k[:-5]: v.astype(np.float32) for k, v in stored.items() if k.endswith(".mean")}
     return Pack(table.pop("rows"), arrays, bases, means, table)
 
@@ -268,8 +279,8 @@ def scale_items() -> Iterable[tuple[dict, Any]]:
     from zoo import scale_data
 
     for row in scale_data.rows():
-        # The captions that a text encoder would learn from; a table of all of them would be larger than the features.
-        row = {**row, "captions": row["captions"][:: max(1, len(row["captions"]) // CAPTIONS)][:CAPTIONS]}
+        # Hundreds of captions a LoRA would be larger than the features; its texts follow from the label.
+        row = {name: value for name, value in row.items() if name != "captions"}
         yield row, lambda row=row: scale_data.factors(row["id"])
 
 
