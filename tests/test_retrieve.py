@@ -17,8 +17,8 @@ from autolora_core.encode.text_cache import CachedTower
 from autolora_core.encode.towers import LexicalTower, MiniLMTower
 from autolora_core.errors import FamilyError, SelectionError
 from autolora_core.retrieve import prepare as module
+from autolora_core.retrieve.odds import combine
 from autolora_core.retrieve.retrieve import retrieve
-from autolora_core.retrieve.score import combine
 from autolora_core.retrieve.selection import Selection
 from autolora_core.retrieve.view import MemoryView, ViewEntry, ViewText
 

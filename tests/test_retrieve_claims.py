@@ -16,9 +16,9 @@ from autolora_core.encode import train
 from autolora_core.encode.encoder import RidgeEncoder, stated_training
 from autolora_core.errors import FileFormatError
 from autolora_core.retrieve import tune
+from autolora_core.retrieve.odds import bounded, combine, hit_rate
 from autolora_core.retrieve.prepare import prepare
 from autolora_core.retrieve.retrieve import retrieve
-from autolora_core.retrieve.score import bounded, combine, hit_rate
 from autolora_core.retrieve.view import MemoryView, ViewEntry, ViewText, ViewVectors
 
 TOPICS = [f"topic{i}" for i in range(40)]

@@ -10,16 +10,16 @@
 A part that has nothing to go on is absent, not zero. Text and lexical speak of the same words, so the larger counts;
 weights and response are evidence of their own: ``p = 1 − (1 − p_weights)(1 − p_response)(1 − max(p_text, p_lexical))``.
 
-The hit rate h is how often the encoder puts the right LoRA first when words are hidden (:func:`hit_rate`); no z-score,
-however high, may claim more. The odds against a match are those its z-score leaves plus those of the encoder being
-wrong altogether, so the order of claims stays, small ones hardly change, and a LoRA whose own words say the very thing
-wins over one that an often mistaken encoder points at.
+The hit rate h is how often the encoder puts the right LoRA first when words are hidden (:func:`.odds.hit_rate`); no
+z-score, however high, may claim more. The odds against a match are those its z-score leaves plus those of the encoder
+being wrong altogether, so the order of claims stays, small ones hardly change, and a LoRA whose own words say the very
+thing wins over one that an often mistaken encoder points at.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import zip_longest
 
 import numpy as np
@@ -31,6 +31,7 @@ from ..encode.text_cache import CachedTower, cached
 from ..encode.towers import LexicalTower, TextTower
 from ..library.states import CachedStates
 from .lexicon import Lexicon, Phrase
+from .odds import UNKNOWN_HIT_RATE, bounded, combine, hit_rate, weight_prior
 from .responding import MAX_PHRASES, RESPONSE_PRIOR, Progress, Responder, either
 from .spans import Span
 from .view import EntryLike, VectorsLike
@@ -44,16 +45,11 @@ TEXT_MODELS = {
     "lexical": Logistic(-14 * 0.66, np.array([0.0, 14.0])),
 }
 UNKNOWN_TOWER_MODEL = Logistic(-0.8 * 6.5, np.array([0.8, 0.0]))
-# On the z-score of the weights part, one LoRA against one stranger.
-WEIGHT_PRIOR = Logistic(-4.0, np.array([2.0]))
-# What an encoder may claim that nobody has measured on files it did not see.
-UNKNOWN_HIT_RATE = 0.5
 # On the overlap of words: 0.95 for the very same words, a half at 0.7 (one of two equally rare words shared is 0.67).
 LEXICAL_MODEL = Logistic(-10 * 0.7, np.array([10.0]))
 # One tag among many says less than a title: log odds.
 FIELD_PENALTY = {"title": 0.0, "trigger": 0.0, "tags": 0.0, "description": 0.0, "tag": 1.5}
 TEXT_FLOOR, WEIGHT_FLOOR = 0.05, 0.02
-MAX_LOGIT = 7.0
 MAX_REMEMBERED = 4096
 # Log odds that a phrase loses per word left out, for lacking its head, for being several phrases together, and for
 # being a time or place.
@@ -261,48 +257,6 @@ class Scorer:
             elif self.has_vector[i]:
                 roles[i] = 0.5 * float(by_weights(self.vectors[i]))
         return roles
-
-
-def weight_prior(candidates: int) -> Logistic:
-    """The stated model of the weights part among ``candidates`` LoRAs; see :func:`among`.
-
-    As if z were normal with deviation one, around 0 for strangers and around 4 for the right LoRA.
-    """
-    return among(WEIGHT_PRIOR, candidates)
-
-
-def among(model: Logistic, candidates: int) -> Logistic:
-    """A model of one LoRA against one stranger, turned into one against ``candidates``: prior odds 1 : N (Bayes)."""
-    return replace(model, bias=model.bias - float(np.log(max(candidates, 1))))
-
-
-def hit_rate(encoder: WeightEncoder, right: int = 0, asks: int = 0) -> float:
-    """How often the encoder may be believed: ``right`` of ``asks`` LoRAs of this library came first for their words.
-
-    Only LoRAs count that it was not taught about (a ridge encoder leaves each one out): ``(right + 1) / (asks + 2)``,
-    between what was seen and "a half, for all we know". Where there is none, an encoder fitted on this very library
-    say, the recall counts that its file states for files it never saw; a half when it states nothing.
-    """
-    if asks:
-        return (right + 1) / (asks + 2)
-    return UNKNOWN_HIT_RATE if encoder.held_out_recall_at_1 is None else encoder.held_out_recall_at_1
-
-
-def bounded(claim: np.ndarray, most: float) -> np.ndarray:
-    """Probabilities (…) bounded by ``most``: ``1/p' − 1 = (1/p − 1) + (1/most − 1)``. NaN stays NaN."""
-    against = 1 / np.maximum(claim, 1e-12) + 1 / max(most, 1e-12) - 1
-    return 1 / against
-
-
-def combine(weights: np.ndarray, text: np.ndarray, lexical: np.ndarray) -> np.ndarray:
-    """Log odds of all parts together, each (…) in [0, 1] or NaN; absent parts say nothing, nothing at all is −7.
-
-    ``p = 1 − (1 − weights)(1 − max(text, lexical))``, with ``weights`` bounded by the encoder's hit rate already.
-    """
-    words = np.fmax(text, lexical)
-    miss = (1 - np.nan_to_num(weights, nan=0.0)) * (1 - np.nan_to_num(words, nan=0.0))
-    miss = np.clip(miss, sigmoid(-MAX_LOGIT), sigmoid(MAX_LOGIT))
-    return np.log1p(-miss) - np.log(miss)
 
 
 def said_role(entry: EntryLike) -> float:

@@ -15,8 +15,9 @@ import numpy as np
 from ..encode.calibrate import NoneFits, Ruler, fit_logistic
 from ..encode.generic import GENERIC_PROMPTS
 from ..library.states import CachedStates
+from .odds import MAX_LOGIT, WEIGHT_PRIOR, among, combine, hit_rate
 from .responding import RESPONSE_PRIOR, Progress, either
-from .score import MAX_LOGIT, WEIGHT_PRIOR, Scorer, among, combine, hit_rate
+from .score import Scorer
 
 MAX_OWN_PROMPTS = 200
 BLOCK = 32
