@@ -54,8 +54,7 @@ def margins(
         "residual": Sides("residual / rounding limit", 1.0),
         "shortfall": Sides("shortfall of a truncation", relations.TRUNCATION_SHORTFALL),
         "merge": Sides("left over by a merge / its limit", 1.0),
-        "epoch": Sides("cosine of epochs, aligned or not", relations.EPOCH),
-        "epoch aligned": Sides("cosine of epochs with matrices that agree", relations.EPOCH_ALIGNED),
+        "epoch": Sides("cosine of epochs", relations.EPOCH),
         "aligned": Sides("cosine of the down matrices of epochs", relations.ALIGNED),
         "alike": Sides("cosine of two LoRAs of one subject", relations.ALIKE),
     }
@@ -104,8 +103,6 @@ def _epoch_sides(sides: dict[str, Sides], files: dict[str, tuple[Weights, Origin
         found = measure(a, b)
         same = one.run == other.run
         sides["epoch"].add(found.common_cosine, not same)
-        if found.aligned >= relations.ALIGNED:
-            sides["epoch aligned"].add(found.common_cosine, not same)
         sides["aligned"].add(found.aligned, not same)
         limit = rounding_limit(found.rounding)
         sides["residual"].add(found.residual_by_layer / limit, False)

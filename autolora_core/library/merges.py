@@ -15,6 +15,7 @@ which one was made from the others: the one of the highest rank, else the one wh
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -22,9 +23,10 @@ from torch import Tensor
 
 from .duplicates import Piece, inner
 from .relations import TRUNCATION_SHORTFALL, rounding_limit, shortfall
-from .weights import Weights, cut
+from .weights import Weights, cut, numerical_rank
 
 LEAST_SHARE = 0.05  # of the file's norm that each of the two must bring
+DIRECTION = 2e-3  # of a layer's largest singular value: smaller ones are rounding
 MOST_ALIKE = 0.999  # two parts nearer than this cannot be told apart
 
 
@@ -86,8 +88,15 @@ def fit_sum(whole: Weights, first: Weights, second: Weights) -> Merge | None:
     weights, left = solved
     pair = (float(weights[0]), float(weights[1]))
     share = (weights.abs() * gram.diagonal().sqrt() / whole.square**0.5).tolist()
-    how = _cut_or_not(whole, first.scaled(pair[0]).plus(second.scaled(pair[1])))
+    total = first.scaled(pair[0]).plus(second.scaled(pair[1]))
+    how = _cut_or_not(whole, total) if _adds_directions(total, first, second, whole.modules) else None
     return Merge(pair, how, left, tuple(share), _lead(whole, first, second), min(pair) < 0) if how else None
+
+
+def _adds_directions(total: Weights, first: Weights, second: Weights, names: Iterable[str]) -> bool:
+    """Whether the sum of two has more directions than either, as it must unless one takes the other out again."""
+    ranks = [numerical_rank(side, names, DIRECTION) for side in (total, first, second)]
+    return None in ranks or ranks[0] >= max(ranks[1:]) + min(ranks[1:]) / 2
 
 
 def _cut_or_not(whole: Weights, total: Weights) -> str | None:

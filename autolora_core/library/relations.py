@@ -14,8 +14,8 @@ kind                  rule (a and b compared over the modules both change; resid
 ``truncated``         of lower rank, and as near to the other as its rank allows (Eckart and Young 1936: no matrix of
                       rank k is nearer to ΔW than the first k terms of its SVD)
 ``merged``            a weighted sum of two others: see :mod:`.merges`
-``epoch``             cosine of at least ``EPOCH_ALIGNED`` with ``down`` matrices that agree (a run keeps much of the
-                      numbers it began with), or of ``EPOCH``: the same run at another step, or one gone on from it
+``epoch``             cosine of at least ``EPOCH``, and ``down`` matrices that agree (a run keeps much of the numbers it
+                      began with): the same run at another step, or one gone on from it
 ``alike``             a cosine of at least ``ALIKE`` over everything the two files change
 ``unlike``            none of these
 ====================  ===============================================================================================
@@ -40,15 +40,14 @@ KINDS = (
 # The weights of one LoRA, whole or less; and with other epochs, its versions: applying two is applying one twice.
 SAME = KINDS[:6]
 VERSIONS = (*SAME, "epoch")
-RULES = 2  # raise when a rule or threshold changes, so that stored relations are decided again
+RULES = 3  # raise when a rule or threshold changes, so that stored relations are decided again
 
 LEAST_RESIDUAL = 2e-3  # float16 loses this much of small values
 FACTOR_TOLERANCE = 5e-3  # a factor this near 1 is 1
 SAME_MATRICES = 0.05  # relative distance of two ``down`` matrices up to a number
 TRUNCATION_SHORTFALL = 2e-3  # of the largest cosine that the lower rank allows
 TRUNCATION_FROM = 0.25  # cosines below this are not looked at for truncation
-EPOCH = 0.98
-EPOCH_ALIGNED, ALIGNED = 0.5, 0.9  # averaged matrices agree with those of a part of weight 0.8 to less than 0.9
+EPOCH, ALIGNED = 0.5, 0.9  # averaged matrices agree with those of a part of weight 0.8 to less than 0.9
 ALIKE = 0.1
 
 
@@ -191,7 +190,7 @@ def decide(measured: Measured) -> Relation:
         if short is not None and short <= max(TRUNCATION_SHORTFALL, limit**2):
             return Relation("truncated", measured, side)
     cosine = measured.common_cosine if _mostly_shared(measured) else measured.cosine
-    if cosine >= EPOCH or (cosine >= EPOCH_ALIGNED and measured.aligned >= ALIGNED):
+    if cosine >= EPOCH and measured.aligned >= ALIGNED:
         return Relation("epoch", measured)
     return Relation("alike" if abs(measured.cosine) >= ALIKE else "unlike", measured)
 

@@ -18,7 +18,7 @@ from .merges import Merge, find_merge
 from .weights import Weights
 
 Tick = Callable[[int, int], None]
-SECOND_FROM = 0.3  # estimated cosine of a merge's second part with what the first leaves of it
+SECOND_FROM = 0.2  # estimated cosine of a merge's second part with what the first leaves of it
 MAX_SECONDS = 4
 ONE_DIRECTION = 0.995  # rows nearer than this are copies of one LoRA
 COPIES = 3  # of them are tried as parts of a merge
@@ -138,17 +138,19 @@ class Shelf:
                     yield found
 
     def _merge(self, whole: str, firsts: Sequence[str], seconds: Sequence[str]) -> MergeFound | None:
-        """A sum of any copy will do; matrices averaged one by one need the copy that has those very matrices."""
+        """The copies that fit best. When the first two do not fit, others are tried only where matrices may have been
+        averaged one by one: that needs the copy that has those very matrices, a sum does not."""
+        found: list[MergeFound] = []
         for first, second in product(firsts, seconds):
             held = [self.weights(digest) for digest in (whole, first, second)]
             if None in held:
                 continue
             merge = find_merge(*held)
             if merge is not None:
-                return MergeFound(whole, first, second, merge, abs(self.likeness(first, second)))
-            if len({weights.rank for weights in held}) > 1:
+                found.append(MergeFound(whole, first, second, merge, abs(self.likeness(first, second))))
+            elif not found and len({weights.rank for weights in held}) > 1:
                 return None
-        return None
+        return min(found, key=lambda one: one.merge.left_over, default=None)
 
 
 def likeliest(merges: Iterable[MergeFound]) -> tuple[MergeFound, ...]:

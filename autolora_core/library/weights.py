@@ -41,7 +41,7 @@ class Weights:
     @classmethod
     def of(cls, updates: Iterable[Update]) -> Weights:
         """Read all updates; those that are not added as a matrix are left out."""
-        found = pieces(updates)
+        found = {name: fused(parts) for name, parts in pieces(updates).items()}
         squares = {name: inner(parts, parts) for name, parts in found.items()}
         kept = {name: parts for name, parts in found.items() if squares[name] > 0}
         errors = [_rounding(part) for parts in kept.values() for part in parts]
@@ -68,6 +68,35 @@ class Weights:
         parts = {name: self.modules.get(name, []) + other.modules.get(name, []) for name in names}
         squares = {name: inner(group, group) for name, group in parts.items()}
         return Weights(parts, squares, max(self.rounding, other.rounding))
+
+
+def fused(parts: list[Piece]) -> list[Piece]:
+    """Pieces that lie side by side and share their ``down`` as one: q, k and v of a LoRA on the fused projection, as
+    some formats store it."""
+    out: list[Piece] = []
+    for part in sorted(parts, key=lambda p: (p.start, p.stop)):
+        last = out[-1] if out else None
+        joined = last is not None and last.stop == part.start and last.down is not None and part.down is not None
+        if joined and torch.equal(last.down, part.down):
+            out[-1] = Piece(last.start, part.stop, torch.cat([last.up, part.up]), last.down)
+        else:
+            out.append(part)
+    return out
+
+
+def numerical_rank(weights: Weights, names: Iterable[str], tolerance: float) -> int | None:
+    """Singular values above ``tolerance`` times a module's largest, summed over ``names``; None where one is dense."""
+    total = 0
+    for name in names:
+        parts = weights.modules.get(name, [])
+        if not parts:
+            continue
+        rows = cut(parts, min(p.start for p in parts), max(p.stop for p in parts))
+        if rows is None:
+            return None
+        values = singular_values(*rows)
+        total += int((values > tolerance * values[0]).sum())
+    return total
 
 
 def _rounding(piece: Piece) -> float:
