@@ -42,7 +42,8 @@ class Bench:
     def __init__(self, specs: list[LoraSpec]):
         self.specs, self.model = specs, load_base()
         self.gate = GatedLayers(self.model, specs)
-        self.identity = self.gate.named()
+        layers = self.gate.named()  # views of the parameters, which `use` overwrites
+        self.identity = {name: GateVectors.identity(v.channels) for name, v in layers.items()}
         self.trained = read_gate(REPO / "models" / "emoji_gate.safetensors").modules
 
     @torch.no_grad()

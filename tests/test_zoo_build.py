@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 import zoo.__main__ as command
+from autolora_core.fusion.files import read_gate
 from zoo import cache, pictures
 from zoo.budget import Budget
 
@@ -97,19 +99,17 @@ def test_a_step_that_does_not_make_its_files_is_noticed(steps, monkeypatch, tmp_
         call(monkeypatch, "build", "--quick")
 
 
-def test_the_shipped_gate_is_not_overwritten_by_a_quick_build(folders, monkeypatch):
-    """As long as its training does not ask where models go."""
+def test_the_gate_is_written_where_models_go(folders, monkeypatch):
+    """A quick build must not overwrite the gate that is shipped here."""
     from zoo import train_gate
+    from zoo.mmdit import MMDiT
 
-    trained = []
-    monkeypatch.setattr(train_gate, "train", lambda steps, compiled: trained.append(steps))
-    monkeypatch.delattr(train_gate, "models_dir", raising=False)
     monkeypatch.setenv(cache.MODELS, str(folders / "models"))
-    with pytest.raises(SystemExit, match="would overwrite"):
-        command._gate(command.parse(["build", "--quick"]))
-    monkeypatch.setattr(train_gate, "models_dir", cache.models_dir, raising=False)
-    command._gate(command.parse(["build", "--quick"]))
-    assert trained == [2]
+    model = MMDiT()
+    cache.write_atomic(train_gate.base_path(), lambda tmp: save_file(model.state_dict(), str(tmp)))
+    written = train_gate.save(train_gate.GatedLayers(model, []), 1, 0)
+    assert written.parent == folders / "models"
+    assert read_gate(written).family == "emoji"
 
 
 def test_what_is_written_can_be_read_by_others(tmp_path):

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from autolora_core.errors import AutoLoRAError
 from zoo.budget import add_options, chosen, positive_int
-from zoo.cache import FOLDER, MODELS, REPO, cache_dir, models_dir, read_json, zoo_dir
+from zoo.cache import FOLDER, MODELS, cache_dir, models_dir, read_json, zoo_dir
 
 log = logging.getLogger("zoo")
 AUTOENCODER_MINUTES, BASE_MINUTES, JUDGE_MINUTES, GATE_STEPS = 15.0, 120.0, 25.0, 600
@@ -99,8 +99,6 @@ def _loras(args: argparse.Namespace) -> None:
 def _gate(args: argparse.Namespace) -> None:
     from zoo import train_gate
 
-    if models_dir() != REPO / "models" and not hasattr(train_gate, "models_dir"):
-        raise SystemExit("zoo/train_gate.py would overwrite the gate shipped here: leave it out with --until loras")
     train_gate.train(args.gate_steps or GATE_STEPS, not args.no_compile)
 
 

@@ -119,4 +119,3 @@ def _tokens(out: np.ndarray, updates: Mapping[str, Update], layout: Layout) -> N
     found = module_features(updates.values(), size_for("emoji"))
     for name, row in zip(found.modules, found.rows, strict=True):
         out[layout.split.index(name)] = row
-

@@ -26,7 +26,7 @@ from autolora_core.fusion.base_print import base_fingerprint
 from autolora_core.fusion.files import write_gate
 from autolora_core.fusion.gate import VECTORS, GateVectors, gated_update
 from zoo.autoencoder import encode_pictures
-from zoo.cache import REPO, read_json, write_atomic, write_json, write_npy, zoo_dir
+from zoo.cache import models_dir, read_json, write_atomic, write_json, write_npy, zoo_dir
 from zoo.captions import captions
 from zoo.lora_data import true_picture
 from zoo.lora_plan import LoraSpec, plan
@@ -137,7 +137,7 @@ def composites(specs: list[LoraSpec], wanted: list[tuple[int, int]]) -> Composit
         words = [c for c, _ in captions(specs[i].subject or "", style or "")]
         texts.append(words[:3] if j == NONE else words[:5])
     digest = hashlib.sha256(
-        repr([(specs[i].id, specs[j].id if j != NONE else "") for i, j in pairs]).encode()
+        repr([(specs[i].digest, specs[j].digest if j != NONE else "") for i, j in pairs]).encode()
     ).hexdigest()[:12]
     path = zoo_dir("gate") / f"latents-{digest}.npy"
     if not path.exists():
@@ -203,7 +203,7 @@ def save(gate: GatedLayers, steps: int, loras: int) -> Path:
     digest = hashlib.sha256(base_path().read_bytes()).hexdigest()
     recipe = f"flow loss on true composites of {loras} LoRAs, {steps} steps of {BATCH}, K 1 to 3, from the identity"
     recipe += "; used from K 2 on"  # one LoRA alone stays exactly what the stock loader makes of it
-    path = REPO / "models" / "emoji_gate.safetensors"
+    path = models_dir() / "emoji_gate.safetensors"
     fingerprint = base_fingerprint(load_file(str(base_path())))
     write_gate(
         path, gate.named(), family="emoji", k_range=(2, SLOTS), recipe=recipe, base_sha256=digest,
