@@ -94,17 +94,19 @@ def method_row(study: Study, name: str, groups: dict[str, np.ndarray]) -> dict[s
 
 
 def choose_ours(study: Study) -> str:
-    """The combination that is best on validation becomes "ours"; returns its parts."""
+    """The combination that is best on validation becomes "ours", or the response alone; returns its parts."""
     asked = study.asked["validation"]
     which = asked.of("name", *HEADLINE, "style")
-    best = (-1.0, "", None)
-    for number, names in enumerate(CANDIDATES):
-        study.combine(names, f"combination {number}")
-        found = study.recall(f"combination {number}", "validation", which)
+    best = (-1.0, "", study.scores[RESPONSE])
+    for number, names in enumerate(((RESPONSE,), *CANDIDATES)):
+        name = RESPONSE if len(names) == 1 else f"combination {number}"
+        if len(names) > 1:
+            study.combine(names, name)
+        found = study.recall(name, "validation", which)
         value = found["recall_at_5"] + found["recall_at_1"]
         log.info("combination of %s: validation %s", names, found)
         if value > best[0]:
-            best = (value, " + ".join(names), study.scores[f"combination {number}"])
+            best = (value, " + ".join(names), study.scores[name])
     study.scores[OURS] = best[2]
     return best[1]
 

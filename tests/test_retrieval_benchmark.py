@@ -11,6 +11,7 @@ import torch
 from autolora_core.encode.set_encoder import MODULES
 from autolora_core.encode.set_network import SetConfig, SetNetwork
 from autolora_core.retrieve.words import content_stems
+from benchmarks.retrieval import choose_ours
 from benchmarks.retrieval_measure import (
     ABSENT,
     Asked,
@@ -236,3 +237,24 @@ def test_an_epoch_sees_every_training_lora_and_makes_hard_batches():
     assert set(np.concatenate(found)) == set(np.flatnonzero(data.train))
     half = BATCH // 2
     assert np.mean([len(set(data.recipe[b[:half]])) for b in found]) < 2.5  # of one or two creators
+
+
+def test_ours_is_the_response_alone_where_no_combination_beats_it():
+    class Told:
+        """A study whose recalls are given."""
+
+        def __init__(self, better: str | None):
+            self.better, self.scores = better, {"response": np.zeros(1)}
+            self.asked = {"validation": asked_of(np.eye(2, dtype=bool))}
+
+        def combine(self, names, out):
+            self.scores[out] = np.ones(1) * len(names)
+
+        def recall(self, name, part, which):
+            value = 0.9 if name == self.better else 0.5 if name == "response" else 0.4
+            return {"recall_at_1": value, "recall_at_5": value}
+
+    nothing, something = Told(None), Told("combination 2")
+    assert choose_ours(nothing) == "response" and nothing.scores["ours"] is nothing.scores["response"]
+    assert choose_ours(something).startswith("response + ")
+    assert something.scores["ours"] is something.scores["combination 2"]
