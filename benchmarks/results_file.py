@@ -84,7 +84,9 @@ def write_results(
     text = f'{head},\n "rows": [\n{body}\n ]\n}}\n'
     json.loads(text)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False, encoding="utf-8") as handle:
+    with tempfile.NamedTemporaryFile(
+        "w", dir=folder, suffix=".tmp", delete=False, encoding="utf-8", newline="\n"
+    ) as handle:
         handle.write(text)
     os.chmod(handle.name, 0o644)
     os.replace(handle.name, folder / f"{name}.json")

@@ -100,7 +100,7 @@ class AutoLoRAFindSimilar:
     RETURN_NAMES = ("selection", "lora_stack", "report")
     OUTPUT_TOOLTIPS = (
         "The LoRAs that are alike, for Gated Multi-LoRA Apply. The LoRA asked for is not among them.",
-        "The same as a LORA_STACK, for other packs' nodes. Connect this or the selection to Apply, not both.",
+        "The same as a LORA_STACK, for other packs' nodes. Apply takes either; a LoRA in both is used once.",
         "What every file found is to the one asked for, with numbers. Show it with Preview as Text.",
     )
     FUNCTION = "find"

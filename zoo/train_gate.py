@@ -170,7 +170,9 @@ def train(steps: int, compiled: bool = True) -> Path:
     fast = torch.compile(model, dynamic=False) if compiled else model
     params = list(gate.parameters())
     optimiser = torch.optim.Adam(params, lr=LR, betas=(0.9, 0.98))
-    state, done, history = zoo_dir("gate", base_tag()) / "state.safetensors", 0, []
+    # A gate belongs to its base and its LoRAs: with other LoRAs it starts anew instead of going on.
+    shelf = hashlib.sha256(repr([s.digest for s in specs]).encode()).hexdigest()[:12]
+    state, done, history = zoo_dir("gate", f"{base_tag()}-{shelf}") / "state.safetensors", 0, []
     if state.exists():
         for p, saved in zip(params, load_file(str(state)).values(), strict=True):
             p.data.copy_(saved)

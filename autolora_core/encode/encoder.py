@@ -63,8 +63,25 @@ class WeightEncoder(Protocol):
 AnEncoder = TypeVar("AnEncoder", bound=WeightEncoder)
 
 
+class OnSchema:
+    """What an encoder's schema and the centre of its texts already say."""
+
+    schema: FeatureSchema
+    centre: np.ndarray
+
+    @property
+    def family(self) -> str:
+        """Base family whose files it reads."""
+        return self.schema.family
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector: the tower's."""
+        return len(self.centre)
+
+
 @dataclass(frozen=True)
-class RidgeEncoder:
+class RidgeEncoder(OnSchema):
     """Ridge regression from features to centred text embeddings.
 
     Text embeddings are centred on the mean of the generic prompts, so that "no idea" is the zero vector instead of the
@@ -109,16 +126,6 @@ class RidgeEncoder:
         X = np.concatenate([self.ridge.X, np.asarray(vectors, np.float32).reshape(-1, self.schema.width)])
         fitted = RidgeEncoder.fit(self.schema, X, [*self.texts, *texts], tower, weights)
         return replace(fitted, held_out_recall_at_1=self.held_out_recall_at_1)
-
-    @property
-    def family(self) -> str:
-        """Base family whose files it reads."""
-        return self.schema.family
-
-    @property
-    def dim(self) -> int:
-        """Length of a vector: the tower's."""
-        return len(self.centre)
 
     @property
     def usable(self) -> bool:

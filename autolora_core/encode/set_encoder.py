@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .encoder import FORMAT, checked_encoder, stated_training, write_encoder
+from .encoder import FORMAT, OnSchema, checked_encoder, stated_training, write_encoder
 from .features import Features, FeatureSchema
 from .set_network import SetConfig, SetNetwork
 from .sketch import KINDS, SketchSize
@@ -28,7 +28,7 @@ MODULES = "sketches"  # the group of tokens that a file alone gives
 
 
 @dataclass(frozen=True)
-class SetEncoder:
+class SetEncoder(OnSchema):
     """``network`` maps groups of tokens to unit vectors; ``centre`` (dim,) and ``text_map`` (dim, dim) map texts.
 
     ``figures`` are what it was found to do on LoRAs that it never saw, ``held_out_recall_at_1`` among them.
@@ -51,16 +51,6 @@ class SetEncoder:
     def schema(self) -> FeatureSchema:
         """Where a library lays a file's sketches out."""
         return self.tokens.schema
-
-    @property
-    def family(self) -> str:
-        """Base family whose files it reads."""
-        return self.schema.family
-
-    @property
-    def dim(self) -> int:
-        """Length of a vector: the tower's."""
-        return len(self.centre)
 
     @property
     def usable(self) -> bool:
