@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from autolora_core.encode.generic import GENERIC_PROMPTS
 from autolora_core.encode.response import FactorTable, ResponseFactors, TextStates
 from autolora_core.encode.towers import LexicalTower
 from autolora_core.retrieve import responding
+from autolora_core.retrieve.explain import reason
 from autolora_core.retrieve.responding import MAX_PHRASES, RESPONSE_PRIOR, Responder, either
 from autolora_core.retrieve.retrieve import retrieve
-from autolora_core.retrieve.score import Scorer
+from autolora_core.retrieve.score import Evidence, Scorer
+from autolora_core.retrieve.select import Choice
 from autolora_core.retrieve.selection import Selection
 from autolora_core.retrieve.spans import decompose
 from autolora_core.retrieve.tune import calibrate, near_groups
@@ -84,6 +87,21 @@ def test_what_nobody_described_is_found(library, thing):
     assert "in the model it answers them clearly" in pick.reason and f"“{thing}”" in pick.reason
     assert Selection.from_json(found.to_json()) == found
     assert "10 of 11 LoRAs" in " ".join(found.notes)
+
+
+def test_a_reason_is_told_by_the_parts_that_speak(library):
+    """An encoder that sees nothing does not contradict what the words and the model show; alone, it says so."""
+    scorer = SimpleNamespace(phrases=[SimpleNamespace(field="tags", text="otter, an otter")])
+    spans, choice = [SimpleNamespace(text="otter")], Choice(0, 0, 0.9)
+
+    def told(weights: float, response: float, phrase: int = 0) -> str:
+        parts = (np.array([[value]]) for value in (weights, 0.9, 0.9, response, 2.0))
+        return reason(scorer, spans, Evidence(*parts, np.array([[phrase]])), choice)
+
+    said = "Matches “otter”: its tags say “otter, an otter”"
+    assert told(0.01, 0.04) == f"{said} and in the model it answers them hardly (4%)."
+    assert told(0.3, np.nan) == f"{said} and its weights hint at it (30%)."
+    assert told(0.01, np.nan, -1) == "Matches “otter”: its weights do not show it (1%)."
 
 
 def test_without_a_base_it_is_not(library):

@@ -16,7 +16,7 @@ _FIELDS = {
     "tags": "its tags",
     "description": "its description",
 }
-CLEAR = 0.5
+CLEAR, HINT = 0.5, 0.2
 
 
 def reason(scorer: Scorer, spans: Sequence[Span], evidence: Evidence, choice: Choice) -> str:
@@ -28,18 +28,19 @@ def reason(scorer: Scorer, spans: Sequence[Span], evidence: Evidence, choice: Ch
         field, said = _FIELDS[scorer.phrases[phrase].field], _short(scorer.phrases[phrase].text)
         text, lexical = float(evidence.text[at]), float(evidence.lexical[at])
         if lexical >= CLEAR:
-            proofs.append((lexical, f"{field} says “{said}”"))
+            proofs.append((lexical, f"{field} {'say' if field.endswith('s') else 'says'} “{said}”"))
         elif text >= CLEAR:
             proofs.append((text, f"{field} “{said}” means nearly the same"))
         else:
             proofs.append((text, f"{field} “{said}” is only distantly related"))
     answer = float(evidence.response[at])
     if not math.isnan(answer):
-        strength = "clearly" if answer >= CLEAR else "a little" if answer >= 0.2 else "not"
+        strength = "clearly" if answer >= CLEAR else "a little" if answer >= HINT else "hardly"
         proofs.append((answer, f"in the model it answers them {strength} ({answer:.0%})"))
     weights = float(evidence.weights[at])
-    if not math.isnan(weights):
-        strength = "point clearly to it" if weights >= CLEAR else "hint at it" if weights >= 0.2 else "do not show it"
+    # An encoder that sees nothing would contradict what words or the model show; its share stands in the numbers.
+    if not math.isnan(weights) and (weights >= HINT or not proofs):
+        strength = "point clearly to it" if weights >= CLEAR else "hint at it" if weights >= HINT else "do not show it"
         proofs.append((weights, f"its weights {strength} ({weights:.0%})"))
     if not proofs:
         return f"Compared with “{spans[choice.span].text}”: neither words nor usable weights to go on."
