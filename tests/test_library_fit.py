@@ -89,6 +89,20 @@ def test_order_of_arrival_does_not_matter(library, loras, tmp_path):
         assert second.fit(LexicalTower()).families[0].encoder_id == expected
 
 
+def test_what_was_overwritten_teaches_nothing(library, loras, tmp_path):
+    """A library that has seen older files of the same names has the encoder of one that has not."""
+    before = library.fit(LexicalTower()).families[0].encoder_id
+    for seed, word in enumerate(WORDS, 100):
+        write_lora(loras / f"{word}.safetensors", emoji_factors(seed, blocks=1))
+    library.scan([loras])
+    [again] = library.fit(LexicalTower()).families
+    with Library.open(tmp_path / "fresh") as fresh:
+        fresh.scan([loras])
+        [new] = fresh.fit(LexicalTower()).families
+    assert again.encoder_id == new.encoder_id != before
+    assert again.files == 12
+
+
 def test_towers_and_encoders_never_mix(library, loras):
     first = library.fit(LexicalTower()).families[0].encoder_id
     other = library.fit(OtherTower()).families[0].encoder_id

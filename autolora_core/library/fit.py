@@ -33,6 +33,9 @@ ASSEMBLE_BLOCK = 256
 TEXT_BLOCK = 64
 # What a file name says is worth less than what its maker wrote.
 FILE_NAME_WEIGHT = 0.5
+# What was overwritten stays in the tables, in case it comes back, but teaches nothing: two libraries of the same files
+# have the same encoder. Files that are offline are held.
+_HELD = "EXISTS (SELECT 1 FROM files h WHERE h.hash = f.hash)"
 Progress = Callable[[int, int, str], None]
 
 
@@ -130,7 +133,8 @@ def _read_captions(store: Store, families: list[str], tower: CachedTower, progre
 
 def _families(store: Store) -> list[str]:
     rows = store.db.execute(
-        "SELECT DISTINCT c.family FROM features f JOIN contents c ON c.hash = f.hash WHERE f.problem IS NULL"
+        "SELECT DISTINCT c.family FROM features f JOIN contents c ON c.hash = f.hash"
+        f" WHERE f.problem IS NULL AND {_HELD}"
     )
     return sorted(row[0] for row in rows)
 
@@ -165,7 +169,7 @@ def _fit_family(
 def _encodable(store: Store, family: str) -> list[str]:
     rows = store.db.execute(
         "SELECT f.hash FROM features f JOIN contents c ON c.hash = f.hash"
-        " WHERE c.family = ? AND f.sketch_id = ? AND f.problem IS NULL ORDER BY f.hash",
+        f" WHERE c.family = ? AND f.sketch_id = ? AND f.problem IS NULL AND {_HELD} ORDER BY f.hash",
         (family, sketch_id(family)),
     )
     return [row[0] for row in rows]
