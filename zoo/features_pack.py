@@ -12,7 +12,6 @@ own text states. Interrupted, it goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import logging
 import time
@@ -37,7 +36,7 @@ from zoo.train_loras import base_tag, load_base
 
 log = logging.getLogger("zoo.features")
 DATA = REPO / "benchmarks" / "data"
-FORMAT, VERSION, CHUNK, CLIP = "autolora-zoo-features/1", 1, 32, 6.0
+FORMAT, VERSION, SAY_EVERY, CLIP = "autolora-zoo-features/1", 2, 32, 6.0
 # Numbers kept of each feature; those of ``tokens`` and ``functional`` are kept of each module.
 KEEP = {
     "tokens": 40, "functional": 32, "draw": 256, "u1": 128, "diagonals": 128, "product": 192, "flat": 192,
@@ -82,39 +81,33 @@ def row_of(spec: Any, **more: Any) -> dict[str, Any]:
 
 
 class RawStore:
-    """Raw features on disk, float16, ``CHUNK`` LoRAs a file; what is there is not computed again."""
+    """Raw features on disk, a float16 file a LoRA; what is there is not computed again."""
 
     def __init__(self, folder: Path, layout: Layout):
-        self.folder, self.layout = folder, layout
+        self.folder, self.layout = folder / f"v{VERSION}-{layout.id}", layout
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.ends = np.cumsum([int(np.prod(shape)) for shape in layout.widths.values()])
-
-    def path(self, ids: Sequence[str]) -> Path:
-        digest = hashlib.sha256(" ".join([self.layout.id, *ids]).encode()).hexdigest()[:16]
-        return self.folder / f"v{VERSION}-{digest}.npy"
 
     def fill(self, items: Sequence[tuple[dict, Any]], probe: BaseProbe) -> list[Path]:
         """Compute what is missing of ``items``: (row, function that gives the factors)."""
-        began, paths = time.time(), []
-        for start in range(0, len(items), CHUNK):
-            part = items[start : start + CHUNK]
-            path = self.path([row["id"] for row, _ in part])
-            paths.append(path)
-            if path.exists():
-                continue
-            found = [raw_features(factors(), self.layout, probe) for _, factors in part]
-            write_npy(path, np.stack([np.concatenate([f[k].ravel() for k in self.layout.widths]) for f in found])
-                      .astype(np.float16))  # fmt: skip
-            done = start + len(part)
-            left = (time.time() - began) / done * (len(items) - done)
-            log.info("features of %d of %d LoRAs, %.0f s left", done, len(items), left)
+        paths = [self.folder / f"{row['id']}.npy" for row, _ in items]
+        missing = [(path, factors) for path, (_, factors) in zip(paths, items, strict=True) if not path.exists()]
+        began = time.time()
+        for done, (path, factors) in enumerate(missing, 1):
+            found = raw_features(factors(), self.layout, probe)
+            write_npy(path, np.concatenate([found[k].ravel() for k in self.layout.widths]).astype(np.float16))
+            if done % SAY_EVERY == 0 or done == len(missing):
+                left = (time.time() - began) / done * (len(missing) - done)
+                log.info("features of %d of %d LoRAs, %.0f s left", done, len(missing), left)
         return paths
 
     def read(self, paths: Sequence[Path], name: str) -> np.ndarray:
         """(n, …) float16 of one feature."""
         at = list(self.layout.widths).index(name)
         start, stop = (0 if at == 0 else self.ends[at - 1]), self.ends[at]
-        parts = [np.load(path, mmap_mode="r")[:, start:stop] for path in paths]
-        return np.concatenate(parts).reshape(-1, *self.layout.widths[name])
+        return np.stack([np.load(path, mmap_mode="r")[start:stop] for path in paths]).reshape(
+            -1, *self.layout.widths[name]
+        )
 
 
 def principal(values: np.ndarray, train: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
