@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autolora_core.encode.set_network import Layer
+from autolora_core.train.trainer import TextSide
 from zoo.encoder_data import EncoderData
-from zoo.encoder_trainer import TextSide
 from zoo.features_pack import Pack
 from zoo.features_raw import INPUTS, OUTPUTS
 

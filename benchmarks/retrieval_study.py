@@ -11,12 +11,13 @@ import numpy as np
 from autolora_core.encode.generic import GENERIC_PROMPTS
 from autolora_core.encode.set_encoder import MODULES, SetEncoder
 from autolora_core.retrieve.words import content_stems
+from autolora_core.train.steps import joined
+from autolora_core.train.trainer import TextSide
 from benchmarks.retrieval_autolora import train_published
 from benchmarks.retrieval_measure import Asked, Combination, by_prompt, ranks, shares
 from benchmarks.retrieval_methods import Learner, baseline_scores, drawn_as
 from benchmarks.retrieval_texts import Prompt, set_prompts, style_prompts, subject_prompts
-from zoo.encoder_data import GROUPS, EncoderData, encoder_data, joined, texts_of
-from zoo.encoder_trainer import TextSide
+from zoo.encoder_data import GROUPS, EncoderData, encoder_data, texts_of
 from zoo.features_pack import Pack
 from zoo.splits import unit
 from zoo.text_side import Texts, draw_scores, factor_table, response_scores, unit_rows, z_scores

@@ -11,6 +11,8 @@ import torch
 from autolora_core.encode.set_encoder import MODULES
 from autolora_core.encode.set_network import SetConfig, SetNetwork
 from autolora_core.retrieve.words import content_stems
+from autolora_core.train.steps import BATCH, batches, contrastive, joined
+from autolora_core.train.trainer import start_as_ridge
 from benchmarks.retrieval import choose_ours
 from benchmarks.retrieval_measure import (
     ABSENT,
@@ -26,8 +28,7 @@ from benchmarks.retrieval_measure import (
 from benchmarks.retrieval_methods import one_hot, standardised, whole
 from benchmarks.retrieval_texts import HEADLINE, Prompt, subject_prompts
 from zoo.base_probe import applied
-from zoo.encoder_data import EncoderData, joined, profile_groups, texts_of
-from zoo.encoder_trainer import BATCH, batches, contrastive, start_as_ridge
+from zoo.encoder_data import EncoderData, profile_groups, texts_of
 from zoo.features_pack import as_bytes, principal
 from zoo.mmdit import MMDiT, MMDiTConfig
 from zoo.text_side import z_scores

@@ -14,12 +14,12 @@ import numpy as np
 from autolora_core.encode.features import size_for
 from autolora_core.encode.set_encoder import MODULES, token_schema
 from autolora_core.encode.tokens import TokenMap, assemble
+from autolora_core.train.steps import Arrays
 from zoo.captions import with_article
 from zoo.features_pack import Pack
 
 GROUPS = (MODULES, "functional", "profile", "draw")
 PROFILE_CLIP, PROFILE_UNIT = 12.0, 8.0
-Groups = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass
@@ -29,7 +29,7 @@ class EncoderData:
     ``train``, ``validation``, ``test`` (n,) bool. ``thing`` (n,) int: LoRAs of one number show the same.
     """
 
-    groups: Groups
+    groups: Arrays
     texts: list[tuple[str, ...]]
     train: np.ndarray
     validation: np.ndarray
@@ -113,13 +113,3 @@ def _scaled(x: np.ndarray, train: np.ndarray) -> np.ndarray:
     spread = np.sqrt((x[train] ** 2).sum(axis=0) / there)
     scale = np.sqrt(spread * np.sqrt((spread**2).mean(axis=1, keepdims=True)))
     return np.clip(x / np.where(scale > 0, scale, 1), -8, 8).astype(np.float32)
-
-
-def joined(groups: Groups, names: Sequence[str]) -> np.ndarray:
-    """(n, F): the groups side by side, each token divided as the network's linear path does."""
-    parts = []
-    for name in names:
-        x, mask = groups[name]
-        share = mask.sum(axis=1).clip(1) ** -0.5
-        parts.append((x * mask[..., None]).reshape(len(x), -1) * share[:, None])
-    return np.concatenate(parts, axis=1)

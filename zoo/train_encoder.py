@@ -24,10 +24,11 @@ import torch
 from autolora_core.encode.generic import GENERIC_PROMPTS
 from autolora_core.encode.set_encoder import MODULES, SetEncoder, rounded
 from autolora_core.encode.set_network import SetConfig, SetNetwork
+from autolora_core.train.trainer import TextMap, TextSide
 from zoo.cache import zoo_dir
 from zoo.encoder_data import GROUPS, EncoderData, encoder_data, profile_groups, texts_of
 from zoo.encoder_sim import made_up_rows, things
-from zoo.encoder_trainer import TextMap, TextSide, Trainer
+from zoo.encoder_trainer import Trainer
 from zoo.features_pack import Pack, read
 from zoo.text_bank import tower
 from zoo.text_side import TextReader, Texts, factor_table, response_scores, unit_rows, z_scores
