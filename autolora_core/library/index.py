@@ -20,14 +20,14 @@ from pathlib import Path
 import numpy as np
 
 from ..encode.encoder import WeightEncoder
-from ..encode.features import ModuleFeatures, size_for
+from ..encode.features import ModuleFeatures
 from ..encode.response import FactorTable
 from ..encode.text_cache import CachedTower
 from ..encode.threads import one_thread
 from ..encode.towers import TextTower
 from ..errors import AutoLoRAError, LibraryError
 from ..lora.file import LoraFile
-from . import duplicates, encoders, fit
+from . import duplicates, encoders, fit, pairs
 from .content import Content, modules_of, read_entries
 from .duplicates import Pair
 from .entries import Entry, ScanReport
@@ -36,7 +36,7 @@ from .responses import answered, compute_response, has_response, held_responses,
 from .scan import Progress, Scanner
 from .sketches import ENCODABLE_KINDS, compute_sketch, read_sketches, sketch_id, sketched
 from .states import CachedStates, StateSource, StateStore, shared_memory
-from .store import Store, now, sweep
+from .store import Store, sweep
 from .texts import TextStore
 from .vectors import VectorIndex, open_vectors
 from .walk import Scope
@@ -264,9 +264,7 @@ class Library:
 
     def near_duplicates(self, family: str) -> list[tuple[str, str]]:
         """Pairs of hashes that :meth:`compare_duplicates` found to be one LoRA; reads only what is stored."""
-        mine = {entry.hash for entry in self.entries(family)}
-        known = self._known_pairs()
-        return sorted(key for key, pair in known.items() if duplicates.is_near(pair) and mine.issuperset(key))
+        return pairs.near_hashes(self.store, {entry.hash for entry in self.entries(family)})
 
     @one_thread()
     def compare_duplicates(
@@ -277,43 +275,7 @@ class Library:
         ``tick(done, total)`` is called before each comparison and may raise to interrupt.
         """
         paths = {entry.hash: entry.path for entry in self.entries(family) if entry.hash}
-        known = self._known_pairs()
-        files = duplicates.fingerprint(family, paths)
-        if self.store.get(f"compared:{family}") == files:
-            near = [pair for key, pair in known.items() if duplicates.is_near(pair) and paths.keys() >= set(key)]
-            return sorted(near, key=duplicates.order)
-        found, unread = [], []
-
-        def load(digest: str):
-            try:
-                return list(LoraFile.open(paths[digest]).updates())
-            except AutoLoRAError:
-                unread.append(digest)  # not readable just now: compared at the next call
-                return None
-
-        complete = False
-        try:
-            for pair in duplicates.near_pairs(self.module_features(family), size_for(family), load, known, tick):
-                found.append(pair)
-            complete = not unread
-        finally:
-            new = [pair for pair in found if (pair.hash_a, pair.hash_b) not in known]
-            self._store_pairs(new, {f"compared:{family}": files} if complete else {})
-        return sorted(filter(duplicates.is_near, found), key=duplicates.order)
-
-    def _known_pairs(self) -> dict[tuple[str, str], Pair]:
-        rows = self.store.db.execute("SELECT hash_a, hash_b, cosine, ratio, common, only_a, only_b FROM pairs")
-        return {(row[0], row[1]): Pair(*row) for row in rows}
-
-    def _store_pairs(self, pairs: list[Pair], notes: dict[str, str]) -> None:
-        rows = [(p.hash_a, p.hash_b, p.cosine, p.ratio, p.common, p.only_a, p.only_b, now()) for p in pairs]
-        if not rows and not notes:
-            return
-        with writer_lock(self.folder, self.wait), self.store.transaction() as db:
-            db.executemany("INSERT OR REPLACE INTO pairs VALUES (?,?,?,?,?,?,?,?)", rows)
-            db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", notes.items())
-            if rows:
-                self.store.bump()
+        return pairs.compare_family(self.store, family, paths, lambda: self.module_features(family), self.wait, tick)
 
 
 def _checking(should_stop: Callable[[], bool] | None) -> Callable[[], None]:
