@@ -12,14 +12,19 @@ import torch
 from torch import Tensor
 
 from .gate import GateVectors, gated_update
+from .moment import Moment
 from .plan import Group, ModulePlan
+from .rules import Energy, energy_sum
 
 BranchOutput = Callable[[int], Tensor]
 VectorsOf = Callable[[int], GateVectors | None]
+START = Moment()
 
 
-def fuse(y0: Tensor, plan: ModulePlan, output: BranchOutput, vectors: VectorsOf, dim: int = -1) -> Tensor:
-    """``y0`` plus the module's branches.
+def fuse(
+    y0: Tensor, plan: ModulePlan, output: BranchOutput, vectors: VectorsOf, dim: int = -1, moment: Moment = START
+) -> Tensor:
+    """``y0`` plus the module's branches, as its groups' gates and rules have it at this ``moment`` of sampling.
 
     ``y0`` (…, d) or (n, d, …) with ``dim`` = 1; ``output(i)`` computes branch ``i`` on the layer's input, on that
     branch's own channels; ``vectors(g)`` gives the gate of group ``g`` on the right device, None for a plain sum.
@@ -28,14 +33,24 @@ def fuse(y0: Tensor, plan: ModulePlan, output: BranchOutput, vectors: VectorsOf,
     out = y0
     for number, group in enumerate(plan.groups):
         gate = vectors(number)
-        if gate is None:
-            for index in (index for lora in group.loras for index in lora):
+        loras = group.loras if group.rule is None else _live(group, plan, moment)
+        if gate is None and not isinstance(group.rule, Energy):
+            for index in (index for lora in loras for index in lora):
                 out = _add(out, y0, output(index), plan.branches[index].span(plan.channels), dim)
-        else:
-            base = y0.narrow(dim, group.start, group.stop - group.start)
-            values = (_assemble(lora, base, group, plan, output, dim) for lora in group.loras)
-            out = _add(out, y0, gated_update(base, values, gate, dim), (group.start, group.stop), dim)
+            continue
+        base = y0.narrow(dim, group.start, group.stop - group.start)
+        values = (_assemble(lora, base, group, plan, output, dim) for lora in loras)
+        update = energy_sum(values, dim) if gate is None else gated_update(base, values, gate, dim)
+        out = _add(out, y0, update, (group.start, group.stop), dim)
     return out
+
+
+def _live(group: Group, plan: ModulePlan, moment: Moment) -> tuple[tuple[int, ...], ...]:
+    """The LoRAs of a group that its rule lets speak."""
+    chosen = group.rule.live(moment)
+    if chosen is None:
+        return group.loras
+    return tuple(lora for lora in group.loras if plan.branches[lora[0]].lora_index == chosen)
 
 
 def _add(out: Tensor, y0: Tensor, value: Tensor, span: tuple[int, int], dim: int) -> Tensor:

@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 from ..errors import GateError
 from .branches import Branch
 from .gate import GateVectors
+from .rules import Rule
 
-MODES = ("gate", "sum")
 _SLICE = re.compile(r"(.+)\[(\d+):(\d+)\]")
 
 
 @dataclass(frozen=True)
 class Group:
-    """Output channels ``start:stop`` of a module, with their gate (None: plain sum).
+    """Output channels ``start:stop`` of a module, with their gate or ``rule`` (neither: plain sum).
 
     ``loras`` has one entry a LoRA: the numbers of its branches in ``ModulePlan.branches``, together one ``y_k``.
     """
@@ -30,6 +30,7 @@ class Group:
     stop: int
     vectors: GateVectors | None
     loras: tuple[tuple[int, ...], ...]
+    rule: Rule | None = None
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,14 @@ def build_plan(
     channels: Mapping[str, int],
     gates: Mapping[str, GateVectors] | None = None,
     additive: Iterable[int] = (),
+    rules: Mapping[str, Rule] | None = None,
+    mode: str | None = None,
 ) -> FusionPlan:
     """Sort branches into modules and groups.
 
     ``channels``: output channels of every module that occurs. ``gates``: module or ``module[start:stop]`` → vectors;
-    None is sum mode. ``additive``: LoRA numbers that stay outside the gate. Raises ``GateError`` when vectors do not
-    fit their module.
+    None is sum mode. ``rules``: module → how its LoRAs are fused instead. ``additive``: LoRA numbers that stay outside
+    the gate and the rules. ``mode`` names the result. Raises ``GateError`` when vectors do not fit their module.
     """
     by_module: dict[str, list[Branch]] = {}
     for branch in branches:
@@ -87,10 +90,10 @@ def build_plan(
     entries = _gate_entries(gates or {}, channels)
     outside = frozenset(additive)
     modules = {
-        name: _plan_module(name, channels[name], parts, entries.get(name, []), outside)
+        name: _plan_module(name, channels[name], parts, entries.get(name, []), outside, (rules or {}).get(name))
         for name, parts in by_module.items()
     }
-    return FusionPlan("sum" if gates is None else "gate", modules)
+    return FusionPlan(mode or ("sum" if gates is None else "gate"), modules)
 
 
 Entry = tuple[int, int, GateVectors]
@@ -119,8 +122,13 @@ def _whole_or_slices(entries: list[Entry], channels: int) -> list[Entry]:
     return whole or sorted(entries, key=lambda entry: entry[0])
 
 
-def _plan_module(name: str, channels: int, parts: list[Branch], entries: list[Entry], outside: frozenset) -> ModulePlan:
+def _plan_module(
+    name: str, channels: int, parts: list[Branch], entries: list[Entry], outside: frozenset, rule: Rule | None = None
+) -> ModulePlan:
+    """A rule takes the module as a whole: its slices are laid side by side, as under a gate for the whole module."""
     branches: list[Branch] = []
+    if rule is not None:
+        entries = [(0, channels, None)]
     gated: dict[int, dict[int, list[int]]] = {number: {} for number in range(len(entries))}
     plain: dict[int, list[int]] = {}
     for part in parts:
@@ -130,12 +138,14 @@ def _plan_module(name: str, channels: int, parts: list[Branch], entries: list[En
             group.setdefault(piece.lora_index, []).append(len(branches))
             branches.append(piece)
     groups = [_group(0, channels, None, plain)] if plain else []
-    groups += [_group(*entries[number], members) for number, members in gated.items() if members]
+    groups += [_group(*entries[number], members, rule) for number, members in gated.items() if members]
     return ModulePlan(name, channels, tuple(branches), tuple(groups))
 
 
-def _group(start: int, stop: int, vectors: GateVectors | None, members: dict[int, list[int]]) -> Group:
-    return Group(start, stop, vectors, tuple(tuple(members[lora]) for lora in sorted(members)))
+def _group(
+    start: int, stop: int, vectors: GateVectors | None, members: dict[int, list[int]], rule: Rule | None = None
+) -> Group:
+    return Group(start, stop, vectors, tuple(tuple(members[lora]) for lora in sorted(members)), rule)
 
 
 def _cut(part: Branch, entries: list[Entry], channels: int) -> list[tuple[Branch, int | None]]:

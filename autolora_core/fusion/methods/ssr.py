@@ -1,0 +1,110 @@
+"""SSR-Merge (arXiv 2606.10617): LoRAs share one stacked subspace, and a router sends every signal to its owner.
+
+Stack A = [A₁; …; A_K] and B = [B₁ … B_K]. With X_k the base's inputs of a layer for LoRA k's own prompt:
+
+    Z_k = A X_k,   G = Σ_k Z_k Z_kᵀ,   block k of Q = (A_k X_k) Z_kᵀ,   R = Q G⁻¹,   merged ΔW = B R A
+
+R is the least-squares answer to "on LoRA k's prompt only LoRA k speaks". R = I is the plain sum, and one LoRA alone
+always gets R = I. The ridge pulls towards R = I, (Q + εI)(G + εI)⁻¹: where the prompts said nothing, LoRAs are summed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..branches import Branch
+from .factors import Factors, factors_of
+
+# Relative to the mean power of a row of Z: far below any signal, far above float32 rounding of the Gram matrices.
+RIDGE = 1e-4
+
+
+@dataclass(frozen=True)
+class Stack:
+    """All branches of one module. ``down`` (R, in, *k) and ``up`` (out, R), float32, with strengths in ``up``;
+    ``owner`` (R,) the LoRA of every row. ``rest`` are (branch, its rows) not wholly told by their factors."""
+
+    module: str
+    down: Tensor
+    up: Tensor
+    owner: Tensor
+    rest: tuple[tuple[Branch, slice], ...]
+
+
+def stack(branches: Sequence[Branch], channels: int) -> Stack:
+    """Stack the branches of a module with ``channels`` output channels; a slice's ``up`` is zero elsewhere."""
+    parts = [factors_of(branch) for branch in branches]
+    down = torch.cat([part.down for part in parts])
+    up = torch.cat([_padded(part, one, channels) for part, one in zip(parts, branches, strict=True)], 1)
+    owner = torch.cat([torch.full((len(p.down),), b.lora_index) for p, b in zip(parts, branches, strict=True)])
+    ends = torch.tensor([len(part.down) for part in parts]).cumsum(0).tolist()
+    rest = tuple(
+        (one, slice(end - len(part.down), end))
+        for one, part, end in zip(branches, parts, ends, strict=True)
+        if not part.exact
+    )
+    return Stack(branches[0].module, _shaped(down, branches[0]).float(), up.float(), owner, rest)
+
+
+def _padded(part: Factors, branch: Branch, channels: int) -> Tensor:
+    start, stop = branch.span(channels)
+    whole = part.up.new_zeros(channels, part.up.shape[1])
+    whole[start:stop] = part.up
+    return whole
+
+
+def _shaped(down: Tensor, branch: Branch) -> Tensor:
+    """(R, n) as kernels (R, in, *k)."""
+    if branch.kind == "kron":
+        kernel = branch.right.shape[2:]
+    elif branch.kind == "dense":
+        kernel = branch.dense.shape[2:]
+    else:
+        kernel = branch.down.shape[2:] if branch.mid is None else branch.mid.shape[2:]
+    return down.reshape(len(down), -1, *kernel)
+
+
+def router(grams: Mapping[int, Tensor], owner: Tensor, ridge: float = RIDGE) -> Tensor:
+    """R (R, R), float64. ``grams``: LoRA → Z_k Z_kᵀ (R, R) of its own prompt; ``owner`` (R,): the LoRA of each row.
+
+    Rows are brought to one power first, so the ridge means the same for loud and quiet LoRAs. Without any signal, or
+    with numbers that are not finite, R = I.
+    """
+    size = len(owner)
+    eye = torch.eye(size, dtype=torch.float64)
+    total, routed = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
+    for lora, gram in grams.items():
+        gram = gram.double().cpu()
+        total += gram
+        routed[owner == lora] += gram[owner == lora]
+    power = total.diagonal().sqrt()
+    if not torch.isfinite(total).all() or not power.any():
+        return eye
+    power = power.clamp_min(1e-6 * power.max())
+    even = power.unsqueeze(1) * power
+    solved = torch.linalg.solve(total / even + ridge * eye, (routed / even + ridge * eye).T).T
+    return solved * power.unsqueeze(1) / power
+
+
+def merge(stacked: Stack, routes: Tensor) -> list[Branch]:
+    """The branches whose sum is B R A: one of rank R, and the originals that their factors do not tell wholly.
+
+    Of those, what the factors do tell is taken out of the routed branch once: ΔW_k − B_kA_k + (B R)A.
+    """
+    up = stacked.up.double() @ routes
+    for _, rows in stacked.rest:
+        up[:, rows] -= stacked.up[:, rows].double()
+    merged = Branch(stacked.module, int(stacked.owner.min()), down=stacked.down, up=up.float())
+    return [merged, *(branch for branch, _ in stacked.rest)]
+
+
+
+
+def mean_shift(routes: Iterable[Tensor]) -> float:
+    """How far routers are from the plain sum: root mean square of ‖R − I‖_F / ‖I‖_F over modules, for the report."""
+    shares = [float((one - torch.eye(len(one), dtype=one.dtype)).square().sum()) / len(one) for one in routes]
+    return (sum(shares) / len(shares)) ** 0.5 if shares else 0.0

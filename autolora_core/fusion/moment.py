@@ -1,0 +1,37 @@
+"""Where sampling stands, for rules that depend on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+TOLERANCE = 1e-4
+
+
+@dataclass
+class Moment:
+    """Shared by the fused layers of one node application; whoever runs the model writes it before every evaluation.
+
+    ``step`` of ``steps`` counts from 0. ``only``: the one LoRA that is on, None for all.
+    """
+
+    step: int = 0
+    steps: int = 1
+    only: int | None = None
+
+    @property
+    def progress(self) -> float:
+        """0 at the first step, 1 after the last."""
+        return self.step / self.steps
+
+
+def step_of(sigma: float, schedule: Sequence[float]) -> tuple[int, int]:
+    """``(step, steps)`` of an evaluation at ``sigma``; ``schedule`` falls, and ends with the sigma after the last step.
+
+    A sampler that looks in between two sigmas of the schedule is still in the step that began at the larger one.
+    """
+    starts = list(schedule)[:-1]
+    if not starts:
+        return 0, 1
+    begun = sum(start >= sigma * (1 - TOLERANCE) for start in starts)
+    return max(begun - 1, 0), len(starts)
