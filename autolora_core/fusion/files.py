@@ -92,10 +92,11 @@ def write_gate(
         for vector, value in vectors.named().items()
     }
     _vectors(path, tensors, EPS)
-    _replace_file(Path(path), tensors, {key: value for key, value in header.items() if value})
+    replace_file(Path(path), tensors, {key: value for key, value in header.items() if value})
 
 
-def _replace_file(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def replace_file(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file, completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")
     os.close(handle)

@@ -39,8 +39,9 @@ class LoraOutcome:
         if self.clip_layers:
             head += f"; {counted(self.clip_layers, 'text encoder layer')} × {self.clip_strength:g}"
         out = [head]
-        if self.outside_gate and mode == "gate":
-            out.append(f"  kept additive, outside the gate: {self.outside_gate}")
+        if self.outside_gate and mode != "sum":
+            where = "the gate" if mode == "gate" else f"mode {mode}"
+            out.append(f"  kept additive, outside {where}: {self.outside_gate}")
         for reason in dict.fromkeys(self.forwarded.values()):
             layers = [layer for layer, why in self.forwarded.items() if why == reason]
             out.append(f"  as weight patches ({reason}): {listed(layers, SHOWN)}")
@@ -59,11 +60,14 @@ def fusion_report(
     fused: int,
     absent: Iterable[Request] = (),
     warnings: Iterable[str] = (),
+    done: Iterable[str] = (),
 ) -> str:
-    """The text of the report. ``gated`` of the ``fused`` layers, those that have a branch beside them, have a gate."""
+    """The text of the report. ``gated`` of the ``fused`` layers, those that have a branch beside them, have a gate;
+    ``done``: what the mode did, a line each."""
     lines = [f"mode: {mode} ({why})", *(f"warning: {warning}" for warning in warnings)]
     if mode == "gate":
         lines.append(_coverage(gated, fused))
+    lines += [f"  {line}" for line in done]
     for outcome in outcomes:
         lines += outcome.lines(mode)
     for request in absent:

@@ -16,7 +16,8 @@ SELECTION_FORMAT = "autolora-selection/1"
 class Request:
     """One LoRA asked for: its name as ComfyUI's loras list shows it, and the strengths for model and text encoder.
 
-    ``origin`` is selection or stack; ``notes`` say what was decided when several requests were for one file.
+    ``origin`` is selection or stack; ``notes`` say what was decided when several requests were for one file. Of a
+    selection's pick: its ``role``, its ``triggers``, and the words of the LoRA its weights are ``near`` to.
     """
 
     name: str
@@ -25,6 +26,9 @@ class Request:
     origin: str = "stack"
     path: str | None = None
     notes: tuple[str, ...] = ()
+    role: str | None = None
+    triggers: tuple[str, ...] = ()
+    near: str = ""
 
     @property
     def absent(self) -> bool:
@@ -39,7 +43,7 @@ def requests_of(selection: Any, stack: Any, strength: float = 1.0) -> list[Reque
     """
     found = [*_from_selection(selection), *_from_stack(stack)]
     return [
-        Request(one.name, one.model * strength, one.clip * strength, one.origin, one.path)
+        replace(one, model=one.model * strength, clip=one.clip * strength)
         for one in found
         if one.name and one.name.lower() != "none"
     ]
@@ -96,7 +100,21 @@ def _from_pick(pick: Any, number: int) -> Request:
     if not isinstance(pick, Mapping) or not isinstance(pick.get("name"), str):
         raise SelectionError(f"pick {number} of the selection has no name", key="picks")
     strength = _number(pick.get("strength", 1.0), pick["name"])
-    return Request(pick["name"], strength, strength, "selection", pick.get("path") or None)
+    role = pick.get("role") if isinstance(pick.get("role"), str) else None
+    triggers = _texts(pick.get("triggers"))
+    near = _texts([one.get("words") for one in _mappings(pick.get("neighbours"))])
+    words = {"role": role, "triggers": triggers, "near": near[0] if near else ""}
+    return Request(pick["name"], strength, strength, "selection", pick.get("path") or None, **words)
+
+
+def _mappings(value: Any) -> list[Mapping]:
+    return [one for one in value if isinstance(one, Mapping)] if isinstance(value, (list, tuple)) else []
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """The words in a list; a hand-written selection may hold anything."""
+    found = value if isinstance(value, (list, tuple)) else []
+    return tuple(text.strip() for text in found if isinstance(text, str) and text.strip())
 
 
 def _from_stack(stack: Any) -> list[Request]:

@@ -10,7 +10,7 @@ always gets R = I. The ridge pulls towards R = I, (Q + εI)(G + εI)⁻¹: where
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,26 +68,35 @@ def _shaped(down: Tensor, branch: Branch) -> Tensor:
     return down.reshape(len(down), -1, *kernel)
 
 
-def router(grams: Mapping[int, Tensor], owner: Tensor, ridge: float = RIDGE) -> Tensor:
-    """R (R, R), float64. ``grams``: LoRA → Z_k Z_kᵀ (R, R) of its own prompt; ``owner`` (R,): the LoRA of each row.
+class Signals:
+    """What one module's routers are made of, gathered prompt by prompt; two (R, R) float32 matrices, however many."""
 
-    Rows are brought to one power first, so the ridge means the same for loud and quiet LoRAs. Without any signal, or
-    with numbers that are not finite, R = I.
-    """
-    size = len(owner)
-    eye = torch.eye(size, dtype=torch.float64)
-    total, routed = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
-    for lora, gram in grams.items():
-        gram = gram.double().cpu()
-        total += gram
-        routed[owner == lora] += gram[owner == lora]
-    power = total.diagonal().sqrt()
-    if not torch.isfinite(total).all() or not power.any():
-        return eye
-    power = power.clamp_min(1e-6 * power.max())
-    even = power.unsqueeze(1) * power
-    solved = torch.linalg.solve(total / even + ridge * eye, (routed / even + ridge * eye).T).T
-    return solved * power.unsqueeze(1) / power
+    def __init__(self, owner: Tensor):
+        self.owner = owner
+        self.total, self.routed = (torch.zeros(len(owner), len(owner)) for _ in range(2))
+
+    def add(self, lora: int, gram: Tensor) -> None:
+        """``gram`` (R, R) is Z_k Z_kᵀ of the prompt of ``lora``, or a part of its tokens."""
+        gram = gram.to("cpu", torch.float32)
+        self.total += gram
+        mine = self.owner == lora
+        self.routed[mine] += gram[mine]
+
+    def router(self, ridge: float = RIDGE) -> Tensor:
+        """R (R, R), float64.
+
+        Rows are brought to one power first, so the ridge means the same for loud and quiet LoRAs. Without any signal,
+        or with numbers that are not finite, R = I.
+        """
+        eye = torch.eye(len(self.owner), dtype=torch.float64)
+        total, routed = self.total.double(), self.routed.double()
+        power = total.diagonal().clamp_min(0).sqrt()
+        if not torch.isfinite(total).all() or not power.any():
+            return eye
+        power = power.clamp_min(1e-6 * power.max())
+        even = power.unsqueeze(1) * power
+        solved = torch.linalg.solve(total / even + ridge * eye, (routed / even + ridge * eye).T).T
+        return solved * power.unsqueeze(1) / power
 
 
 def merge(stacked: Stack, routes: Tensor) -> list[Branch]:
