@@ -164,8 +164,8 @@ class RidgeEncoder(OnSchema):
         centred = np.asarray(vectors, np.float64) - self.centre
         return (centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)).astype(np.float32)
 
-    def save(self, path: str | os.PathLike) -> Path:
-        """Write atomically; returns the path."""
+    def save(self, path: str | os.PathLike, also: Mapping[str, str] | None = None) -> Path:
+        """Write atomically, with ``also`` in the metadata; returns the path."""
         schema = {
             "family": self.schema.family,
             "size": asdict(self.schema.size),
@@ -178,6 +178,7 @@ class RidgeEncoder(OnSchema):
             "tower": self.tower,
             "schema": json.dumps(schema),
             "texts": json.dumps(self.texts),
+            **(also or {}),
         }
         if self.held_out_recall_at_1 is not None:
             metadata["held_out_recall_at_1"] = repr(self.held_out_recall_at_1)

@@ -89,12 +89,13 @@ class SetEncoder(OnSchema):
         mapped = (np.asarray(vectors, np.float64) - self.centre) @ self.text_map
         return (mapped / np.maximum(np.linalg.norm(mapped, axis=1, keepdims=True), 1e-12)).astype(np.float32)
 
-    def save(self, path: str | os.PathLike) -> Path:
-        """Write atomically; returns the path."""
+    def save(self, path: str | os.PathLike, also: Mapping[str, str] | None = None) -> Path:
+        """Write atomically, with ``also`` in the metadata; returns the path."""
         said = {"family": self.family, "size": asdict(self.schema.size), "modules": self.schema.modules}
         metadata = {
             "format": FORMAT, "kind": "set", "id": self.id, "tower": self.tower, "schema": json.dumps(said),
             "config": json.dumps(asdict(self.network.config)), "figures": json.dumps(self.figures),
+            **(also or {}),
         }  # fmt: skip
         metadata |= {name: str(value) for name, value in self.figures.items() if name == "held_out_recall_at_1"}
         if self.trained_on is not None:

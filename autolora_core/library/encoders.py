@@ -5,15 +5,19 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..encode.encoder import WeightEncoder
 from ..encode.encoder_files import load_encoder_file
 from ..errors import EncoderMismatchError, FileFormatError
+from ..lora.header import read_header
 from .store import Store
 
 log = logging.getLogger(__name__)
 MAX_LOADED = 8
+# Metadata of an encoder file that was trained for one library: its folder's name, and when (UTC, ISO).
+LIBRARY_KEY, WHEN_KEY = "library", "trained"
 _loaded: dict[str, WeightEncoder] = {}
 
 
@@ -80,15 +84,44 @@ def check_encoder(store: Store, family: str, encoder_id: str) -> None:
         )
 
 
-def find_encoders(folders: Iterable[str | os.PathLike]) -> dict[str, WeightEncoder]:
-    """Family → encoder file lying in ``folders`` (the first one wins); files that are no encoder are passed over."""
-    found: dict[str, WeightEncoder] = {}
-    for folder in folders:
+def find_encoders(folders: Iterable[str | os.PathLike], library: str | None = None) -> dict[str, WeightEncoder]:
+    """Family → the encoder to use of those lying in ``folders``; files that are no encoder are passed over.
+
+    One that was trained for ``library`` (the name of its folder) comes before all others, the newest first; then the
+    first folder, and in a folder the first name, wins. What was trained for another library is not used.
+    """
+    found: dict[str, tuple[tuple, WeightEncoder]] = {}
+    for place, folder in enumerate(folders):
         for path in sorted(Path(folder).glob("*encoder*.safetensors")):
             try:
-                encoder = load_encoder_file(path)
+                said, encoder = trained_for(path), load_encoder_file(path)
             except FileFormatError as error:
                 log.info("not an encoder: %s", error)
                 continue
-            found.setdefault(encoder.family, encoder)
-    return found
+            if said.library not in (None, library):
+                continue
+            # ISO times sort as text; newest first means the largest comes last.
+            rank = (said.library is not None, said.when if said.library else "", -place)
+            if encoder.family not in found or rank > found[encoder.family][0]:
+                found[encoder.family] = rank, encoder
+    return {family: encoder for family, (_, encoder) in found.items()}
+
+
+@dataclass(frozen=True)
+class TrainedFor:
+    """What an encoder file says of its making: ``library`` it was trained for (None: for anybody's), ``when``."""
+
+    library: str | None = None
+    when: str = ""
+
+
+def trained_for(path: str | os.PathLike) -> TrainedFor:
+    """Read from the file's header. :class:`FileFormatError` when there is none."""
+    metadata = read_header(path).metadata
+    return TrainedFor(metadata.get(LIBRARY_KEY), metadata.get(WHEN_KEY, ""))
+
+
+def encoders_state(folders: Iterable[str | os.PathLike]) -> str:
+    """Changes whenever :func:`find_encoders` might find something else: names, sizes and times; nothing is read."""
+    files = [path for folder in folders for path in sorted(Path(folder).glob("*encoder*.safetensors"))]
+    return repr([(str(path), status.st_size, status.st_mtime_ns) for path in files if (status := path.stat())])

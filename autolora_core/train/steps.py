@@ -70,10 +70,14 @@ def batches(data: TrainingSet, rng: np.random.Generator) -> list[np.ndarray]:
     return [np.concatenate([block, rng.choice(rows, min(half, len(rows)), replace=False)]) for block in blocks]
 
 
-def contrastive(vectors: Tensor, own: Tensor, bank: Tensor, thing: Tensor, bank_thing: Tensor, scale: Tensor) -> Tensor:
+def contrastive(
+    vectors: Tensor, own: Tensor, bank: Tensor, thing: Tensor, bank_thing: Tensor, scale: Tensor,
+    weights: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Both directions (InfoNCE, van den Oord et al., arXiv 1807.03748); others of the same thing are no negatives.
 
-    ``vectors`` (b, d) of the LoRAs, ``own`` (b, d): one text of each, ``bank`` (B, d): a text of every thing.
+    ``vectors`` (b, d) of the LoRAs, ``own`` (b, d): one text of each, ``bank`` (B, d): a text of every thing,
+    ``weights`` (b,): how much each LoRA's text is worth (default: all the same).
     """
     # Scaled before they are masked: minus infinity times a learned scale has no gradient.
     positive = scale * (vectors * own).sum(dim=-1, keepdim=True)
@@ -81,6 +85,8 @@ def contrastive(vectors: Tensor, own: Tensor, bank: Tensor, thing: Tensor, bank_
     to_text = torch.cat([positive, others], dim=1)
     same = (thing[:, None] == thing[None]) & ~torch.eye(len(thing), dtype=torch.bool)
     to_lora = (scale * (own @ vectors.T)).masked_fill(same, float("-inf"))
-    return F.cross_entropy(to_text, torch.zeros(len(thing), dtype=torch.long)) + F.cross_entropy(
-        to_lora, torch.arange(len(thing))
-    )
+    first, own_place = torch.zeros(len(thing), dtype=torch.long), torch.arange(len(thing))
+    if weights is None:
+        return F.cross_entropy(to_text, first) + F.cross_entropy(to_lora, own_place)
+    both = F.cross_entropy(to_text, first, reduction="none") + F.cross_entropy(to_lora, own_place, reduction="none")
+    return (weights * both).sum() / weights.sum()

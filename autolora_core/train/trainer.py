@@ -16,17 +16,19 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor
+from torch.func import functional_call
 
 from ..encode.ridge import KernelRidge
 from ..encode.set_network import SetConfig, SetNetwork
 from ..library.store import write_atomically
-from .steps import TrainingSet, augmented, batches, contrastive, joined
+from .steps import Groups, TrainingSet, augmented, batches, contrastive, joined
 
 log = logging.getLogger(__name__)
 RATE, DECAY, SEED = 5e-4, 0.05, 3
 TEMPERATURE, COLDEST = 1 / 0.07, 100.0
 # What a LoRA is seen by in a training step, and how often: (share, names of groups).
 Views = Sequence[tuple[float, Sequence[str]]]
+Tick = Callable[[int, int], None]
 
 
 @dataclass
@@ -75,13 +77,20 @@ def start_as_ridge(network: SetNetwork, data: TrainingSet, targets: np.ndarray) 
 
 
 class Trainer:
-    """Network, text map and temperature, and what they are trained on. ``score(network, text map)`` judges an epoch."""
+    """Network, text map and temperature, and what they are trained on.
+
+    ``score(network, text map)`` judges an epoch and the best one is kept; without it the last one is. ``weights`` (n,):
+    how much each LoRA's texts are worth. ``most_tokens``: a step looks at so many modules, drawn anew each time.
+    ``tick(done, total)`` is called before every step and may raise to interrupt.
+    """
 
     def __init__(
-        self, data: TrainingSet, texts: TextSide, config: SetConfig, score: Callable, views: Views | None = None
-    ):
+        self, data: TrainingSet, texts: TextSide, config: SetConfig, score: Callable | None, views: Views | None = None,
+        weights: np.ndarray | None = None, most_tokens: int | None = None, tick: Tick = lambda done, total: None,
+    ):  # fmt: skip
         torch.manual_seed(SEED)
-        self.data, self.texts, self.score = data, texts, score
+        self.data, self.texts, self.score, self.tick = data, texts, score, tick
+        self.weights, self.most_tokens = weights, most_tokens
         self.views = tuple(views or ((1.0, tuple(data.groups)),))
         self.network, self.map = SetNetwork(config), TextMap(config.dim)
         self.temperature = torch.nn.Parameter(torch.tensor(float(np.log(TEMPERATURE))))
@@ -105,7 +114,9 @@ class Trainer:
             group["lr"] = rate * 0.5 * (1 + np.cos(np.pi * (number - 1) / epochs))
         bank, bank_thing = torch.from_numpy(self.texts.bank), torch.from_numpy(self.texts.bank_thing)
         self.network.train()
-        for rows in batches(self.data, rng):
+        steps = batches(self.data, rng)
+        for at, rows in enumerate(steps):
+            self.tick((number - 1) * len(steps) + at, epochs * len(steps))
             names = self.views[int(rng.choice(len(self.views), p=[p for p, _ in self.views]))][1]
             names = [name for name in names if name in self.groups]
             # A made-up LoRA has no file: where only the file is looked at, it is not there.
@@ -114,12 +125,13 @@ class Trainer:
             if len(rows) < 2:
                 continue
             part = {name: tuple(array[rows] for array in self.groups[name]) for name in names}
-            vectors = self.network(augmented(part, names, rng))
+            vectors = self._vectors(part, names, rng)
             said = [self.texts.vectors[i] for i in rows]
             own = np.stack([v[min(int(rng.exponential(1.2)), len(v) - 1)] for v in said])
             loss = contrastive(
                 vectors, self.map(torch.from_numpy(own)), self.map(bank), torch.from_numpy(self.data.thing[rows]),
                 bank_thing, self.temperature.exp().clamp(max=COLDEST),
+                None if self.weights is None else torch.from_numpy(self.weights[rows].astype(np.float32)),
             )  # fmt: skip
             self.optimiser.zero_grad()
             loss.backward()
@@ -127,6 +139,22 @@ class Trainer:
             self.optimiser.step()
             losses.append(float(loss.detach()))
         return float(np.mean(losses))
+
+    def _vectors(self, part: Groups, names: Sequence[str], rng: np.random.Generator) -> Tensor:
+        """The network's vectors of augmented LoRAs. With fewer tokens the linear path is louder by as much as it lacks,
+        so that its mean over draws is what it gives for all of them."""
+        swapped: dict[str, Tensor] = {}
+        for name in names:
+            count = part[name][1].shape[1]
+            if self.most_tokens and count > self.most_tokens:
+                at = torch.from_numpy(np.sort(rng.choice(count, self.most_tokens, replace=False)))
+                part[name] = tuple(array[:, at] for array in part[name])
+                louder = (count / self.most_tokens) ** 0.5
+                swapped[f"inward.{name}"] = self.network.inward[name][at]
+                swapped[f"mark.{name}"] = self.network.mark[name][at]
+                swapped[f"linear.{name}"] = self.network.linear[name][at] * louder
+        seen = augmented(part, names, rng)
+        return functional_call(self.network, swapped, (seen,)) if swapped else self.network(seen)
 
     def state(self) -> dict[str, Tensor]:
         return {f"network.{k}": v.detach().clone() for k, v in self.network.state_dict().items()} | {
@@ -139,22 +167,23 @@ class Trainer:
 
     def judge(self, number: int) -> float:
         """Keep this state if it is the best so far."""
-        value = self.score(self.network.eval(), self.map)
+        value = self.score(self.network.eval(), self.map) if self.score is not None else float(number)
         if value > self.best[0]:
             self.best = (value, number, self.state())
         return value
 
-    def run(self, epochs: int, checkpoint: Path | None = None) -> None:
-        """Train, judge every second epoch, end with the best state loaded."""
-        first, began = self._resume(checkpoint), time.time()
+    def run(self, epochs: int, checkpoint: Path | None = None, stop: int | None = None) -> None:
+        """Train, judge every second epoch, end with the best state loaded. ``stop`` ends it after so many of the
+        ``epochs`` that the rate is planned for."""
+        first, began, stop = self._resume(checkpoint), time.time(), epochs if stop is None else stop
         if first == 1:
             log.info("epoch 0 (ridge): %.4f", self.judge(0))
-        for number in range(first, epochs + 1):
+        for number in range(first, stop + 1):
             loss = self.epoch(number, epochs)
-            if number % 2 == 0 or number == epochs:
+            if number % 2 == 0 or number == stop:
                 value = self.judge(number)
-                left = (time.time() - began) / (number - first + 1) * (epochs - number)
-                log.info("epoch %d/%d loss %.3f validation %.4f (best %.4f at %d), %.0f s left", number, epochs, loss,
+                left = (time.time() - began) / (number - first + 1) * (stop - number)
+                log.info("epoch %d/%d loss %.3f validation %.4f (best %.4f at %d), %.0f s left", number, stop, loss,
                          value, self.best[0], self.best[1], left)  # fmt: skip
                 self._keep(checkpoint, number)
         self.load(self.best[2])

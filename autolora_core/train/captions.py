@@ -1,0 +1,172 @@
+"""What the files of a family are said to show: their own words, or those of a table that the user gives.
+
+The table is CSV, a file a line: ``file,caption[,caption…]``. A file is named as ComfyUI shows it, with or without
+folder and extension. Commas, semicolons or tabs separate; a first line that begins with ``file`` is a heading.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import LibraryError
+from ..library.entries import Entry
+from ..library.fit import FILE_NAME_WEIGHT
+
+TABLE_ENDINGS = (".csv", ".tsv")
+MAX_TABLE_BYTES = 64 << 20
+MAX_CAPTION = 200
+FILE_NAME, TABLE = "file name", "table"
+# A line under more than this share of the files, and under at least so many, tells none of them from the others.
+COMMON_SHARE, COMMON_FILES = 0.25, 8
+_MODEL_ENDINGS = (".safetensors", ".sft", ".ckpt", ".pt", ".bin")
+
+
+@dataclass(frozen=True)
+class Words:
+    """Captions of one content, best first; ``weight`` is how much they count; ``source`` where they come from."""
+
+    lines: tuple[str, ...]
+    weight: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: ``line`` counts from 1."""
+
+    line: int
+    file: str
+    captions: tuple[str, ...]
+
+
+def read_table(given: str | os.PathLike) -> list[Row]:
+    """The rows of a table: a path ending in .csv or .tsv, or the text of one. Empty text has no rows.
+
+    Raises LibraryError naming the file, or the line, that cannot be used.
+    """
+    text = os.fspath(given)
+    if not text.strip():
+        return []
+    one_line = "\n" not in text.strip()
+    if isinstance(given, os.PathLike) or (one_line and text.strip().lower().endswith(TABLE_ENDINGS)):
+        return parse_table(_read_text(Path(text.strip()).expanduser()), text.strip())
+    return parse_table(text, "the captions given as text")
+
+
+def _read_text(path: Path) -> str:
+    if path.suffix.lower() not in TABLE_ENDINGS:
+        raise LibraryError("a table of captions ends in .csv or .tsv", path=path, fix="rename the file")
+    try:
+        size = path.stat().st_size
+        if size > MAX_TABLE_BYTES:
+            raise LibraryError(f"the table of captions has {size} bytes, more than {MAX_TABLE_BYTES}", path=path)
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        fix = "save it as UTF-8 (in a spreadsheet: CSV UTF-8)"
+        raise LibraryError(f"the table of captions is not UTF-8 ({error})", path=path, fix=fix) from error
+    except OSError as error:
+        fix = "check the path; or paste the lines themselves"
+        raise LibraryError(f"the table of captions cannot be read ({error.strerror})", path=path, fix=fix) from error
+
+
+def parse_table(text: str, name: str) -> list[Row]:
+    """The rows of ``text``; ``name`` is what errors call it."""
+    first = text.lstrip("\ufeff\r\n ").split("\n", 1)[0]
+    mark = "\t" if "\t" in first else ";" if ";" in first and "," not in first else ","
+    reader, rows, begins = csv.reader(io.StringIO(text.lstrip("\ufeff")), delimiter=mark), [], 1
+    try:
+        for cells in reader:
+            line, begins = begins, reader.line_num + 1
+            cells = [" ".join(cell.split()) for cell in cells]
+            if not any(cells) or (not rows and cells[0].lower() in ("file", "filename", "name")):
+                continue
+            rows.append(_row(line, cells, name))
+    except csv.Error as error:
+        raise LibraryError(f"line {begins} of {name} is not CSV: {error}", key=f"line {begins}") from error
+    return rows
+
+
+def _row(line: int, cells: Sequence[str], name: str) -> Row:
+    captions = tuple(dict.fromkeys(cell[:MAX_CAPTION] for cell in cells[1:] if cell))
+    if not cells[0]:
+        raise LibraryError(f"line {line} of {name} names no file", key=f"line {line}", fix="write: file,caption")
+    if not captions:
+        fix = "write: file,caption (a caption with commas in quotation marks)"
+        raise LibraryError(f"line {line} of {name} has no caption for {cells[0]}", key=f"line {line}", fix=fix)
+    return Row(line, cells[0], captions)
+
+
+def _key(name: str) -> str:
+    return name.replace("\\", "/").strip("/ ").casefold()
+
+
+def _bare(key: str) -> str:
+    return next((key[: -len(end)] for end in _MODEL_ENDINGS if key.endswith(end)), key)
+
+
+def match(rows: Iterable[Row], entries: Iterable[Entry]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """``({content: captions}, notes)``: rows of several names of one content add up; notes name rows without a file,
+    and rows whose name means several different files."""
+    places: dict[str, set[str]] = {}
+    for entry in entries:
+        whole = _key(entry.name)
+        for form in {whole, _bare(whole), whole.rpartition("/")[2], _bare(whole.rpartition("/")[2])}:
+            places.setdefault(form, set()).add(entry.hash)
+    found: dict[str, list[str]] = {}
+    unknown, unclear = [], []
+    for row in rows:
+        key = _key(row.file)
+        hashes = places.get(key) or places.get(_bare(key)) or set()
+        if len(hashes) == 1:
+            found.setdefault(next(iter(hashes)), []).extend(row.captions)
+        else:
+            (unclear if hashes else unknown).append(f"line {row.line} ({row.file})")
+    notes = []
+    if unknown:
+        notes.append(f"No such file in this index: {_some(unknown)}.")
+    if unclear:
+        notes.append(f"Several different files have this name, write the folder too: {_some(unclear)}.")
+    return {digest: tuple(dict.fromkeys(lines)) for digest, lines in found.items()}, notes
+
+
+def _some(names: Sequence[str], most: int = 20) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def words_of_files(entries: Iterable[Entry], table: Mapping[str, Sequence[str]]) -> dict[str, Words]:
+    """Content → words; a table's take the place of the file's own. Of several places the one that says most counts."""
+    best: dict[str, tuple[tuple, Words]] = {}
+    for entry in entries:
+        lines, named = entry.text.captions, entry.text.source == FILE_NAME
+        if entry.hash and lines:
+            rank = (not named, len(lines), lines)
+            if entry.hash not in best or rank > best[entry.hash][0]:
+                weight = FILE_NAME_WEIGHT if named else 1.0
+                best[entry.hash] = rank, Words(lines, weight, entry.text.source)
+    own = {digest: words for digest, (_, words) in best.items()}
+    return own | {digest: Words(tuple(lines), 1.0, TABLE) for digest, lines in table.items()}
+
+
+def plain(line: str) -> str:
+    """A caption as it is compared with others: case, punctuation and spaces do not matter."""
+    return " ".join(re.findall(r"\w+", line.casefold()))
+
+
+def without_common(words: Mapping[str, Words]) -> tuple[dict[str, Words], list[str]]:
+    """Leave out lines that stand under so many files that they tell none of them apart; the lines left out."""
+    counts = Counter(form for said in words.values() for form in {plain(line) for line in said.lines})
+    limit = max(COMMON_FILES - 1, COMMON_SHARE * len(words))
+    common = {form for form, count in counts.items() if count > limit}
+    kept = {}
+    for digest, said in words.items():
+        lines = tuple(line for line in said.lines if plain(line) not in common)
+        if lines:
+            kept[digest] = Words(lines, said.weight, said.source)
+    return kept, sorted(common)

@@ -1,0 +1,268 @@
+"""An encoder for a user's own library: gather, refuse or train, measure honestly, save, and have the index use it.
+
+Everything needed is in the library's database; no LoRA file is read. Work that takes longer is kept below
+``<library>/training/`` and gone on with after a crash: an interrupted run gives what an undisturbed one gives.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..encode.encoder import RidgeEncoder, WeightEncoder
+from ..encode.encoder_files import load_encoder_file
+from ..encode.generic import GENERIC_PROMPTS
+from ..encode.set_encoder import SetEncoder, rounded
+from ..encode.text_cache import CachedTower
+from ..encode.towers import TextTower
+from ..errors import AutoLoRAError, LibraryError
+from ..library.encoders import LIBRARY_KEY, WHEN_KEY
+from ..library.index import Library
+from ..library.store import write_atomically
+from .captions import match
+from .contest import CHOSEN, CONTROL, RIDGE, SET, Contest
+from .figures import Figures, beats, chance, figures_of, ranks_of, scores_of, verdict_of
+from .inputs import Inputs
+from .material import Asked, Material, gather, refusal
+from .outcome import SHIPPED, Options, Outcome
+from .split import FOLDS
+from .trainer import Tick
+
+log = logging.getLogger(__name__)
+MIN_FOR_SET = 48  # distinct LoRAs; below this the set transformer is not tried
+LEAST_EPOCHS = 4
+TEXT_BLOCK = 64
+ALL_FOLDS_UP_TO = 1000  # distinct LoRAs; of more, one fifth held out is enough
+Progress = Callable[[int, int, str], None]
+
+
+def families_of(library: Library, family: str | None = None) -> list[str]:
+    """The families of a library's view, or the one asked for; LibraryError when it holds none of that."""
+    held = sorted({entry.family for entry in library.entries()} - {"unknown"})
+    if family is None:
+        return held
+    if family not in held:
+        raise LibraryError(f"the index holds no LoRA for {family}", path=library.folder, key="family",
+                           fix=f"choose one of: {', '.join(held) or 'none, encode LoRAs first'}")  # fmt: skip
+    return [family]
+
+
+def train_library(
+    library: Library, tower: TextTower, target: Path, families: Sequence[str], options: Options | None = None,
+    shipped: Mapping[str, WeightEncoder] | None = None, progress: Progress = lambda done, total, name: None,
+) -> tuple[list[Outcome], list[str]]:  # fmt: skip
+    """Train an encoder for each of ``families`` and save it below ``target``: ``(outcomes, notes about the table)``.
+
+    ``shipped``: encoders that would be used otherwise (family → encoder); one that does better stays in use.
+    ``progress(done, total, family)`` may raise to interrupt. The library is not refitted: see ``Library.fit``.
+    """
+    options = options or Options()
+    _, notes = match(options.rows, library.entries())
+    outcomes = []
+    # ComfyUI runs nodes in inference mode and draws from the global generator.
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        for at, family in enumerate(families):
+            tick = _part(progress, at, len(families), family)
+            path = encoder_file(target, family, library.folder.name, options.name, len(families) > 1)
+            job = _Job(library, library.text_tower(tower), family, path, options, (shipped or {}).get(family), tick)
+            outcomes.append(job.run())
+    progress(1, 1, "")
+    return outcomes, notes
+
+
+def _part(progress: Progress, at: int, count: int, family: str) -> Callable[[float], None]:
+    return lambda share: progress(int(1000 * (at + min(share, 1.0))), 1000 * count, family)
+
+
+def encoder_file(target: Path, family: str, library: str, name: str = "", several: bool = False) -> Path:
+    """Where an encoder is saved: ``<family>-<library>-encoder.safetensors``, or after ``name``."""
+    stem = f"{family}-{library}" if not name.strip() else f"{name.strip()}-{family}" if several else name.strip()
+    stem = re.sub(r"[^\w.-]+", "-", stem.removesuffix(".safetensors").removesuffix("-encoder")).strip("-.")
+    if not stem:
+        raise LibraryError("the name of an encoder needs letters or digits", key=name, fix="choose another name")
+    return target / f"{stem[:100]}-encoder.safetensors"
+
+
+@dataclass
+class _Job:
+    """One family's training."""
+
+    library: Library
+    tower: CachedTower
+    family: str
+    path: Path
+    options: Options
+    shipped: WeightEncoder | None
+    tick: Callable[[float], None]
+
+    def run(self) -> Outcome:
+        began = time.monotonic()
+        self.tick(0.0)
+        material = gather(self.library, self.family, self.options.rows)
+        counts = {"files": len(material.hashes), "captioned": int(material.captioned.sum()),
+                  "distinct": material.distinct, "notes": material.notes}  # fmt: skip
+        why = refusal(material)
+        if why:
+            return Outcome(self.family, refused=why, **counts)
+        inputs = material.inputs_id(self.tower.id, self.options.epochs, self.options.minutes, self._other_id())
+        work = self.library.folder / "training" / f"{self.family}-{inputs[:12]}"
+        known = self._known(work, inputs)
+        if known is not None:
+            return known
+        work.mkdir(parents=True, exist_ok=True)
+        outcome = self._trained(material, work, Outcome(self.family, inputs, **counts))
+        outcome = replace(outcome, seconds=round(time.monotonic() - began, 1))
+        write_atomically(work / "outcome.json", json.dumps(outcome.to_json(), indent=1).encode())
+        self._tidy(work)
+        return outcome
+
+    def _other_id(self) -> str:
+        return self.shipped.id if self.shipped is not None and self.shipped.tower == self.tower.id else ""
+
+    def _known(self, work: Path, inputs: str) -> Outcome | None:
+        """What the same inputs gave before, if its encoder is still there."""
+        try:
+            said = Outcome.from_json(json.loads((work / "outcome.json").read_text(encoding="utf-8")))
+            same = said.inputs == inputs and (not said.path or self.path == Path(said.path))
+            if same and (not said.path or load_encoder_file(said.path).id == said.encoder_id):
+                return replace(said, again=True)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, AutoLoRAError) as error:
+            log.warning("%s cannot be used (%s); training again", work, error)
+        return None
+
+    def _tidy(self, work: Path) -> None:
+        """Checkpoints of finished trainings go, results of this one stay; so do trainings of other inputs that are
+        still under way."""
+        for path in work.glob("*.safetensors"):
+            path.unlink()
+        for other in work.parent.glob(f"{self.family}-*"):
+            if other != work and (other / "outcome.json").is_file():
+                shutil.rmtree(other, ignore_errors=True)
+
+    # -- training --------------------------------------------------------------------------------------------------
+
+    def _trained(self, material: Material, work: Path, outcome: Outcome) -> Outcome:
+        captions = sorted({line for words in material.words.values() for line in words.lines})
+        for start in range(0, len(captions), TEXT_BLOCK):
+            self.tick(0.0)
+            self.tower.encode(captions[start : start + TEXT_BLOCK])
+        asked = Asked.of(material, self.tower)
+        inputs = Inputs.of(self.family, material.files)
+        contest = Contest(material, inputs, asked, 0, work)
+        folds = list(range(FOLDS)) if outcome.distinct <= ALL_FOLDS_UP_TO else [0]
+        epochs, why = self._plan(contest, len(folds) + 1)
+        contest = replace(contest, epochs=epochs)
+        found = []
+        for at, fold in enumerate(folds):
+            found.append(contest.fold(fold, self._share(at, len(folds) + 1)))
+        ranks = {name: np.concatenate([one["ranks"][name] for one in found]).astype(np.int64)
+                 for name in (CHOSEN, RIDGE, SET, CONTROL) if all(name in one["ranks"] for one in found)}  # fmt: skip
+        order = np.concatenate([np.flatnonzero(asked.folds == fold) for fold in folds])
+        right = asked.right[order].sum(axis=1)
+        lots = chance(right, len(material.hashes))
+        verdict = verdict_of(ranks[CHOSEN], ranks[CONTROL], lots[2])
+        figures = {name: figures_of(values) for name, values in ranks.items()}
+        behind = self._compare_shipped(material, contest, asked, order, ranks, figures)
+        lead = np.concatenate([one["lead"] for one in found])
+        wins = len(lead) > 1 and lead.mean() > lead.std(ddof=1) / len(lead) ** 0.5
+        outcome = replace(
+            outcome, held_out_folds=len(folds), kind=SET if wins else RIDGE, figures=figures, chance=lots,
+            epochs=int(np.median([one["epoch"] for one in found])) if wins else 0, validated=len(lead),
+            verdict=verdict, behind_shipped=behind, notes=(*outcome.notes, *([why] if why else [])),
+        )  # fmt: skip
+        if not verdict.knows or behind:
+            return outcome
+        return self._save(self._final(contest, outcome, self._share(len(folds), len(folds) + 1)), outcome)
+
+    def _share(self, stage: int, stages: int) -> Tick:
+        return lambda done, total: self.tick((stage + done / max(total, 1)) / stages)
+
+    def _plan(self, contest: Contest, stages: int) -> tuple[int, str]:
+        """How many epochs the set transformer gets, and why none; decided once, a resumed run keeps to it."""
+        path = contest.work / "plan.json"
+        if path.is_file():
+            said = json.loads(path.read_text(encoding="utf-8"))
+            return said["epochs"], said["why"]
+        epochs, why = self.options.epochs, ""
+        if contest.material.distinct < MIN_FOR_SET:
+            epochs, why = 0, (f"The set transformer was not tried: it needs {MIN_FOR_SET} different LoRAs with words, "
+                              f"there are {contest.material.distinct}.")  # fmt: skip
+        elif epochs > 0:
+            took = self._seconds_an_epoch(contest)
+            epochs = min(epochs, int(60 * self.options.minutes / (stages * took)))
+            if epochs < LEAST_EPOCHS:
+                epochs, why = 0, (f"The set transformer was not tried: an epoch takes {took:.0f} s, "
+                                  f"{self.options.minutes:g} minutes are too few for it.")  # fmt: skip
+        write_atomically(path, json.dumps({"epochs": epochs, "why": why}).encode())
+        return epochs, why
+
+    def _seconds_an_epoch(self, contest: Contest) -> float:
+        """Of training and half a judgement; the second epoch is timed, the first is slower."""
+        known = contest.material.captioned & (contest.material.folds >= 0)
+        trainer = contest.trainer(known, None, lambda done, total: self.tick(0.0))
+        trainer.epoch(1, self.options.epochs)
+        began = time.monotonic()
+        trainer.epoch(1, self.options.epochs)
+        contest.set_vectors(trainer.network.eval(), np.arange(min(100, len(contest.material.hashes))))
+        return max(time.monotonic() - began, 1e-3)
+
+    def _compare_shipped(
+        self, material: Material, contest: Contest, asked: Asked, order: np.ndarray, ranks: Mapping[str, np.ndarray],
+        figures: dict[str, Figures],
+    ) -> bool:  # fmt: skip
+        """Ask the shipped encoder the same, as far as it was not taught the answers, and enter its figures. Does it do
+        better?"""
+        shipped = self.shipped
+        if shipped is None or shipped.tower != self.tower.id or shipped.trained_on is None:
+            return False
+        taught = np.array([digest in shipped.trained_on for digest in material.hashes], bool)
+        fresh = ~(asked.right[order] & taught).any(axis=1)
+        if not fresh.any():
+            return False
+        vectors = np.stack([shipped.encode(shipped.schema.assemble(file)) for file in material.files])
+        raw = asked.centre + asked.queries[order][fresh].astype(np.float64)
+        generic = shipped.query(self.tower.encode(GENERIC_PROMPTS))
+        own = ranks_of(scores_of(vectors, shipped.query(raw), generic), asked.right[order][fresh])
+        figures[SHIPPED] = figures_of(own)
+        return beats(own, ranks[CHOSEN][fresh])
+
+    def _final(self, contest: Contest, outcome: Outcome, tick: Tick) -> WeightEncoder:
+        """Learn from everything that has words."""
+        material, asked = contest.material, contest.asked
+        known, recall = material.captioned, outcome.figures[CHOSEN].recall_at_1
+        if outcome.kind == RIDGE:
+            texts = [material.words[d].lines for d in material.hashes if d in material.words]
+            encoder = RidgeEncoder.fit(contest.inputs.schema, contest.inputs.rows[known], texts, self.tower,
+                                       contest.weights[known])  # fmt: skip
+            return replace(encoder, held_out_recall_at_1=recall)
+        trainer = contest.trainer(known, None, tick)
+        trainer.run(contest.epochs, contest.work / "final.safetensors", stop=outcome.epochs)
+        figures = {"held_out_recall_at_1": recall, "held_out_recall_at_5": outcome.figures[CHOSEN].recall_at_5}
+        taught = frozenset(d for d in material.hashes if d in material.words)
+        return rounded(SetEncoder(contest.inputs.tokens[0], self.tower.id, trainer.network.eval(),
+                                  asked.centre.astype(np.float32), trainer.map.matrix(), figures, taught))  # fmt: skip
+
+    def _save(self, encoder: WeightEncoder, outcome: Outcome) -> Outcome:
+        """The encoder, and beside it how it was made and measured."""
+        path = self.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        when = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        outcome = replace(outcome, encoder_id=encoder.id, path=str(path))
+        also = {LIBRARY_KEY: self.library.folder.name, WHEN_KEY: when, "inputs": outcome.inputs}
+        encoder.save(path, also)
+        config = {**outcome.to_json(), **also, "options": {"epochs": self.options.epochs,
+                  "minutes": self.options.minutes, "table_rows": len(self.options.rows)}}  # fmt: skip
+        write_atomically(path.with_suffix(".json"), json.dumps(config, indent=1).encode())
+        return outcome
