@@ -7,9 +7,11 @@ from .find_similar import AutoLoRAFindSimilar
 from .gated_apply import AutoLoRAGatedApply
 from .minilm_clip import AutoLoRAMiniLMCLIPLoader
 from .retrieve import AutoLoRARetrieve
+from .train_encoder import AutoLoRATrainEncoder
 
 NODE_CLASSES = (
     AutoLoRAEncodeLibrary, AutoLoRARetrieve, AutoLoRAFindSimilar, AutoLoRAGatedApply, AutoLoRAMiniLMCLIPLoader,
+    AutoLoRATrainEncoder,
 )  # fmt: skip
 NODE_CLASS_MAPPINGS: dict[str, type] = {node.__name__: node for node in NODE_CLASSES}
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {node.__name__: node.TITLE for node in NODE_CLASSES}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..autolora_core.errors import LibraryError
-from ..autolora_core.library.encoders import find_encoders
+from ..autolora_core.library.encoders import encoders_state, find_encoders
 from ..autolora_core.library.index import Library
 from ..autolora_core.library.report import Summary, encode_report
 from ..autolora_core.library.walk import Scope, folder_state
@@ -127,7 +127,8 @@ class AutoLoRAEncodeLibrary:
         place = str(library_folder(library or "", user_directory()))
         if place in _filled and not os.path.isdir(place):
             _filled[place] += 1
-        also = f"{place}|{_filled.get(place, 0)}|{tower_state(model_folders())}|{time.time_ns() if force else ''}"
+        state = f"{tower_state(model_folders())}|{encoders_state(model_folders())}"
+        also = f"{place}|{_filled.get(place, 0)}|{state}|{time.time_ns() if force else ''}"
         return folder_state(scope_of(folder or ALL_LORAS, name_filter or "", lora_roots()), also)
 
     def encode(self, folder: str, name_filter: str, library: str, force: bool) -> dict[str, Any]:
@@ -139,7 +140,7 @@ class AutoLoRAEncodeLibrary:
             scan = opened.scan(scope, force=force, progress=bar, should_stop=bar.stopped)
             bar.step = 1
             tower = shared_tower(model_folders())
-            shipped = find_encoders([*model_folders(), PACK_MODELS])
+            shipped = find_encoders([*model_folders(), PACK_MODELS], place.name)
             fitted = opened.fit(tower, progress=bar, should_stop=bar.stopped, shipped=shipped)
             bar.step = 2
             view = opened.view(scope)
