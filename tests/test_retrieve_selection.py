@@ -8,9 +8,11 @@ import json
 import pytest
 
 from autolora_core.errors import SelectionError
-from autolora_core.retrieve.selection import FORMAT, Parts, Pick, Selection
+from autolora_core.retrieve.selection import FORMAT, Neighbour, Parts, Pick, Selection
 
-PICK = Pick("a.safetensors", "ab" * 32, "/a.safetensors", "style", 0.8, 0.91, Parts(0.5, None, 0.2), "because", ("t",))
+NEAR = (Neighbour("c.safetensors", "ink drawing", 0.62),)
+PARTS = Parts(0.5, None, 0.2)
+PICK = Pick("a.safetensors", "ab" * 32, "/a.safetensors", "style", 0.8, 0.91, PARTS, "because", ("t",), NEAR)
 MISS = Pick("b.safetensors", "cd" * 32, "/b.safetensors", None, 1.0, 0.3, Parts(), "not enough", ())
 WHOLE = Selection("an otter", "emoji", (PICK,), (MISS,), None, {"folder": "x"}, "ridge-1", "minilm-1", ("note",))
 
@@ -19,6 +21,14 @@ def test_json_round_trip():
     data = json.loads(json.dumps(WHOLE.to_json()))
     assert data["format"] == FORMAT and "role" not in data["misses"][0]
     assert Selection.from_json(data) == WHOLE
+
+
+def test_a_selection_saved_before_there_were_neighbours():
+    data = WHOLE.to_json()
+    for pick in (*data["picks"], *data["misses"]):
+        del pick["neighbours"]
+    found = Selection.from_json(data)
+    assert found.picks[0].neighbours == () and found.misses == WHOLE.misses
 
 
 def test_a_selection_written_by_hand_needs_little():
@@ -57,6 +67,10 @@ def broken(path, value):
         (["picks", 0, "parts", "weights"], -0.1, r"picks\[0\].parts.weights"),
         (["picks", 0, "parts", "smell"], 0.1, "unknown field 'smell'"),
         (["picks", 0, "triggers"], [1], r"picks\[0\].triggers must hold strings"),
+        (["picks", 0, "neighbours"], "otter", r"picks\[0\].neighbours has the wrong type"),
+        (["picks", 0, "neighbours", 0], "otter", r"picks\[0\].neighbours\[0\] must be an object"),
+        (["picks", 0, "neighbours", 0, "words"], KeyError, r"neighbours\[0\].words is missing"),
+        (["picks", 0, "neighbours", 0, "similarity"], 1.2, r"neighbours\[0\].similarity must be a number from -1 to 1"),
         (["picks", 0, "stregth"], 1, "unknown field 'stregth'"),
         (["misses", 0, "score"], "high", r"misses\[0\].score"),
         (["index"], [], "index has the wrong type"),

@@ -12,6 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +33,10 @@ log = logging.getLogger(__name__)
 WIDTH = 1024
 VERSION = "1"
 _BLOCK = 256
+# 40 MB of ten thousand files: one for all who ask.
+MAX_HELD = 2
+_held: OrderedDict[tuple[str, tuple[str, ...]], Grid] = OrderedDict()
+_held_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,21 @@ def open_grid(library: Library, family: str, tick: Callable[[int, int], None] = 
     rows = known | fresh
     held = tuple(digest for digest in hashes if digest in rows)
     return Grid(family, held, np.stack([rows[digest] for digest in held]) if held else np.zeros((0, WIDTH), np.float32))
+
+
+def held_grid(library: Library, family: str, tick: Callable[[int, int], None] = lambda done, total: None) -> Grid:
+    """:func:`open_grid`, kept in memory for the families asked for last; it must not be changed."""
+    key = sketch_id(family), tuple(sorted({entry.hash for entry in library.entries(family) if entry.hash}))
+    with _held_lock:
+        if key in _held:
+            _held.move_to_end(key)
+            return _held[key]
+    found = open_grid(library, family, tick)
+    with _held_lock:
+        _held[key] = found
+        while len(_held) > MAX_HELD:
+            _held.popitem(last=False)
+    return found
 
 
 def _rows_of(files: Mapping[str, ModuleFeatures], family: str) -> dict[str, np.ndarray]:

@@ -31,6 +31,7 @@ from . import duplicates, encoders, fit, pairs
 from .content import Content, modules_of, read_entries
 from .duplicates import Pair
 from .entries import Entry, ScanReport
+from .grid import Grid, held_grid
 from .locks import writer_lock
 from .responses import answered, compute_response, has_response, held_responses, response_id
 from .scan import Progress, Scanner
@@ -255,6 +256,10 @@ class Library:
         """The vectors of one encoder. Raises EncoderMismatchError when it is not an encoder of ``family``."""
         encoders.check_encoder(self.store, family, encoder_id)
         return open_vectors(self.store, encoder_id)
+
+    def grid(self, family: str, tick: Callable[[int, int], None] = lambda done, total: None) -> Grid:
+        """One short row of weights a file, to compare files with each other; ``tick(done, total)`` may raise."""
+        return held_grid(self, family, tick)
 
     # -- duplicates ------------------------------------------------------------------------------------------------
 

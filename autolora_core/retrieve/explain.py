@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from .score import Evidence, Scorer
 from .select import Choice
+from .selection import Neighbour
 from .spans import Span
 
 _FIELDS = {
@@ -51,6 +52,18 @@ def reason(scorer: Scorer, spans: Sequence[Span], evidence: Evidence, choice: Ch
 def miss_reason(why: str, matched: str) -> str:
     """A miss: the same evidence, after why it was left out."""
     return f"{why} {matched}"
+
+
+def neighbours(near: Sequence[Neighbour], has_words: bool, chosen: bool) -> str:
+    """Whose weights a LoRA's are nearest to, as one more sentence; empty when none stands out.
+
+    A LoRA left out that speaks for itself needs no witness.
+    """
+    if not near or (has_words and not chosen):
+        return ""
+    named = [f"“{_short(neighbour.words)}” ({neighbour.similarity:.2f})" for neighbour in near]
+    whose = " and ".join(filter(None, [", ".join(named[:-1]), named[-1]]))
+    return f" {'Its' if has_words else 'No words of its own; its'} weights are nearest to {whose}."
 
 
 def none_reason(scorer: Scorer, threshold: float, misses: Sequence[tuple[str, float, str]], families: str) -> str:

@@ -18,6 +18,7 @@ from ..encode.towers import TextTower
 from ..library.states import CachedStates
 from ..wording import counted
 from .candidates import candidates
+from .neighbours import Neighbourhood
 from .responding import Responder
 from .score import Scorer, phrases_of
 from .tune import Calibration, calibrate, near_groups
@@ -26,7 +27,7 @@ from .view import EntryLike, LibraryView
 CACHED_LIBRARIES = 4
 WARM_BLOCK = 32
 # Which part of the work each step of preparing a library is, as progress shows it.
-WORDS, ASKING, CALIBRATING = (0.0, 0.5), (0.5, 0.75), (0.75, 1.0)
+WORDS, COMPARING, ASKING, CALIBRATING = (0.0, 0.4), (0.4, 0.5), (0.5, 0.75), (0.75, 1.0)
 Progress = Callable[[int, int, str], None]
 _cache: OrderedDict[str, Prepared] = OrderedDict()
 _cache_lock = threading.Lock()
@@ -34,7 +35,10 @@ _cache_lock = threading.Lock()
 
 @dataclass(frozen=True)
 class Prepared:
-    """One family of a library, ready to be asked; ``notes`` say what could not be used and why."""
+    """One family of a library, ready to be asked; ``notes`` say what could not be used and why.
+
+    ``neighbourhood`` compares LoRAs with each other, None when weights are not to be used.
+    """
 
     scorer: Scorer
     groups: np.ndarray
@@ -43,6 +47,7 @@ class Prepared:
     use_text: bool
     encoder: str | None
     notes: tuple[str, ...]
+    neighbourhood: Neighbourhood | None = None
 
 
 def prepare(
@@ -90,6 +95,10 @@ def _prepare_cold(
     scorer = Scorer(candidates(view, family), store, reading, vectors)
     groups = near_groups(scorer, list(view.near_duplicates(family)))
     weights = reading is not None and bool(scorer.has_vector.any())
+    near = None
+    if use_weights:
+        grid = view.grid(family, _ticking(_portion(progress, *COMPARING)))
+        near = Neighbourhood(scorer.entries, scorer.phrases, grid)
     if states is not None:
         scorer.responder = Responder.measure(view, family, scorer.entries, states, _portion(progress, *ASKING))
         notes.append(_asked_note(scorer))
@@ -103,7 +112,8 @@ def _prepare_cold(
     elif silent:
         verb = "has" if silent == 1 else "have"
         notes.append(f"{counted(silent, 'LoRA')} {verb} neither words nor usable weights and could not be considered.")
-    return Prepared(scorer, groups, calibration, weights, use_text, reading.id if reading else None, tuple(notes))
+    reader = reading.id if reading else None
+    return Prepared(scorer, groups, calibration, weights, use_text, reader, tuple(notes), near)
 
 
 def _portion(progress: Progress | None, low: float, high: float) -> Progress | None:
@@ -111,6 +121,11 @@ def _portion(progress: Progress | None, low: float, high: float) -> Progress | N
     if progress is None:
         return None
     return lambda done, total, text: progress(int(1000 * (low + (high - low) * done / max(total, 1))), 1000, text)
+
+
+def _ticking(progress: Progress | None) -> Callable[[int, int], None]:
+    """Progress without a text."""
+    return lambda done, total: None if progress is None else progress(done, total, "")
 
 
 def _asked_note(scorer: Scorer) -> str:
@@ -122,12 +137,14 @@ def _asked_note(scorer: Scorer) -> str:
 
 @one_thread()
 def warm(view: LibraryView, family: str, tower: TextTower, progress: Progress | None = None) -> None:
-    """Encode every text the retriever will need into the library's text store, in blocks.
+    """Encode every text the retriever will need into the library's text store, and make the rows that LoRAs are
+    compared by, both in blocks.
 
     Six milliseconds a text with MiniLM, once per library: call it after encoding a library, so that the first prompt
-    need not wait. ``progress(done, total, text)`` may raise to interrupt; finished blocks are kept.
+    need not wait. ``progress(done, total, text)`` may raise to interrupt; finished blocks of texts are kept.
     """
-    _encode_words(view.text_tower(tower), candidates(view, family), progress)
+    _encode_words(view.text_tower(tower), candidates(view, family), _portion(progress, 0.0, 0.8))
+    view.grid(family, _ticking(_portion(progress, 0.8, 1.0)))
 
 
 def _encode_words(store: CachedTower, entries: list[EntryLike], progress: Progress | None) -> None:

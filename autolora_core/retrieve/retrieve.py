@@ -13,6 +13,7 @@ from ..library.states import StateSource
 from ..wording import listed
 from . import explain
 from .candidates import USABLE_KINDS, is_for, is_for_shared_encoders
+from .neighbours import Neighbourhood
 from .prepare import Progress, prepare
 from .score import Evidence, Scorer, said_role
 from .select import Choice, choose
@@ -64,7 +65,7 @@ def retrieve(
         scorer, spans, evidence, prepared.calibration, prepared.groups,
         top_k=max(0, top_k - len(taken)), threshold=threshold, taken=[lora for lora, _ in taken], banned=shut,
     )  # fmt: skip
-    answer = _Answer(scorer, spans, evidence, strength)
+    answer = _Answer(scorer, spans, evidence, strength, prepared.neighbourhood)
     picks = [answer.pinned(lora, power) for lora, power in taken] + [answer.pick(choice) for choice in chosen.picks]
     full = len(picks) >= top_k
     misses = [answer.miss(choice, threshold, full) for choice in chosen.misses]
@@ -127,6 +128,7 @@ class _Answer:
     spans: Sequence[Span]
     evidence: Evidence
     strength: float
+    neighbourhood: Neighbourhood | None
 
     def pick(self, choice: Choice) -> Pick:
         return self._made(choice, self._role(choice), self.strength, self._reason(choice))
@@ -157,8 +159,10 @@ class _Answer:
             parts = Parts(*(_or_none(part[at]) for part in (found.weights, found.text, found.lexical, found.response)))
         if entry.kind == "text_encoder_only":
             reason += " It changes the text encoder only: connect CLIP where it is applied."
+        near = self.neighbourhood.nearest(choice.lora) if self.neighbourhood is not None else ()
+        reason += explain.neighbours(near, bool(self.scorer.has_text[choice.lora]), role is not None)
         score, triggers = round(choice.score, 4), tuple(entry.text.triggers)
-        return Pick(entry.name, entry.hash, entry.path, role, strength, score, parts, reason, triggers)
+        return Pick(entry.name, entry.hash, entry.path, role, strength, score, parts, reason, triggers, near)
 
 
 def _or_none(value: float) -> float | None:

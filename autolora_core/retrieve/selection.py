@@ -25,10 +25,20 @@ class Parts:
 
 
 @dataclass(frozen=True)
+class Neighbour:
+    """A LoRA with words whose weights are near to another's; ``similarity`` is the cosine of their ΔW, 1 for a copy."""
+
+    name: str
+    words: str
+    similarity: float
+
+
+@dataclass(frozen=True)
 class Pick:
     """One LoRA chosen, or (``role`` None) nearly chosen.
 
     ``score`` is the probability that it fits the prompt. ``triggers`` are its trigger words, best first.
+    ``neighbours`` are the LoRAs with words that its weights stand out as near to, nearest first; most have none.
     """
 
     name: str
@@ -40,10 +50,12 @@ class Pick:
     parts: Parts
     reason: str
     triggers: tuple[str, ...] = ()
+    neighbours: tuple[Neighbour, ...] = ()
 
     def to_json(self) -> dict:
         """A plain dict; a miss has no ``role``."""
         data = {**asdict(self), "triggers": list(self.triggers)}
+        data["neighbours"] = [asdict(neighbour) for neighbour in self.neighbours]
         if self.role is None:
             del data["role"]
         return data
@@ -87,8 +99,9 @@ class Selection:
     def from_json(cls, data: Any) -> Selection:
         """Inverse of :meth:`to_json`; checks every field and raises :class:`SelectionError` naming the first bad one.
 
-        ``misses``, ``none_reason``, ``index``, ``encoder``, ``tower`` and ``notes`` may be absent, so that a selection
-        is easily written by hand; unknown fields are refused, because they are usually misspelt ones.
+        ``misses``, ``none_reason``, ``index``, ``encoder``, ``tower`` and ``notes`` may be absent, and of a pick all
+        but ``name``, ``role`` and ``strength``, so that a selection is easily written by hand; unknown fields are
+        refused, because they are usually misspelt ones.
         """
         data = _mapping(data, "selection", _KNOWN)
         if data.get("format") != FORMAT:
@@ -109,7 +122,7 @@ class Selection:
 
 
 _KNOWN = ("format", "prompt", "family", "picks", "misses", "none_reason", "index", "encoder", "tower", "notes")
-_KNOWN_PICK = ("name", "hash", "path", "role", "strength", "score", "parts", "reason", "triggers")
+_KNOWN_PICK = ("name", "hash", "path", "role", "strength", "score", "parts", "reason", "triggers", "neighbours")
 _REQUIRED = object()
 
 
@@ -176,4 +189,15 @@ def _pick(data: Any, at: str, with_role: bool) -> Pick:
         parts=Parts(**{part: _number(parts, part, None, f"{at}parts.", 0.0, 1.0) for part in parts}),
         reason=_get(data, "reason", str, "", at),
         triggers=_strings(data, "triggers", f"{at}triggers"),
+        neighbours=_neighbours(data, f"{at}neighbours"),
     )
+
+
+def _neighbours(data: Mapping, at: str) -> tuple[Neighbour, ...]:
+    """None in selections of older versions."""
+    found = []
+    for i, item in enumerate(_get(data, "neighbours", (list, tuple), (), at.removesuffix("neighbours"))):
+        item = _mapping(item, f"{at}[{i}]", ("name", "words", "similarity"))
+        name, words = (_get(item, key, str, _REQUIRED, f"{at}[{i}].") for key in ("name", "words"))
+        found.append(Neighbour(name, words, _number(item, "similarity", _REQUIRED, f"{at}[{i}].", -1.0, 1.0)))
+    return tuple(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from ..encode.encoder import WeightEncoder
 from ..encode.response import FactorTable
 from ..encode.text_cache import CachedTower, cached
 from ..encode.towers import TextTower
+from ..library.grid import WIDTH, Grid
 from ..library.states import CachedStates, StateSource
 
 
@@ -65,6 +66,10 @@ class LibraryView(Protocol):
 
     def near_duplicates(self, family: str) -> Iterable[tuple[str, str]]:
         """Pairs of contents (hashes) that are nearly the same LoRA."""
+        ...
+
+    def grid(self, family: str, tick: Callable[[int, int], None] = lambda done, total: None) -> Grid:
+        """A row of weights a content, to compare LoRAs with each other; ``tick(done, total)`` may raise."""
         ...
 
     def text_tower(self, tower: TextTower) -> CachedTower:
@@ -121,6 +126,7 @@ class MemoryView:
     duplicates: Sequence[tuple[str, str]] = ()
     handle: dict = field(default_factory=dict)
     factors: FactorTable = field(default_factory=lambda: FactorTable.packed({}))
+    grids: dict[str, Grid] = field(default_factory=dict)
 
     def entries(self, family: str | None = None, include_missing: bool = False) -> Sequence[EntryLike]:
         """See :class:`LibraryView`."""
@@ -138,6 +144,10 @@ class MemoryView:
     def near_duplicates(self, family: str) -> Iterable[tuple[str, str]]:
         """See :class:`LibraryView`."""
         return self.duplicates
+
+    def grid(self, family: str, tick: Callable[[int, int], None] = lambda done, total: None) -> Grid:
+        """See :class:`LibraryView`."""
+        return self.grids.get(family) or Grid(family, (), np.zeros((0, WIDTH), np.float32))
 
     def text_tower(self, tower: TextTower) -> CachedTower:
         """See :class:`LibraryView`."""
