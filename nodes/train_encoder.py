@@ -1,4 +1,4 @@
-"""Node "Train LoRA Encoder": an index → an encoder learnt from its own files and words, and the index encoded with it."""
+"""Node "Train LoRA Encoder": an index → an encoder learnt from its own files and words; the index encoded with it."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class AutoLoRATrainEncoder:
     CATEGORY = "AutoLoRA"
     DESCRIPTION = (
         "Learns from your own LoRAs, those that say what they show, to find the ones that nobody described. Some are "
-        "hidden while learning, and the report says how many of them are found, beside guessing. When it learns nothing "
-        "it says so and changes nothing. The encoder is saved in models/autolora and the index is encoded with it. "
-        "Takes minutes; a cancelled run goes on next time."
+        "hidden while learning, and the report says how many of them are found, beside guessing. When it learns "
+        "nothing it says so and changes nothing. The encoder is saved in models/autolora and the index is encoded with "
+        "it. Takes minutes; a cancelled run goes on next time."
     )
     RETURN_TYPES = ("LORA_INDEX", "STRING")
     RETURN_NAMES = ("index", "report")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 
 from .captions import Row
 from .figures import Figures, Verdict
@@ -59,10 +59,15 @@ class Outcome:
 
     @classmethod
     def from_json(cls, said: Mapping) -> Outcome:
-        """Inverse of :meth:`to_json`; KeyError, TypeError or ValueError when it is none."""
+        """Inverse of :meth:`to_json`, other keys passed over; KeyError, TypeError or ValueError when it is none."""
         if said["format"] != FORMAT:
             raise ValueError(f"not {FORMAT}")
-        data = {k: v for k, v in said.items() if k != "format"}
-        data["figures"] = {k: Figures(**v) for k, v in data["figures"].items()}
-        data["verdict"] = Verdict(**data["verdict"]) if data["verdict"] else None
+        data = {name.name: said[name.name] for name in fields(cls) if name.name in said}
+        data["figures"] = {k: Figures(**_tuples(v)) for k, v in data["figures"].items()}
+        data["verdict"] = Verdict(**_tuples(data["verdict"])) if data["verdict"] else None
         return cls(**{**data, "chance": tuple(data["chance"]), "notes": tuple(data["notes"])})
+
+
+def _tuples(said: Mapping) -> dict:
+    """JSON has no tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in said.items()}

@@ -176,7 +176,7 @@ class _Job:
         figures = {name: figures_of(values) for name, values in ranks.items()}
         behind = self._compare_shipped(material, contest, asked, order, ranks, figures)
         lead = np.concatenate([one["lead"] for one in found])
-        wins = len(lead) > 1 and lead.mean() > lead.std(ddof=1) / len(lead) ** 0.5
+        wins = self._chosen(lead)
         outcome = replace(
             outcome, held_out_folds=len(folds), kind=SET if wins else RIDGE, figures=figures, chance=lots,
             epochs=int(np.median([one["epoch"] for one in found])) if wins else 0, validated=len(lead),
@@ -185,6 +185,11 @@ class _Job:
         if not verdict.knows or behind:
             return outcome
         return self._save(self._final(contest, outcome, self._share(len(folds), len(folds) + 1)), outcome)
+
+    @staticmethod
+    def _chosen(lead: np.ndarray) -> bool:
+        """Is the set transformer taken for the final encoder? By the validation asks of all folds, as in one fold."""
+        return len(lead) > 1 and bool(lead.mean() > lead.std(ddof=1) / len(lead) ** 0.5)
 
     def _share(self, stage: int, stages: int) -> Tick:
         return lambda done, total: self.tick((stage + done / max(total, 1)) / stages)
