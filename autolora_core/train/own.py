@@ -30,7 +30,7 @@ from ..library.encoders import LIBRARY_KEY, WHEN_KEY
 from ..library.index import Library
 from ..library.store import write_atomically
 from .captions import match
-from .contest import CHOSEN, CONTROL, RIDGE, SET, Contest
+from .contest import CHOSEN, CONTROL, MOST_JUDGED, RIDGE, SET, Contest
 from .figures import Figures, beats, chance, figures_of, ranks_of, scores_of, verdict_of
 from .inputs import Inputs
 from .material import Asked, Material, gather, refusal
@@ -220,7 +220,7 @@ class _Job:
         trainer.epoch(1, self.options.epochs)
         began = time.monotonic()
         trainer.epoch(1, self.options.epochs)
-        contest.set_vectors(trainer.network.eval(), np.arange(min(100, len(contest.material.hashes))))
+        contest.set_vectors(trainer.network.eval(), np.arange(min(MOST_JUDGED // 2, len(contest.material.hashes))))
         return max(time.monotonic() - began, 1e-3)
 
     def _compare_shipped(
