@@ -151,7 +151,8 @@ class AutoLoRAEncodeLibrary:
             for family in families:
                 warm(view, family, words, bar)
             bar.finish()
-            report = encode_report(Summary(scan, fitted, view.entries(), view.exact_copies(), near, str(place)))
+            summary = Summary(scan, fitted, view.entries(), view.exact_copies(), near, str(place), view.unencoded())
+            report = encode_report(summary)
             handle = view.handle
         _filled.setdefault(str(place), 0)
         return {"ui": {"text": [report]}, "result": (handle, report)}

@@ -39,6 +39,7 @@ from .sketches import ENCODABLE_KINDS, compute_sketch, read_sketches, sketch_id,
 from .states import CachedStates, StateSource, StateStore, shared_memory
 from .store import Store, sweep
 from .texts import TextStore
+from .unencoded import why_not_encoded
 from .vectors import VectorIndex, open_vectors
 from .walk import Scope
 
@@ -260,6 +261,10 @@ class Library:
     def grid(self, family: str, tick: Callable[[int, int], None] = lambda done, total: None) -> Grid:
         """One short row of weights a file, to compare files with each other; ``tick(done, total)`` may raise."""
         return held_grid(self, family, tick)
+
+    def unencoded(self, family: str | None = None) -> list[tuple[Entry, str]]:
+        """Present files without a vector of their weights, and why; of one ``family`` when given."""
+        return why_not_encoded(self.store.db, self.entries(family))
 
     # -- duplicates ------------------------------------------------------------------------------------------------
 

@@ -9,19 +9,17 @@ from ..wording import counted, shown
 from .duplicates import Pair, describe
 from .entries import Entry, ScanReport
 from .fit import FitReport
+from .unencoded import KIND_NAMES
 
 MAX_LINES = 20
-KIND_NAMES = {
-    "text_encoder_only": "changes the text encoder only",
-    "control": "is a control LoRA, which needs a loader of its own",
-    "all_zero": "is all zero and changes nothing",
-    "not_a_lora": "is not a LoRA",
-}
+# Each is a file the user has to do something about; more than this are better mended than read.
+MAX_UNENCODED = 100
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Everything the report speaks of. ``near`` maps a family to its pairs of near-duplicates."""
+    """Everything the report speaks of. ``near`` maps a family to its pairs of near-duplicates; ``unencoded`` are files
+    without a vector and why (:func:`.unencoded.why_not_encoded`)."""
 
     scan: ScanReport
     fit: FitReport
@@ -29,6 +27,7 @@ class Summary:
     copies: list[list[Entry]] = field(default_factory=list)
     near: dict[str, list[Pair]] = field(default_factory=dict)
     folder: str = ""
+    unencoded: list[tuple[Entry, str]] = field(default_factory=list)
 
 
 def size_text(number: float) -> str:
@@ -46,6 +45,7 @@ def encode_report(summary: Summary) -> str:
         _counts(summary),
         _families(summary),
         _encoders(summary.fit),
+        _unencoded(summary),
         _problems(summary),
         _duplicates(summary),
         [f"Index: {summary.folder}"],
@@ -91,15 +91,23 @@ def _encoders(fit: FitReport) -> list[str]:
     return [f"Weights encoder {line}" for line in fit.lines()] if fit.families else []
 
 
+def _unencoded(summary: Summary) -> list[str]:
+    lines = [f"- {shown(entry.name)}: {reason}" for entry, reason in summary.unencoded]
+    return _bounded(f"{counted(len(lines), 'file')} whose weights are not encoded:", lines, MAX_UNENCODED)
+
+
 def _problems(summary: Summary) -> list[str]:
+    """What else is to be said of files (why one is not encoded is said above), and folders that cannot be read."""
+    said = {entry.name: reason for entry, reason in summary.unencoded}
     lines = []
     for entry in summary.entries:
-        if entry.kind in KIND_NAMES and not entry.problems:
-            lines.append(f"- {shown(entry.name)}: {KIND_NAMES[entry.kind]}")
-        lines += [f"- {shown(entry.name)}: {problem}" for problem in entry.problems]
+        notes = list(entry.problems)
+        if entry.kind in KIND_NAMES and not notes and entry.name not in said:
+            notes = [KIND_NAMES[entry.kind]]
+        lines += [f"- {shown(entry.name)}: {note}" for note in notes if note not in said.get(entry.name, "")]
     names = {entry.name for entry in summary.entries}
     lines += [f"- {shown(name)}: {problem}" for name, problem in summary.scan.problems if name not in names]
-    return _bounded(f"{counted(len(lines), 'note')} on files:", lines) if lines else []
+    return _bounded(f"{counted(len(lines), 'note')} on files:", lines)
 
 
 def _duplicates(summary: Summary) -> list[str]:
@@ -107,13 +115,13 @@ def _duplicates(summary: Summary) -> list[str]:
     lines = [f"- {' = '.join(shown(entry.name) for entry in group)}: identical files" for group in summary.copies]
     for pairs in summary.near.values():
         lines += [f"- {_name(names, p.hash_a)} ~ {_name(names, p.hash_b)}: {describe(p)}" for p in pairs]
-    return _bounded(f"{counted(len(lines), 'duplicate')}:", lines) if lines else []
+    return _bounded(f"{counted(len(lines), 'duplicate')}:", lines)
 
 
 def _name(names: dict[str, str], digest: str) -> str:
     return shown(names.get(digest, digest[:10]))
 
 
-def _bounded(title: str, lines: list[str]) -> list[str]:
-    more = [f"- … and {len(lines) - MAX_LINES} more"] if len(lines) > MAX_LINES else []
-    return [title, *lines[:MAX_LINES], *more]
+def _bounded(title: str, lines: list[str], most: int = MAX_LINES) -> list[str]:
+    more = [f"- … and {len(lines) - most} more"] if len(lines) > most else []
+    return [title, *lines[:most], *more] if lines else []

@@ -16,8 +16,8 @@ from ..encode.text_cache import CachedTower
 from ..encode.threads import one_thread
 from ..encode.towers import TextTower
 from ..library.states import CachedStates
-from ..wording import counted
-from .candidates import candidates
+from ..wording import counted, listed
+from .candidates import candidates, is_for
 from .neighbours import Neighbourhood
 from .responding import Responder
 from .score import Scorer, phrases_of
@@ -26,6 +26,7 @@ from .view import EntryLike, LibraryView
 
 CACHED_LIBRARIES = 4
 WARM_BLOCK = 32
+NAMED = 5  # files a note names; the report of Encode LoRA Library names them all
 # Which part of the work each step of preparing a library is, as progress shows it.
 WORDS, COMPARING, ASKING, CALIBRATING = (0.0, 0.4), (0.4, 0.5), (0.5, 0.75), (0.75, 1.0)
 Progress = Callable[[int, int, str], None]
@@ -106,12 +107,15 @@ def _prepare_cold(
     if weights:
         share = f"{scorer.weight_claim:.0%}"
         notes.append(f"Weights count for at most {share}: so often they put the right LoRA first without its words.")
-    silent = int((~((scorer.has_vector & weights) | (scorer.has_text & use_text) | scorer.answers)).sum())
+    if use_weights:
+        notes += _unencoded_note(view, family)
+    silent = np.flatnonzero(~((scorer.has_vector & weights) | (scorer.has_text & use_text) | scorer.answers))
     if not (use_weights or use_text):
         notes.append("Weights and text are both switched off: only pinned LoRAs are chosen.")
-    elif silent:
-        verb = "has" if silent == 1 else "have"
-        notes.append(f"{counted(silent, 'LoRA')} {verb} neither words nor usable weights and could not be considered.")
+    elif len(silent):
+        verb, names = "has" if len(silent) == 1 else "have", listed([scorer.entries[i].name for i in silent], NAMED)
+        count = counted(len(silent), "LoRA")
+        notes.append(f"{count} {verb} neither words nor usable weights and could not be considered: {names}.")
     reader = reading.id if reading else None
     return Prepared(scorer, groups, calibration, weights, use_text, reader, tuple(notes), near)
 
@@ -126,6 +130,12 @@ def _portion(progress: Progress | None, low: float, high: float) -> Progress | N
 def _ticking(progress: Progress | None) -> Callable[[int, int], None]:
     """Progress without a text."""
     return lambda done, total: None if progress is None else progress(done, total, "")
+
+
+def _unencoded_note(view: LibraryView, family: str) -> list[str]:
+    """Which LoRAs that may be chosen can be found by their words only, and why."""
+    files = [f"{e.name} ({why.partition('. What to do')[0]})" for e, why in view.unencoded(family) if is_for(e, family)]
+    return [f"Weights could not be encoded, so only words count: {listed(files, NAMED)}."] if files else []
 
 
 def _asked_note(scorer: Scorer) -> str:

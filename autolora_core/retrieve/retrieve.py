@@ -110,10 +110,14 @@ def _family(entries: Sequence[EntryLike], family: str | None) -> tuple[str, list
     if foreign:
         why = "they change text encoders only, and none that this base model is known to have"
         notes.append(f"Left out, {why}: {_some(foreign)}.")
-    unusable = [f"{entry.name} ({entry.kind})" for entry in entries if entry.kind not in USABLE_KINDS]
+    unfit = [entry for entry in entries if entry.kind not in USABLE_KINDS]
+    unusable = [f"{entry.name} ({_KINDS.get(entry.kind, entry.kind)})" for entry in unfit]
     if unusable:
         notes.append(f"Left out, no LoRAs that can be added to a prompt: {_some(unusable)}.")
     return family, notes
+
+
+_KINDS = {"not_a_lora": "not a LoRA, or damaged", "all_zero": "all zero"}
 
 
 def _some(names: Sequence[str]) -> str:

@@ -68,6 +68,10 @@ class LibraryView(Protocol):
         """Pairs of contents (hashes) that are nearly the same LoRA."""
         ...
 
+    def unencoded(self, family: str | None = None) -> Sequence[tuple[EntryLike, str]]:
+        """Files without a vector of their weights, and why."""
+        ...
+
     def grid(self, family: str, tick: Callable[[int, int], None] = lambda done, total: None) -> Grid:
         """A row of weights a content, to compare LoRAs with each other; ``tick(done, total)`` may raise."""
         ...
@@ -127,6 +131,7 @@ class MemoryView:
     handle: dict = field(default_factory=dict)
     factors: FactorTable = field(default_factory=lambda: FactorTable.packed({}))
     grids: dict[str, Grid] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)  # hash → why its weights are not encoded
 
     def entries(self, family: str | None = None, include_missing: bool = False) -> Sequence[EntryLike]:
         """See :class:`LibraryView`."""
@@ -144,6 +149,10 @@ class MemoryView:
     def near_duplicates(self, family: str) -> Iterable[tuple[str, str]]:
         """See :class:`LibraryView`."""
         return self.duplicates
+
+    def unencoded(self, family: str | None = None) -> Sequence[tuple[EntryLike, str]]:
+        """See :class:`LibraryView`."""
+        return [(entry, self.reasons[entry.hash]) for entry in self.entries(family) if entry.hash in self.reasons]
 
     def grid(self, family: str, tick: Callable[[int, int], None] = lambda done, total: None) -> Grid:
         """See :class:`LibraryView`."""
