@@ -9,15 +9,16 @@ from typing import Any
 import comfy.lora
 
 from ..autolora_core.fusion.kinds import few_step_reason
-from ..autolora_core.fusion.plan import FusionPlan, build_plan
+from ..autolora_core.fusion.methods.planner import METHODS, Blend
+from ..autolora_core.fusion.plan import build_plan
 from ..autolora_core.fusion.report import LoraOutcome, fusion_report
 from ..autolora_core.fusion.requests import Request, merge_same_files
 from ..autolora_core.lora.families import Family
 from ..autolora_core.wording import counted
 from . import bridge_loras
 from .bridge_gates import GateChoice, choose_gate
-from .bridge_inject import attach
-from .bridge_loras import PREFIX, LoadedLora, ModelHalf
+from .bridge_loras import LoadedLora, ModelHalf
+from .bridge_methods import Wishes, attach_blend, blend_with
 from .bridge_paths import model_family, throw_if_interrupted
 
 
@@ -30,11 +31,12 @@ class Applied:
     report: str
 
 
-def apply_loras(model: Any, clip: Any, requests: Iterable[Request], mode: str = "auto", gate: str = "auto") -> Applied:
+def apply_loras(model: Any, clip: Any, requests: Iterable[Request], wishes: Wishes) -> Applied:
     """Fuse LoRAs into clones of ``model`` (MODEL) and ``clip`` (CLIP or None).
 
-    ``mode``: auto, gate or sum; ``gate``: auto or the name of a gate file. Raises ``SelectionError`` for a missing
-    file, ``NothingMatchesError`` and ``FamilyError`` for a LoRA of another base, ``GateError`` for a wrong gate.
+    ``wishes.mode``: auto, gate, sum or one of ``METHODS``; ``wishes.gate``: auto or the name of a gate file. Raises
+    ``SelectionError`` for a missing file or CLIP, ``NothingMatchesError`` and ``FamilyError`` for a LoRA of another
+    base, ``GateError`` for a wrong gate.
     """
     merged = merge_same_files((bridge_loras.resolve(request), request) for request in requests)
     absent = [request for _, request in merged if request.absent]
@@ -45,10 +47,11 @@ def apply_loras(model: Any, clip: Any, requests: Iterable[Request], mode: str = 
     halves = _model_halves(model, loras, outcomes)
     for lora, half, outcome in zip(loras, halves, outcomes, strict=True):
         bridge_loras.require_match(lora, half, outcome.clip_layers, clip, family)
-    chosen, plan = _plan(model, family, loras, halves, outcomes, mode, gate)
-    new_model = _apply_model(model, loras, halves, plan)
+    chosen, made = _blend(model, clip, family, loras, halves, outcomes, wishes)
+    new_model = _apply_model(model, loras, halves, made)
+    plan = made.plan
     text = fusion_report(
-        plan.mode, chosen.why, outcomes, plan.gated_modules, len(plan.modules), absent, chosen.warnings
+        plan.mode, chosen.why, outcomes, plan.gated_modules, len(plan.modules), absent, chosen.warnings, made.notes
     )
     return Applied(new_model, new_clip, text)
 
@@ -99,37 +102,43 @@ def _apply_clip(clip: Any, loras: list[LoadedLora], outcomes: list[LoraOutcome])
     return new
 
 
-def _plan(
+def _blend(
     model: Any,
+    clip: Any,
     family: Family,
     loras: list[LoadedLora],
     halves: list[ModelHalf],
     outcomes: list[LoraOutcome],
-    mode: str,
-    gate: str,
-) -> tuple[GateChoice, FusionPlan]:
+    wishes: Wishes,
+) -> tuple[GateChoice, Blend]:
     live = [index for index, lora in enumerate(loras) if lora.request.model]
     outside = [index for index in live if outcomes[index].outside_gate]
-    gated = [index for index in live if halves[index].branches and index not in outside]
-    none = GateChoice(None, "no LoRA for a gate")
-    chosen = choose_gate(gate, mode, model, family.name, len(gated)) if gated else none
+    inside = [index for index in live if halves[index].branches and index not in outside]
     branches = [branch for index in live for branch in halves[index].branches]
     channels = {name: width for half in halves for name, width in half.channels.items()}
-    return chosen, build_plan(branches, channels, chosen.gate and chosen.gate.modules, outside)
+    if wishes.mode in METHODS:
+        if len(inside) > 1:
+            members = {index: loras[index] for index in inside}
+            return GateChoice(None, "asked for"), blend_with(model, clip, wishes, members, branches, channels)
+        why = f"{counted(len(inside), 'LoRA')} to fuse: mode {wishes.mode} needs two"
+        return GateChoice(None, why), Blend(build_plan(branches, channels))
+    chosen = GateChoice(None, "no LoRA for a gate")
+    if inside:
+        chosen = choose_gate(wishes.gate, wishes.mode, model, family.name, len(inside))
+    return chosen, Blend(build_plan(branches, channels, chosen.gate and chosen.gate.modules, outside))
 
 
-def _apply_model(model: Any, loras: list[LoadedLora], halves: list[ModelHalf], plan: FusionPlan) -> Any:
+def _apply_model(model: Any, loras: list[LoadedLora], halves: list[ModelHalf], made: Blend) -> Any:
     """The model itself when there is nothing to do: strength 0 is exactly absent."""
     forwarded = [
         (half.forwarded, lora.request.model)
         for lora, half in zip(loras, halves, strict=True)
         if half.forwarded and lora.request.model
     ]
-    if not forwarded and not plan.modules:
+    if not forwarded and not made.plan.modules and not made.dense:
         return model
     new = model.clone()
     for patches, strength in forwarded:
         new.add_patches(patches, strength)
-    if plan.modules:
-        attach(new, plan, PREFIX)
+    attach_blend(new, made)
     return new

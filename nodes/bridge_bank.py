@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..autolora_core.fusion.branches import Branch
 from ..autolora_core.fusion.eager import fuse
 from ..autolora_core.fusion.gate import GateVectors
+from ..autolora_core.fusion.moment import Moment
 from ..autolora_core.fusion.plan import FusionPlan, ModulePlan
 
 _KEPT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -22,19 +23,21 @@ _CONVOLUTIONS = {1: "Conv1d", 2: "Conv2d", 3: "Conv3d"}
 
 
 class FusionBank(nn.Module):
-    """All layers of one node application. ``layers[i]`` belongs to ``names[i]``."""
+    """All layers of one node application. ``layers[i]`` belongs to ``names[i]``; all go by one ``moment``."""
 
-    def __init__(self, plan: FusionPlan, modules: dict[str, nn.Module]):
+    def __init__(self, plan: FusionPlan, modules: dict[str, nn.Module], moment: Moment | None = None):
         super().__init__()
         self.names = tuple(plan.modules)
-        self.layers = nn.ModuleList([FusionLayer(plan.modules[name], modules[name]) for name in self.names])
+        moment = moment or Moment()
+        self.layers = nn.ModuleList([FusionLayer(plan.modules[name], modules[name], moment) for name in self.names])
 
 
 class FusionLayer(nn.Module):
     """The branches and gates of one base layer; called with the layer's input and output."""
 
-    def __init__(self, plan: ModulePlan, base: nn.Module):
+    def __init__(self, plan: ModulePlan, base: nn.Module, moment: Moment | None = None):
         super().__init__()
+        self.moment = moment or Moment()
         convolution = hasattr(base, "kernel_size")
         self.dim = 1 if convolution else -1
         make = _convolution_branch if convolution else _linear_branch
@@ -49,7 +52,7 @@ class FusionLayer(nn.Module):
         def vectors(number: int) -> GateVectors | None:
             return self.gates[number](y0.device)
 
-        return fuse(y0, self.plan, output, vectors, self.dim)
+        return fuse(y0, self.plan, output, vectors, self.dim, self.moment)
 
 
 class Gate(nn.Module):
@@ -117,14 +120,19 @@ def _linear_branch(branch: Branch, base: nn.Module) -> nn.Module:
     return LowRank([_linear(branch.down)], _linear(branch.up), branch.scale)
 
 
+def down_layer(weight: Tensor, base: nn.Module) -> nn.Module:
+    """A layer that reads what ``base`` reads: linear for ``weight`` (r, in), a convolution like base's for kernels."""
+    return _convolution(weight, _walk(base)) if hasattr(base, "kernel_size") else _linear(weight)
+
+
+def _walk(base: nn.Module) -> dict[str, Any]:
+    """How a convolution goes over its input."""
+    return {name: getattr(base, name) for name in ("stride", "padding", "dilation", "padding_mode")}
+
+
 def _convolution_branch(branch: Branch, base: nn.Module) -> nn.Module:
     """The first kernel of full size walks over the image as the base layer does; the others are 1×1."""
-    walk = {
-        "stride": base.stride,
-        "padding": base.padding,
-        "dilation": base.dilation,
-        "padding_mode": base.padding_mode,
-    }
+    walk = _walk(base)
     if branch.kind == "kron":
         return Kronecker(_linear(branch.left), _convolution(branch.right, walk), branch.scale, 1)
     if branch.kind == "dense":

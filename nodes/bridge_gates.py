@@ -59,7 +59,7 @@ def choose_gate(choice: str, mode: str, model: Any, family: str, loras: int) -> 
     Raises ``GateError`` when a gate is asked for and there is none, when it is for another family, or when its layers
     are not the model's. A gate trained on another base of the same shape is used, with a warning.
     """
-    if mode == "sum":
+    if mode not in (AUTO, "gate"):
         return GateChoice(None, "asked for")
     files = gate_files()
     if choice == AUTO:

@@ -18,6 +18,7 @@ import torch
 from comfy.patcher_extension import PatcherInjection
 from torch import nn
 
+from ..autolora_core.fusion.moment import Moment
 from ..autolora_core.fusion.plan import FusionPlan
 from .bridge_bank import FusionBank
 
@@ -72,13 +73,15 @@ class FusionInjection:
             peel(comfy.utils.get_attr(patcher.model, self.prefix + name))
 
 
-def attach(patcher: Any, plan: FusionPlan, prefix: str) -> str:
+def attach(patcher: Any, plan: FusionPlan, prefix: str, moment: Moment | None = None) -> str:
     """Give ``patcher`` (a clone of ours) the fused layers of ``plan``; returns the key they are filed under.
+
+    ``moment``: where the layers read the step of sampling, for rules that depend on it.
 
     The key is new each time: ComfyUI replaces injections that share a key, so two of our nodes in a row would be one.
     """
     modules = {name: comfy.utils.get_attr(patcher.model, prefix + name) for name in plan.modules}
-    bank = FusionBank(plan, modules)
+    bank = FusionBank(plan, modules, moment)
     # Read at call time: newer ComfyUI swaps this class when it starts.
     kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
     aux = kind(bank, load_device=patcher.load_device, offload_device=patcher.offload_device)

@@ -111,18 +111,32 @@ class ModelStates:
 
     def _run(self, conds: list[Conditioning], wanted: list[Space]) -> list[dict[str, Tensor]]:
         listener = _Listener(self.model.model.diffusion_model, wanted, len(conds))
-        # A compiled copy of the network would not hear our hooks.
-        model = self.model.clone()
-        model.remove_wrappers_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "torch.compile")
+        model = quiet_clone(self.model)
         model.set_model_unet_function_wrapper(listener.apply)
-        guider = _Guider(model)
-        guider.inner_set_conds({str(number): cond for number, cond in enumerate(conds)})
-        latent = torch.zeros(latent_shape(model, self.family))
-        noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(SEED))
-        sigma = float(model.get_model_object("model_sampling").percent_to_sigma(PERCENT))
-        with listener.listening(), _explained():
-            guider.sample(noise, latent, _Once(), torch.tensor([sigma, 0.0]), disable_pbar=True, seed=SEED)
+        with listener.listening():
+            run_once(model, conds, latent_shape(model, self.family))
         return listener.heard
+
+
+def quiet_clone(model: Any) -> Any:
+    """A clone whose layers can be heard: hooks have no say in a compiled copy of the network."""
+    model = model.clone()
+    model.remove_wrappers_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "torch.compile")
+    return model
+
+
+def run_once(model: Any, conds: list[Conditioning], shape: tuple[int, ...]) -> None:
+    """Evaluate a MODEL once at ``PERCENT`` of the denoising, on fixed noise, for every one of ``conds``.
+
+    Raises ``AutoLoRAError`` when the model cannot be run on them.
+    """
+    guider = _Guider(model)
+    guider.inner_set_conds({str(number): cond for number, cond in enumerate(conds)})
+    latent = torch.zeros(shape)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(SEED))
+    sigma = float(model.get_model_object("model_sampling").percent_to_sigma(PERCENT))
+    with _explained():
+        guider.sample(noise, latent, _Once(), torch.tensor([sigma, 0.0]), disable_pbar=True, seed=SEED)
 
 
 @contextmanager
@@ -135,7 +149,7 @@ def _explained() -> Iterator[None]:
     except (RuntimeError, KeyError) as error:
         raise AutoLoRAError(
             f"the model could not be run on what the CLIP makes of a text ({error})",
-            fix="connect the CLIP that belongs to the model, or disconnect it from Retrieve LoRAs from Prompt",
+            fix="connect the CLIP that belongs to the model, or disconnect it",
         ) from error
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..autolora_core.fusion.methods.planner import METHODS, Settings
 from ..autolora_core.fusion.requests import requests_of
 
-MODES = ["auto", "gate", "sum"]
+MODES = ["auto", "gate", "sum", *METHODS]
 MODE_TIP = (
     "auto: gate where one exists and two or more LoRAs meet, else sum. gate: always the gate, an error without one. "
-    "sum: plain addition, as the stock LoRA loader does."
+    "sum: plain addition, as the stock LoRA loader does. energy: the sum, as loud as the loudest LoRA. "
+    "ties, dare, magnitude: keep a part of each LoRA's numbers (density). klora: one LoRA a layer, the subject "
+    "early, the style late. np: the subject gives way to the style (mu). ssr: LoRAs are routed by their own words, "
+    "needs CLIP. switch: one LoRA a step. composite: the mean of one prediction a LoRA, as many times slower. "
+    "With one LoRA every mode is the plain LoRA."
 )
 GATE_TIP = "auto takes the gate made for this base model, from models/autolora or the pack's models folder."
 
@@ -22,6 +27,7 @@ class AutoLoRAGatedApply:
     DESCRIPTION = (
         "Applies all LoRAs of a selection or a LORA_STACK at once. A learned gate decides per layer, channel and token "
         "how much of each LoRA passes. Where there is no gate for the model, they are added up as by the stock loader. "
+        "Nine training-free methods can be chosen instead. "
         "The report says which, and why. The input model is never changed."
     )
     RETURN_TYPES = ("MODEL", "CLIP", "STRING")
@@ -70,6 +76,44 @@ class AutoLoRAGatedApply:
                         "a file named twice in the stack gets both strengths added."
                     },
                 ),
+                "density": (
+                    "FLOAT",
+                    {
+                        "default": Settings.density,
+                        "min": 0.01,
+                        "max": 1.0,
+                        "step": 0.05,
+                        "tooltip": "For ties, dare and magnitude: the share of each LoRA's numbers that is kept. "
+                        "1 keeps all of them.",
+                    },
+                ),
+                "mu": (
+                    "FLOAT",
+                    {
+                        "default": Settings.mu,
+                        "min": 0.0,
+                        "max": 100.0,
+                        "step": 0.05,
+                        "tooltip": "For np: how far the subject gives way to the style. 0 is the plain sum.",
+                    },
+                ),
+                "swap_roles": (
+                    "BOOLEAN",
+                    {
+                        "default": False,
+                        "tooltip": "For np and klora: exchange subject and style. The report says which LoRA was taken "
+                        "for which: Retrieve's roles, else the first LoRA is the subject.",
+                    },
+                ),
+                "interval": (
+                    "INT",
+                    {
+                        "default": Settings.interval,
+                        "min": 1,
+                        "max": 1000,
+                        "tooltip": "For switch: for how many steps each LoRA is on before the next one takes over.",
+                    },
+                ),
             },
         }
 
@@ -88,8 +132,16 @@ class AutoLoRAGatedApply:
         clip: Any = None,
         selection: Any = None,
         lora_stack: Any = None,
+        density: float = Settings.density,
+        mu: float = Settings.mu,
+        swap_roles: bool = Settings.swap_roles,
+        interval: int = Settings.interval,
     ) -> tuple[Any, Any, str]:
         from .bridge import apply_loras
+        from .bridge_methods import Wishes
 
-        applied = apply_loras(model, clip, requests_of(selection, lora_stack, strength), mode, gate)
+        requests = requests_of(selection, lora_stack, strength)
+        prompt = str((selection or {}).get("prompt") or "")
+        wishes = Wishes(mode, gate, Settings(density, mu, swap_roles, interval), prompt)
+        applied = apply_loras(model, clip, requests, wishes)
         return applied.model, applied.clip, applied.report

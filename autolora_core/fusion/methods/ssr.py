@@ -104,7 +104,7 @@ def merge(stacked: Stack, routes: Tensor) -> list[Branch]:
 
     Of those, what the factors do tell is taken out of the routed branch once: ΔW_k − B_kA_k + (B R)A.
     """
-    up = stacked.up.double() @ routes
+    up = stacked.up.double() @ routes.double()
     for _, rows in stacked.rest:
         up[:, rows] -= stacked.up[:, rows].double()
     merged = Branch(stacked.module, int(stacked.owner.min()), down=stacked.down, up=up.float())

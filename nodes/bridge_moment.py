@@ -1,0 +1,64 @@
+"""The step of sampling, told to fused layers; and LoRA Composite, which runs the model once for every LoRA.
+
+Both are APPLY_MODEL wrappers: plain functions under a key of their own, so they stack with those of other packs (and
+with the compile node's), and ComfyUI's deep copies of options leave them alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from comfy.patcher_extension import WrappersMP
+
+from ..autolora_core.fusion.moment import Moment, step_of
+
+
+def follow_steps(patcher: Any, key: str, moment: Moment) -> None:
+    """While ``patcher`` (a clone of ours) is sampled, ``moment`` says which step it is."""
+    patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, _stepper(moment))
+
+
+def compose(patcher: Any, key: str, moment: Moment, order: Sequence[int]) -> None:
+    """Every evaluation of ``patcher`` becomes the mean over ``order`` of evaluations with that LoRA alone.
+
+    (arXiv 2402.16843, section 3.2.) What a model returns is affine in its network's prediction, with weights that only
+    depend on sigma, so the mean may be taken here; cond and uncond are averaged alike, which is what the mean of
+    guided predictions comes to.
+    """
+    patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, _composer(moment, tuple(order)))
+
+
+def _stepper(moment: Moment) -> Callable:
+    def with_step(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **others):
+        options = transformer_options or {}
+        schedule, sigmas = options.get("sample_sigmas"), options.get("sigmas", t)
+        moment.step, moment.steps = step_of(float(sigmas.max()), [] if schedule is None else schedule.tolist())
+        try:
+            return executor(x, t, c_concat, c_crossattn, control, options, **others)
+        finally:
+            moment.step, moment.steps = 0, 1
+
+    return with_step
+
+
+def _composer(moment: Moment, order: tuple[int, ...]) -> Callable:
+    def one_by_one(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **others):
+        total = None
+        try:
+            for moment.only in order:
+                options = dict(transformer_options or {})
+                out = executor(x, t, c_concat, c_crossattn, _own_lists(control), options, **others)
+                total = out if total is None else total + out
+        finally:
+            moment.only = None
+        return total / len(order)
+
+    return one_by_one
+
+
+def _own_lists(control: Any) -> Any:
+    """A UNet takes its ControlNet residuals off the lists it is given; every evaluation needs them all."""
+    if not isinstance(control, dict):
+        return control
+    return {name: list(values) if isinstance(values, list) else values for name, values in control.items()}

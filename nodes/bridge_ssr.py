@@ -1,0 +1,147 @@
+"""Calibration for SSR-Merge: one forward of the user's own base model for every LoRA, with that LoRA's own words.
+
+What the base's layers read goes through the stacked down matrices; only the (R, R) products are kept. The base runs as
+it came to the node, without the LoRAs in question. Routers are remembered by content: model, text encoder, LoRA files
+and texts; on disk too when all of these mean the same tomorrow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import comfy.utils
+import torch
+from torch import Tensor, nn
+
+from ..autolora_core.fusion.branches import Branch
+from ..autolora_core.fusion.methods import router_store
+from ..autolora_core.fusion.methods.planner import Member, ssr_stacks
+from ..autolora_core.fusion.methods.ssr import Signals, Stack
+from ..autolora_core.library.metadata import read_words
+from . import bridge_paths
+from .bar import Bar
+from .bridge_bank import down_layer
+from .bridge_loras import PREFIX, LoadedLora
+from .bridge_states import ModelStates, latent_shape, quiet_clone, run_once
+
+VERSION = 1  # part of a router's key: raise it when routers would differ
+SIDE, PIXEL_SIDE = 32, 128  # of the latent the base runs on, where the network takes it
+REMEMBERED = 4
+_memory: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
+
+
+def find_routers(
+    model: Any,
+    clip: Any,
+    branches: Sequence[Branch],
+    channels: Mapping[str, int],
+    loras: Mapping[int, LoadedLora],
+    members: Sequence[Member],
+    prompt: str,
+) -> tuple[dict[str, Tensor], list[str]]:
+    """(module → R, where LoRAs meet; a line for the report on every LoRA's text)."""
+    stacks = ssr_stacks(branches, channels)
+    texts = {index: own_text(lora, prompt) for index, lora in loras.items()}
+    notes = [f"{loras[index].name} was asked for by {source}: '{text}'" for index, (text, source) in texts.items()]
+    if not stacks:
+        return {}, ["no layer has two LoRAs: nothing to route"]
+    source = ModelStates(model, clip)
+    key = _key(source, members, texts, stacks)
+    folder = Path(bridge_paths.user_directory(), "autolora", "routers") if source.lasting else None
+    routers = _memory.get(key) or (router_store.read(folder, key) if folder else None)
+    if routers is None:
+        routers = _calibrate(source, stacks, {index: text for index, (text, _) in texts.items()})
+        if folder:
+            router_store.write(folder, key, routers)
+    _memory[key] = routers
+    _memory.move_to_end(key)
+    while len(_memory) > REMEMBERED:
+        _memory.popitem(last=False)
+    return routers, notes
+
+
+def own_text(lora: LoadedLora, prompt: str) -> tuple[str, str]:
+    """(text, what it is): trigger words of the selection, those of the file, its title, the words of the LoRA that its
+    weights are near to, the selection's prompt."""
+    path, request = lora.file.path, lora.request
+    words = read_words(path, lora.file.metadata, os.listdir(os.path.dirname(path))).text
+    found = (
+        (", ".join(request.triggers[:3]), "its trigger words"),
+        (", ".join(words.triggers[:3]), "its trigger words"),
+        (words.title, "its title"),
+        (request.near, "the words of a LoRA near to it"),
+        (prompt, "the prompt, having no words of its own"),
+    )
+    return next(((text, source) for text, source in found if text.strip()), ("", "no words at all"))
+
+
+def _key(source: ModelStates, members: Sequence[Member], texts: Mapping[int, tuple], stacks: Mapping) -> str:
+    """Strengths are no part of it: they act behind the router."""
+    said = [f"{VERSION} {source.id}"]
+    said += [f"{member.content} {texts[member.index][0]!r}" for member in members]
+    said += [f"{name} {stack.owner.tolist()}" for name, stack in stacks.items()]
+    return hashlib.sha256("\n".join(said).encode("utf-8", "backslashreplace")).hexdigest()[:32]
+
+
+@torch.inference_mode()
+def _calibrate(source: ModelStates, stacks: Mapping[str, Stack], texts: Mapping[int, str]) -> dict[str, Tensor]:
+    bar, steps = Bar(), len(texts) + 1
+    model = quiet_clone(source.model)
+    conds = {}
+    for index, text in texts.items():
+        bar(0, steps, text)
+        conds[index] = source.clip.encode_from_tokens_scheduled(source.clip.tokenize(text), show_pbar=False)
+    ear = _Ear(model, stacks)
+    with ear.listening():
+        for done, (index, cond) in enumerate(conds.items(), start=1):
+            bar(done, steps, texts[index])
+            ear.lora = index
+            run_once(model, [cond], _shape(model, source.family))
+    return {name: signals.router().float() for name, signals in ear.signals.items()}
+
+
+def _shape(model: Any, family: str) -> tuple[int, ...]:
+    """A latent with some hundred tokens; less where a table of positions ends earlier."""
+    *front, height, _ = latent_shape(model, family)
+    side = max(height, PIXEL_SIDE if model.model.latent_format.latent_channels == 3 else SIDE)
+    network = model.model.diffusion_model
+    table, patch = getattr(network, "pos_embed_max_size", None), getattr(network, "patch_size", 1)
+    side = min(side, table * patch) if isinstance(table, int) and isinstance(patch, int) else side
+    return (*front, side, side)
+
+
+class _Ear:
+    """Hooks on the layers where LoRAs meet. ``lora``: whose prompt is running."""
+
+    def __init__(self, model: Any, stacks: Mapping[str, Stack]):
+        self.lora = -1
+        self.layers = {name: comfy.utils.get_attr(model.model, PREFIX + name) for name in stacks}
+        self.downs = {name: down_layer(stack.down, self.layers[name]) for name, stack in stacks.items()}
+        self.signals = {name: Signals(stack.owner) for name, stack in stacks.items()}
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hooks in place inside the block only."""
+        handles: list[Any] = []
+        try:
+            for name, layer in self.layers.items():
+                handles.append(layer.register_forward_pre_hook(self._hook(name)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, name: str) -> Any:
+        def hear(_: nn.Module, args: tuple) -> None:
+            z = self.downs[name](args[0].detach().float())
+            z = z.movedim(1, -1) if hasattr(self.layers[name], "kernel_size") else z
+            z = z.reshape(-1, z.shape[-1])
+            self.signals[name].add(self.lora, z.T @ z)
+
+        return hear
