@@ -14,6 +14,7 @@ from retrieve_worlds import TopicTower, digest, normal, weights_world
 
 from autolora_core.encode import train
 from autolora_core.encode.encoder import RidgeEncoder, stated_training
+from autolora_core.encode.generic import GENERIC_MANNERS
 from autolora_core.errors import FileFormatError
 from autolora_core.retrieve import tune
 from autolora_core.retrieve.odds import bounded, combine, hit_rate
@@ -152,3 +153,20 @@ def test_training_states_the_recall_for_unseen_labels(tiny_lora, monkeypatch):
     known = [train.Known(tiny_lora(f"{i}.safetensors", seed=i), f"topic{i // 2}") for i in range(6)]
     encoder, report = train.fit_files(known, TopicTower())
     assert encoder.held_out_recall_at_1 == report.unseen_label.top1
+
+
+@pytest.mark.parametrize("hit_rate", [0.0, 0.1, 0.5, 1.0])
+def test_a_role_read_from_weights_counts_as_much_as_the_encoder_is_right(hit_rate):
+    """A nameless file whose vector is that of the generic manners is a style, as far as the encoder may be believed;
+    what words say is not touched by it."""
+    view, tower = in_sample_world(0.9), TopicTower()
+    encoder = view.encoders["emoji"]
+    manners = encoder.query(tower.encode(list(tune.GENERIC_PROMPTS)))[-len(GENERIC_MANNERS) :].mean(axis=0)
+    rows = view.encoded[encoder.id].matrix
+    rows[-1] = manners / np.linalg.norm(manners)
+    scorer = prepare(view, "emoji", tower).scorer
+    place = [entry.name for entry in scorer.entries].index("9a3f.safetensors")
+    before = np.delete(scorer.roles, place)
+    scorer.weight_claim = hit_rate
+    assert scorer.roles[place] == pytest.approx(hit_rate)
+    assert np.array_equal(np.delete(scorer.roles, place), before) and np.any(before != 0)

@@ -126,7 +126,7 @@ class Scorer:
         self._weight_ruler = Ruler.measure(self.vectors @ self._generic_query.T, WEIGHT_FLOOR)
         self.weight_model = weight_prior(int(self.has_vector.sum()))
         self.weight_claim = hit_rate(encoder) if encoder is not None else UNKNOWN_HIT_RATE
-        self.roles = self._roles(generic)
+        self._roles_by_words, self._roles_by_weights = self._roles(generic)
 
     def _vectors(self, vectors: VectorsLike | None) -> tuple[np.ndarray, np.ndarray]:
         matrix = np.zeros((len(self.entries), self.tower.dim), np.float32)
@@ -136,6 +136,11 @@ class Scorer:
                 if entry.hash in row_of:
                     matrix[i] = vectors.matrix[row_of[entry.hash]]
         return matrix, np.any(matrix != 0, axis=1)
+
+    @property
+    def roles(self) -> np.ndarray:
+        """(N,) from −1 (subject) to 1 (style), 0 unknown: what words say, else what weights say, by their hit rate."""
+        return self._roles_by_words + self.weight_claim * self._roles_by_weights
 
     @property
     def answers(self) -> np.ndarray:
@@ -238,10 +243,10 @@ class Scorer:
         hint = [{"style": 1.0, "subject": -1.0, None: 0.0}[span.hint] for span in spans]
         return ROLE_WEIGHT * np.outer(hint, self.roles) - np.array(loss)[:, None]
 
-    def _roles(self, generic: np.ndarray) -> np.ndarray:
-        """(N,) from −1 (subject) to 1 (style), 0 unknown: what tags say, else the nearer kind of generic prompt (by
-        meaning, so not with the lexical tower)."""
-        roles = np.zeros(len(self.entries))
+    def _roles(self, generic: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """:attr:`roles` by words (what tags say, else the nearer kind of generic prompt by meaning, so not with the
+        lexical tower) and, where there are none, by weights alone."""
+        words, weights = np.zeros((2, len(self.entries)))
         by_weights = _kind_axis(self._generic_query)
         by_words = _kind_axis(generic)
         first: dict[int, int] = {}
@@ -251,12 +256,12 @@ class Scorer:
         for i, entry in enumerate(self.entries):
             said = said_role(entry)
             if said or self.tower.id == LexicalTower.id:
-                roles[i] = said
+                words[i] = said
             elif i in first:
-                roles[i] = float(by_words(self._words[first[i]]))
+                words[i] = float(by_words(self._words[first[i]]))
             elif self.has_vector[i]:
-                roles[i] = 0.5 * float(by_weights(self.vectors[i]))
-        return roles
+                weights[i] = float(by_weights(self.vectors[i]))
+        return words, weights
 
 
 def said_role(entry: EntryLike) -> float:
