@@ -6,6 +6,7 @@ Readers take no lock: SQLite's write-ahead log gives each of them the last commi
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -18,10 +19,15 @@ from ..errors import LibraryError
 
 LOCK_NAME = "writer.lock"
 POLL_SECONDS = 0.1
+# What the system calls a lock that somebody else has (Windows: EACCES); anything else is that it cannot lock at all.
+_HELD = frozenset({errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK})
 
 
-def _try_lock(handle: IO[bytes]) -> bool:
-    """Take the exclusive lock on ``handle`` without waiting; False when another holder has it."""
+def _try_lock(handle: IO[bytes], path: Path) -> bool:
+    """Take the exclusive lock on ``handle`` without waiting; False when another holder has it.
+
+    Raises :class:`LibraryError` where ``path`` cannot be locked at all, as on some network drives.
+    """
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -33,8 +39,14 @@ def _try_lock(handle: IO[bytes]) -> bool:
             import fcntl
 
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
+    except OSError as error:
+        if error.errno in _HELD:
+            return False
+        raise LibraryError(
+            f"this file cannot be locked ({error.strerror or error}): the drive does not seem to support locks",
+            path=path,
+            fix="move ComfyUI's user directory to a local drive (--user-directory)",
+        ) from error
     return True
 
 
@@ -57,21 +69,12 @@ def writer_lock(folder: Path, wait: float = 30.0, waiting: Callable[[], None] | 
     """Hold the library's writer lock inside the ``with`` block.
 
     ``wait`` is how many seconds to wait for another writer; ``waiting()`` is called while waiting and may raise to
-    give up (an interrupt). Raises :class:`LibraryError` naming the other process when the time is over.
+    give up (an interrupt). Raises :class:`LibraryError` naming the other process when the time is over, and naming the
+    lock's file when it cannot be opened or locked at all.
     """
     path = folder / LOCK_NAME
-    deadline = time.monotonic() + wait
-    with open(path, "a+b") as handle:
-        while not _try_lock(handle):
-            if time.monotonic() >= deadline:
-                raise LibraryError(
-                    f"another process is writing this library ({_holder(path)})",
-                    path=folder,
-                    fix="wait until it has finished, or give this one another library name",
-                )
-            if waiting is not None:
-                waiting()
-            time.sleep(POLL_SECONDS)
+    with _opened(path) as handle:
+        _wait_for(handle, path, time.monotonic() + wait, waiting)
         try:
             handle.truncate(0)
             handle.seek(0)
@@ -80,3 +83,27 @@ def writer_lock(folder: Path, wait: float = 30.0, waiting: Callable[[], None] | 
             yield
         finally:
             _unlock(handle)
+
+
+def _opened(path: Path) -> IO[bytes]:
+    try:
+        return open(path, "a+b")
+    except OSError as error:
+        raise LibraryError(
+            f"the lock of this library cannot be opened for writing ({error.strerror or error})",
+            path=path,
+            fix="make the folder writable, or move ComfyUI's user directory to a drive that is",
+        ) from error
+
+
+def _wait_for(handle: IO[bytes], path: Path, deadline: float, waiting: Callable[[], None] | None) -> None:
+    while not _try_lock(handle, path):
+        if time.monotonic() >= deadline:
+            raise LibraryError(
+                f"another process is writing this library ({_holder(path)})",
+                path=path.parent,
+                fix="wait until it has finished, or give this one another library name",
+            )
+        if waiting is not None:
+            waiting()
+        time.sleep(POLL_SECONDS)
