@@ -1,5 +1,5 @@
-"""Proves that a lock somebody else has is waited for, and that one that cannot be had at all is an error at once, naming
-the file; on this system and, with its module stood in for, on Windows."""
+"""Proves that a lock somebody else has is waited for, and that one that cannot be had at all is an error at once that
+names the file; on this system and, with its module stood in for, on Windows."""
 
 from __future__ import annotations
 
