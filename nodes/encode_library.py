@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import re
 import time
 from pathlib import Path
 from typing import Any
 
 from ..autolora_core.errors import LibraryError
 from ..autolora_core.library.encoders import encoders_state, find_encoders
+from ..autolora_core.library.folders import library_folder
 from ..autolora_core.library.index import Library
 from ..autolora_core.library.report import Summary, encode_report
 from ..autolora_core.library.walk import Scope, folder_state
@@ -17,23 +18,51 @@ from ..autolora_core.retrieve.prepare import warm
 from .bar import Bar
 from .tower import shared_tower, tower_state
 
+log = logging.getLogger(__name__)
 ALL_LORAS = "all loras"
-MAX_FOLDERS = 500
+MAX_FOLDERS = 5000  # ComfyUI's own menus list as many files; what is left out can still be asked for by name
 STEPS = (0.7, 0.1, 0.1, 0.1)  # reading files, fitting, comparing duplicates, words for the first prompt
 PACK_MODELS = Path(__file__).resolve().parents[1] / "models"
 # Library folders this process has filled, and how often each had vanished since: a deleted library runs the node again.
 _filled: dict[str, int] = {}
 
 
-def folder_choices(roots: dict[str, str]) -> list[str]:
-    """What the folder menu offers: all, each loras root, each first-level folder as ``root/folder``."""
-    choices = [ALL_LORAS]
-    for label, root in roots.items():
-        # ComfyUI also names roots that do not exist.
-        if os.path.isdir(root):
-            choices.append(label)
-            choices += sorted(f"{label}/{entry.name}" for entry in os.scandir(root) if entry.is_dir())
-    return choices[:MAX_FOLDERS]
+def folder_choices(roots: dict[str, str]) -> tuple[list[str], int]:
+    """What the folder menu offers, and how many folders it leaves out: all, each loras root, then the first-level
+    folders as ``root/folder``, up to :data:`MAX_FOLDERS`."""
+    # ComfyUI also names roots that do not exist.
+    there = {label: root for label, root in roots.items() if os.path.isdir(root)}
+    below = [f"{label}/{name}" for label, root in there.items() for name in _folders_in(root)]
+    return [ALL_LORAS, *there, *below[:MAX_FOLDERS]], max(0, len(below) - MAX_FOLDERS)
+
+
+def _folders_in(root: str) -> list[str]:
+    try:
+        with os.scandir(root) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir())
+    except OSError as error:
+        log.warning("%s cannot be listed (%s): its folders are not in the menu", root, error)
+        return []
+
+
+def folder_tooltip(left_out: int) -> str:
+    """What the menu is for, and how to choose a folder that is not in it."""
+    menu = "Which LoRA files to index: all of them, or one of ComfyUI's loras folders."
+    if left_out:
+        menu += f" {left_out} more folders are not listed."
+    return f"{menu} For a folder that is not listed write its name into name_filter, as in flux/people/*"
+
+
+def why_no_folder(folder: str, roots: dict[str, str]) -> str:
+    """Why ``folder`` cannot be indexed; empty when it can. Folders deeper down or beyond the menu's end are fine."""
+    try:
+        scope = scope_of(folder, "", roots)
+    except LibraryError as error:
+        return str(error)
+    parts = scope.under.replace("\\", "/").split("/") if scope.under else []
+    if ".." in parts or (parts and not os.path.isdir(os.path.join(*scope.roots.values(), *parts))):
+        return f"there is no folder {folder}; press R to refresh the menu"
+    return ""
 
 
 def scope_of(folder: str, name_filter: str, roots: dict[str, str]) -> Scope:
@@ -47,16 +76,6 @@ def scope_of(folder: str, name_filter: str, roots: dict[str, str]) -> Scope:
     raise LibraryError(
         "ComfyUI has no such loras folder", key=folder, fix="choose a folder from the menu; press R to refresh it"
     )
-
-
-def library_folder(name: str, user_directory: str) -> Path:
-    """Where a library of this name lies. Raises LibraryError for a name that is not a plain folder name."""
-    name = name.strip() or "default"
-    if not re.fullmatch(r"\w[\w .-]{0,63}", name) or name.endswith((".", " ")):
-        raise LibraryError(
-            "a library name is 1 to 64 letters, digits, spaces, dots or dashes", key=name, fix="choose another name"
-        )
-    return Path(user_directory) / "autolora" / name
 
 
 class AutoLoRAEncodeLibrary:
@@ -83,12 +102,10 @@ class AutoLoRAEncodeLibrary:
         from .bridge_paths import lora_roots
 
         text = {"multiline": False}
+        folders, left_out = folder_choices(lora_roots())
         return {
             "required": {
-                "folder": (
-                    folder_choices(lora_roots()),
-                    {"tooltip": "Which LoRA files to index: all of them, or one of ComfyUI's loras folders."},
-                ),
+                "folder": (folders, {"tooltip": folder_tooltip(left_out)}),
                 "name_filter": (
                     "STRING",
                     {
@@ -115,6 +132,15 @@ class AutoLoRAEncodeLibrary:
                 ),
             }
         }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, folder: str | None) -> bool | str:
+        """Instead of ComfyUI's own check against the menu, so that scripts can name any folder; linked: None."""
+        from .bridge_paths import lora_roots
+
+        if folder is None:
+            return True
+        return why_no_folder(folder, lora_roots()) or True
 
     @classmethod
     def IS_CHANGED(cls, folder: str, name_filter: str, library: str, force: bool) -> str:

@@ -70,7 +70,7 @@ def test_names_are_those_of_comfyuis_own_menu(comfy, node):
 
 def test_folder_menu(encode_module, node, tmp_path):
     choices = node.INPUT_TYPES()["required"]["folder"][0]
-    assert choices == ["all loras", "loras", "loras/styles", "drive/loras"]
+    assert choices == ["all loras", "loras", "drive/loras", "loras/styles"]
     assert [e.name for e in entries(run(node, folder="drive/loras")[0])] == ["castle.safetensors"]
     below = [os.path.join("styles", "ink.safetensors"), os.path.join("styles", "old", "neon.safetensors")]
     assert [e.name for e in entries(run(node, folder="loras/styles")[0])] == below
@@ -79,6 +79,42 @@ def test_folder_menu(encode_module, node, tmp_path):
     ]  # fmt: skip
     with pytest.raises(Exception, match="no such loras folder.*gone.*What to do"):
         run(node, folder="gone")
+
+
+def test_a_menu_of_thousands_keeps_every_root_and_says_what_it_leaves_out(encode_module, node, tmp_path, monkeypatch):
+    monkeypatch.setattr(encode_module, "MAX_FOLDERS", 20)
+    for number in range(30):
+        (tmp_path / "loras" / f"many {number:02d}").mkdir()
+    choices, how = node.INPUT_TYPES()["required"]["folder"]
+    assert choices[:3] == ["all loras", "loras", "drive/loras"] and len(choices) == 3 + 20
+    assert "11 more folders are not listed." in how["tooltip"] and "name_filter" in how["tooltip"]
+    monkeypatch.undo()
+    assert encode_module.MAX_FOLDERS >= 2000
+
+
+def test_a_folder_beyond_the_menu_can_be_named(encode_module, node, tmp_path, monkeypatch):
+    """Deeper down, or past its end; what is not there is refused before anything runs."""
+    monkeypatch.setattr(encode_module, "MAX_FOLDERS", 0)
+    check = encode_module.AutoLoRAEncodeLibrary.VALIDATE_INPUTS
+    assert all(check(folder=name) is True for name in (None, "all loras", "loras", "loras/styles", "loras/styles/old"))
+    deep = os.path.join("styles", "old", "neon.safetensors")
+    assert [entry.name for entry in entries(run(node, folder="loras/styles/old")[0])] == [deep]
+    assert [entry.name for entry in entries(run(node, name_filter="styles/old/*")[0])] == [deep]
+    for name in ("gone", "loras/gone", "loras/..", "loras/styles/../../..", "loras/fox.safetensors"):
+        assert "folder" in check(folder=name), name
+
+
+def test_a_root_that_cannot_be_listed_keeps_the_node(encode_module, node, tmp_path, monkeypatch, caplog):
+    real = os.scandir
+
+    def refuse(path):
+        if str(path) == str(tmp_path / "drive" / "loras"):
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert node.INPUT_TYPES()["required"]["folder"][0] == ["all loras", "loras", "drive/loras", "loras/styles"]
+    assert "cannot be listed" in caplog.text
 
 
 def test_index_lies_in_the_user_directory_and_nowhere_else(node, tmp_path):
