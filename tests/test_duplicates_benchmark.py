@@ -9,9 +9,10 @@ from similar_files import dense, made, summed
 from autolora_core.library.merges import Merge
 from autolora_core.library.shelf import MergeFound
 from benchmarks import duplicate_files
+from benchmarks.duplicate_counts import Count, merge_is_true
 from benchmarks.duplicate_files import Origin, copies, merges, read, truth, write
 from benchmarks.duplicate_margins import Sides
-from benchmarks.duplicates import Count, halves, merge_is_true, shipped
+from benchmarks.duplicates import halves, shipped
 
 NAMES = ("joint_blocks.0.x_block.attn.qkv", "joint_blocks.0.context_block.mlp.fc1", "joint_blocks.2.x_block.mlp.fc2")
 SHAPES = dict(zip(NAMES, ((96, 32), (64, 32), (32, 64)), strict=True))
