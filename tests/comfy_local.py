@@ -1,19 +1,29 @@
-"""The pack's node modules one at a time, inside a package whose name is not the repository's.
+"""Where the tests' ComfyUI lies, and the pack's node modules one at a time, inside a package whose name is not the
+repository's.
 
 Unlike the ``pack`` fixture this does not import every node, so a test of one node does not depend on the others.
-ComfyUI must be importable: use it together with the ``comfy`` fixture.
+ComfyUI must be importable for them: use them together with the ``comfy`` fixture.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
 PACK = "autolora_pack_under_test"
+COMFY_VERSION = "0.3.75"
+NO_COMFY = "run `python scripts/test.py` once, or set COMFYUI_PATH"
+
+
+def comfy_path() -> Path:
+    """``COMFYUI_PATH``, else the ComfyUI that ``scripts/test.py`` unpacks into the cache; it need not be there."""
+    cache = Path(os.environ.get("AUTOLORA_CACHE", ROOT / ".cache"))
+    return Path(os.environ.get("COMFYUI_PATH", cache / f"ComfyUI-{COMFY_VERSION}"))
 
 
 def pack_module(name: str) -> ModuleType:

@@ -17,11 +17,11 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from comfy_local import NO_COMFY, comfy_path
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("AUTOLORA_SHARED", ROOT.parent / "shared"))
-COMFY_VERSION = "0.3.75"
 # Appended, not put first: the pack's nodes/ and ComfyUI's nodes.py share a name, and ComfyUI must win.
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
@@ -89,10 +89,9 @@ def tiny_lora(tmp_path: Path) -> Callable[..., Path]:
 
 def comfy_folder() -> Path:
     """The ComfyUI folder the tests use; fails, saying how to get one, when there is none."""
-    cache = Path(os.environ.get("AUTOLORA_CACHE", ROOT / ".cache"))
-    folder = Path(os.environ.get("COMFYUI_PATH", cache / f"ComfyUI-{COMFY_VERSION}"))
+    folder = comfy_path()
     if not (folder / "folder_paths.py").is_file():
-        pytest.fail(f"no ComfyUI in {folder}: run `python scripts/test.py` once, or set COMFYUI_PATH")
+        pytest.fail(f"no ComfyUI in {folder}: {NO_COMFY}")
     return folder
 
 

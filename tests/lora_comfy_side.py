@@ -11,12 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-
-def comfyui_path() -> Path | None:
-    """``COMFYUI_PATH``, else the ComfyUI 0.3.75 that ``scripts/test.py`` unpacks into the cache, else None."""
-    cache = Path(os.environ.get("AUTOLORA_CACHE", Path(__file__).resolve().parents[1] / ".cache"))
-    folder = Path(os.environ.get("COMFYUI_PATH", cache / "ComfyUI-0.3.75"))
-    return folder if (folder / "comfy" / "lora.py").is_file() else None
+from comfy_local import comfy_path
 
 
 def _unet(levels: int, context: int, linear: bool, depths: list[int], adm: int | None, middle: int) -> dict:
@@ -215,7 +210,7 @@ def _module(key: str) -> str:
 
 
 def main(job: str, out: str) -> None:
-    folder = comfyui_path()
+    folder = comfy_path()
     sys.path.insert(0, str(folder))
     os.chdir(folder)
     sys.argv = ["comfy-side", "--cpu"]

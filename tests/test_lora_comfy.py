@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from comfy_local import NO_COMFY, comfy_path
 from conftest import real_loras
-from lora_comfy_side import comfyui_path
 from safetensors.torch import load_file, save_file
 
 from autolora_core.lora import comfy_keys
@@ -162,7 +162,7 @@ class Comfy:
 
 @pytest.fixture(scope="module")
 def comfy_side(tmp_path_factory: pytest.TempPathFactory) -> Comfy:
-    assert comfyui_path() is not None, "no ComfyUI: run `python scripts/test.py` once, or set COMFYUI_PATH"
+    assert (comfy_path() / "comfy" / "lora.py").is_file(), f"no ComfyUI in {comfy_path()}: {NO_COMFY}"
     torch.manual_seed(0)
     return Comfy(tmp_path_factory.mktemp("comfy_side"))
 
