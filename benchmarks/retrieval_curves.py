@@ -17,7 +17,7 @@ from zoo.train_encoder import train
 
 log = logging.getLogger("benchmarks.retrieval")
 POOLS = (30, 100, 300, 1000, 3000)
-TRAINING = (50, 100, 200, 400, 800, 1600)
+TRAINING = (100, 300, 900)
 
 
 def pool_curve(study: Study) -> list[dict[str, Any]]:

@@ -20,11 +20,22 @@ from benchmarks.retrieval_texts import Prompt, set_prompts, style_prompts, subje
 from zoo.encoder_data import GROUPS, EncoderData, encoder_data, texts_of
 from zoo.features_pack import Pack
 from zoo.splits import unit
-from zoo.text_side import Texts, draw_scores, factor_table, response_scores, unit_rows, z_scores
+from zoo.text_side import (
+    Texts,
+    draw_scores,
+    factor_table,
+    image_response_scores,
+    response_scores,
+    spread_z,
+    unit_rows,
+    whole_response,
+    z_scores,
+)
 from zoo.train_encoder import centred, profile_of, with_made_up
 
 log = logging.getLogger("benchmarks.retrieval")
 RESPONSE, ENCODER, FILE_ONLY, OURS = "response", "encoder", "encoder, file only", "ours"
+RESPONSE_TEXT, RESPONSE_IMAGE = "response, text-side layers", "response, image-side layers"
 PROFILE, DRAWN, DRAWN_LEARNT = "profile, ridge", "drawing, untrained", "drawing, learnt"
 # A cosine of drawings is used as it is: what a LoRA's picture has in common with everything is not held against it.
 COSINE_UNIT = 0.1
@@ -123,7 +134,11 @@ def learner_of(study: Study) -> Learner:
 def add_untrained_and_baselines(study: Study) -> None:
     """Everything that needs no gradient step."""
     pack, texts = study.pack, study.texts
-    study.scores[RESPONSE] = study.z(response_scores(factor_table(pack.arrays["text_rows"]), texts))
+    heard = response_scores(factor_table(pack.arrays["text_rows"]), texts)
+    seen = image_response_scores(pack, texts)
+    answers = (heard, seen, whole_response(pack, heard, seen))
+    for name, scores in zip((RESPONSE_TEXT, RESPONSE_IMAGE, RESPONSE), answers, strict=True):
+        study.scores[name] = spread_z(scores, scores[texts.rows(GENERIC_PROMPTS)])
     learner = learner_of(study)
     for name, cosines in baseline_scores(learner).items():
         study.add_vectors(name, cosines)

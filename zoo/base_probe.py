@@ -27,7 +27,11 @@ SEED, BATCH = 20261124, 32
 DRAWS = ((1.0, 2), (0.85, 2))
 # Text states are recorded beside a tiny picture, at sampling's 20 %: 3 · 0.8 / (1 + 2 · 0.8) with SD3's shift of 3.
 STATE_TIME, STATE_SIDE = 2.4 / 2.6, 4
-SPACES = tuple(f"joint_blocks.{n}.context_block.{part}" for n in range(4) for part in ("attn.qkv", "mlp.fc1"))[:7]
+# Every layer that a LoRA can change; the last block's text stream ends in its attention. The first of SPACES are those
+# that read text themselves.
+_PARTS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+SPACES = tuple(f"joint_blocks.{n}.context_block.{part}" for n in range(4) for part in _PARTS)[:13]
+IMAGE_SPACES = tuple(f"joint_blocks.{n}.x_block.{part}" for n in range(4) for part in _PARTS)
 DRAW_SIZE = len(DRAWS) * 16 * 16 * 16
 
 
@@ -44,7 +48,7 @@ class BaseProbe:
 
     @torch.no_grad()
     def states(self, texts: Sequence[str]) -> TextStates:
-        """Real inputs of the seven text-fed layers for each text: its words' tokens and the end token."""
+        """Real inputs of the text-side layers for each text: its words' tokens and the end token."""
         noise = STATE_TIME * self.noise[:1, :, :STATE_SIDE, :STATE_SIDE]
         counts: list[int] = []
         tokens: dict[str, list[np.ndarray]] = {name: [] for name in SPACES}
@@ -58,6 +62,16 @@ class BaseProbe:
             for name in SPACES:
                 tokens[name].append(seen[name][real].numpy().astype(np.float16))
         return TextStates(np.array(counts), {name: np.concatenate(parts) for name, parts in tokens.items()})
+
+    @torch.no_grad()
+    def image_inputs(self, texts: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+        """Batch by batch, inputs (b, tokens, d) of :data:`IMAGE_SPACES` with each of ``texts`` on one whole noise."""
+        for start in range(0, len(texts), BATCH):
+            context, pooled = encode(texts[start : start + BATCH], self.minilm)
+            with recorded(self.model, IMAGE_SPACES) as seen:
+                noise = STATE_TIME * self.noise[:1].expand(len(context), -1, -1, -1)
+                self._velocity(context, pooled, noise, STATE_TIME)
+            yield seen
 
     @torch.no_grad()
     def text_draws(self, texts: Sequence[str]) -> np.ndarray:

@@ -29,19 +29,20 @@ from autolora_core.encode.features import size_for
 from autolora_core.encode.generic import GENERIC_PROMPTS
 from autolora_core.encode.response import quantised
 from autolora_core.retrieve.words import content_stems
-from zoo.base_probe import SPACES, BaseProbe
+from zoo.base_probe import IMAGE_SPACES, SPACES, BaseProbe
 from zoo.cache import REPO, write_atomic, write_json, write_npy, zoo_dir
-from zoo.features_raw import Layout, raw_features
+from zoo.features_raw import WIDEST, Layout, raw_features
+from zoo.image_states import directions, positions_mean
 from zoo.train_loras import base_tag, load_base
 
 log = logging.getLogger("zoo.features")
 DATA = REPO / "benchmarks" / "data"
-FORMAT, VERSION, SAY_EVERY, CLIP = "autolora-zoo-features/1", 2, 32, 6.0
+FORMAT, VERSION, SAY_EVERY, CLIP = "autolora-zoo-features/1", 3, 32, 6.0
 # Numbers kept of each feature; those of ``tokens`` and ``functional`` are kept of each module.
 KEEP = {
     "tokens": 40, "functional": 32, "draw": 256, "u1": 128, "diagonals": 128, "product": 192, "flat": 192,
 }  # fmt: skip
-ROW_DIMS = 96
+ROW_DIMS = 72
 PER_MODULE = ("tokens", "functional")
 
 
@@ -50,6 +51,7 @@ class Pack:
     """What was kept. ``rows``: one dict a LoRA (see :func:`row_of`). Arrays have the LoRAs first, float32.
 
     ``present`` (n, M) bool, ``log_norm`` (n, M), ``sigma`` (n, M, 8), ``text_rows`` (n, spaces, 4, ROW_DIMS),
+    ``image_rows`` (n, image spaces, 4, 48),
     ``tokens`` (n, S, 40), ``functional`` (n, M, 32), ``draw``, ``u1``, ``diagonals``, ``product``, ``flat`` (n, k).
     ``bases`` and ``means`` say what was projected: feature = mean + basisᵀ · kept.
     """
@@ -165,7 +167,9 @@ def build(items: Sequence[tuple[dict, Any]], bank: Sequence[str], probe: BasePro
             else:
                 tensors[f"{name}.basis"] = basis.astype(np.float16)
         log.info("%s: %d numbers a LoRA", name, int(np.prod(kept.shape[1:])))
-    _add_text_rows(tensors, store.read(paths, "rows"), probe.states(bank))
+    read_rows = store.read(paths, "rows")
+    _add_text_rows(tensors, read_rows, probe.states(bank))
+    _add_image_rows(tensors, read_rows, probe, bank)
     table = {
         "format": FORMAT, "base": base_tag(), "modules": list(layout.modules), "split": list(layout.split),
         "bank": list(bank), "keywords": keywords_of(rows), "rows": rows,
@@ -195,17 +199,25 @@ def _block_scale(values: np.ndarray) -> np.ndarray:
 
 
 def _add_text_rows(tensors: dict[str, np.ndarray], rows: np.ndarray, states: Any) -> None:
-    kept = np.zeros((*rows.shape[:3], ROW_DIMS), np.float32)
+    kept = np.zeros((len(rows), len(SPACES), rows.shape[2], ROW_DIMS), np.float32)
     bases, means = [], []
     for s, name in enumerate(SPACES):
         tokens = states.tokens[name].astype(np.float32)
         mean, basis = principal(tokens, np.ones(len(tokens), bool), ROW_DIMS)
-        kept[:, s] = rows[:, s].astype(np.float32) @ basis.T
-        bases.append(basis)
-        means.append(mean)
+        width = tokens.shape[1]
+        kept[:, s] = rows[:, s, :, :width].astype(np.float32) @ basis.T
+        bases.append(np.pad(basis, ((0, 0), (0, WIDEST - width))))
+        means.append(np.pad(mean, (0, WIDEST - width)))
     tensors["text_rows"], tensors["text_rows.scale"] = quantised(kept)
     tensors["text_rows.basis"] = np.stack(bases).astype(np.float16)
     tensors["text_rows.mean"] = np.stack(means)
+
+
+def _add_image_rows(tensors: dict[str, np.ndarray], rows: np.ndarray, probe: BaseProbe, bank: Sequence[str]) -> None:
+    basis = directions(probe, bank, positions_mean(probe, GENERIC_PROMPTS))
+    own = [rows[:, len(SPACES) + s].astype(np.float32) @ basis[s].T for s in range(len(IMAGE_SPACES))]
+    tensors["image_rows"], tensors["image_rows.scale"] = quantised(np.stack(own, axis=1))
+    tensors["image_rows.basis"] = basis.astype(np.float16)
 
 
 def folder_of(name: str) -> Path:
@@ -232,7 +244,8 @@ def read(name: str) -> Pack:
     arrays = {k: stored[k].astype(np.float32) * stored[f"{k}.scale"] for k in KEEP}
     arrays |= {"present": stored["present"], "log_norm": stored["log_norm"].astype(np.float32)}
     arrays["sigma"] = stored["sigma"].astype(np.float32) / 255
-    arrays["text_rows"] = stored["text_rows"].astype(np.float32) * stored["text_rows.scale"][..., None]
+    for rows in ("text_rows", "image_rows"):
+        arrays[rows] = stored[rows].astype(np.float32) * stored[f"{rows}.scale"][..., None]
     bases = {k[:-6]: v.astype(np.float32) for k, v in stored.items() if k.endswith(".basis")}
     bases["draw"] *= stored["draw.basis_scale"][:, None]
     means = {k[:-5]: v.astype(np.float32) for k, v in stored.items() if k.endswith(".mean")}

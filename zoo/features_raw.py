@@ -16,10 +16,11 @@ from torch import Tensor
 from autolora_core.encode.canonical import Canonical, canonical
 from autolora_core.encode.features import module_features, size_for
 from autolora_core.lora.adapters import Update
-from zoo.base_probe import DRAW_SIZE, SPACES, BaseProbe, Factors
+from zoo.base_probe import DRAW_SIZE, IMAGE_SPACES, SPACES, BaseProbe, Factors
 from zoo.multi_lora import target_layers
 
-SIGMAS, ROWS, INPUTS, OUTPUTS, PRODUCT = 8, 4, 12, 24, 24
+SIGMAS, ROWS, INPUTS, OUTPUTS, PRODUCT, WIDEST = 8, 4, 12, 24, 24, 1024
+HEARD = (*SPACES, *IMAGE_SPACES)
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Layout:
         """Name of a feature -> its shape for one LoRA."""
         m, outs, ins = len(self.modules), *(sum(s[i] for s in self.modules.values()) for i in (0, 1))
         return {
-            "log_norm": (m,), "present": (m,), "sigma": (m, SIGMAS), "rows": (len(SPACES), ROWS, 256),
+            "log_norm": (m,), "present": (m,), "sigma": (m, SIGMAS), "rows": (len(HEARD), ROWS, WIDEST),
             "tokens": (len(self.split), size_for("emoji").width), "functional": (m, OUTPUTS * INPUTS),
             "draw": (DRAW_SIZE,), "u1": (outs,), "diagonals": (outs + ins,), "product": (m * PRODUCT**2,),
             "flat": (m * PRODUCT**2,),
@@ -74,8 +75,8 @@ def raw_features(factors: Factors, layout: Layout, probe: BaseProbe) -> dict[str
             _module(out, i, found, layout.inputs[name])
             out["u1"][row : row + outs] = found.u[:, 0]
             out["diagonals"][row + column : row + column + outs + ins] = _diagonals(found)
-            if name in SPACES:
-                _rows(out["rows"][SPACES.index(name)], found)
+            if name in HEARD:
+                _rows(out["rows"][HEARD.index(name)], found)
         row, column = row + outs, column + ins
     scale = np.exp(out["log_norm"].max(initial=-20.0, where=out["present"] > 0))
     norms = np.exp(out["log_norm"]) * out["present"] / scale
@@ -112,7 +113,7 @@ def _diagonals(found: Canonical) -> np.ndarray:
 
 def _rows(out: np.ndarray, found: Canonical) -> None:
     keep = min(ROWS, found.rank)
-    out[:keep] = (found.sigma[:keep, None] * found.v[:, :keep].T).numpy()
+    out[:keep, : len(found.v)] = (found.sigma[:keep, None] * found.v[:, :keep].T).numpy()
 
 
 def _tokens(out: np.ndarray, updates: Mapping[str, Update], layout: Layout) -> None:
