@@ -208,7 +208,8 @@ def main() -> None:
     began, name = time.time(), "retrieval_small" if args.small else "retrieval"
     study, encoder, parts = run(name, args.epochs)
     groups = cells(study)
-    methods = [OURS, RESPONSE, RESPONSE_TEXT, RESPONSE_IMAGE, DRAWN, DRAWN_LEARNT, PROFILE, "draw", *study.encoders, RIDGE,
+    methods = [OURS, RESPONSE, RESPONSE_TEXT, RESPONSE_IMAGE, DRAWN, DRAWN_LEARNT, PROFILE, "draw", *study.encoders,
+               RIDGE,
                "ridge on our tokens, file only", *study.baselines, *study.controls]  # fmt: skip
     rows = [method_row(study, method, groups) for method in methods]
     figures = figures_of(study, rows) | sizes(study.pack, study.asked["test"])
