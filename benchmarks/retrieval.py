@@ -35,7 +35,6 @@ from benchmarks.retrieval_study import (
     OURS,
     PROFILE,
     RESPONSE,
-    RESPONSE_IMAGE,
     RESPONSE_TEXT,
     Study,
     add_published,
@@ -208,7 +207,7 @@ def main() -> None:
     began, name = time.time(), "retrieval_small" if args.small else "retrieval"
     study, encoder, parts = run(name, args.epochs)
     groups = cells(study)
-    methods = [OURS, RESPONSE, RESPONSE_TEXT, RESPONSE_IMAGE, DRAWN, DRAWN_LEARNT, PROFILE, "draw", *study.encoders,
+    methods = [OURS, RESPONSE, RESPONSE_TEXT, DRAWN, DRAWN_LEARNT, PROFILE, "draw", *study.encoders,
                RIDGE,
                "ridge on our tokens, file only", *study.baselines, *study.controls]  # fmt: skip
     rows = [method_row(study, method, groups) for method in methods]
@@ -216,8 +215,8 @@ def main() -> None:
     rows.append({"method": "parts of ours", "names": parts})
     if not args.small:
         plot_methods(rows, name)
-    if args.curves and not args.small:
-        curves = [*pool_curve(study), *training_curve(study, args.epochs)]
+    if not args.small:
+        curves = pool_curve(study) + (training_curve(study, args.epochs) if args.curves else [])
         rows += curves
         plot_curves(curves, name)
     figures["seconds"] = time.time() - began

@@ -19,23 +19,22 @@ from benchmarks.retrieval_methods import Learner, baseline_scores, drawn_as
 from benchmarks.retrieval_texts import Prompt, set_prompts, style_prompts, subject_prompts
 from zoo.encoder_data import GROUPS, EncoderData, encoder_data, texts_of
 from zoo.features_pack import Pack
+from zoo.responses_pack import read_responses
 from zoo.splits import unit
 from zoo.text_side import (
     Texts,
     draw_scores,
     factor_table,
-    image_response_scores,
     response_scores,
     spread_z,
     unit_rows,
-    whole_response,
     z_scores,
 )
 from zoo.train_encoder import centred, profile_of, with_made_up
 
 log = logging.getLogger("benchmarks.retrieval")
 RESPONSE, ENCODER, FILE_ONLY, OURS = "response", "encoder", "encoder, file only", "ours"
-RESPONSE_TEXT, RESPONSE_IMAGE = "response, text-side layers", "response, image-side layers"
+RESPONSE_TEXT = "response, text-side layers"
 PROFILE, DRAWN, DRAWN_LEARNT = "profile, ridge", "drawing, untrained", "drawing, learnt"
 # A cosine of drawings is used as it is: what a LoRA's picture has in common with everything is not held against it.
 COSINE_UNIT = 0.1
@@ -135,10 +134,9 @@ def add_untrained_and_baselines(study: Study) -> None:
     """Everything that needs no gradient step."""
     pack, texts = study.pack, study.texts
     heard = response_scores(factor_table(pack.arrays["text_rows"]), texts)
-    seen = image_response_scores(pack, texts)
-    answers = (heard, seen, whole_response(pack, heard, seen))
-    for name, scores in zip((RESPONSE_TEXT, RESPONSE_IMAGE, RESPONSE), answers, strict=True):
-        study.scores[name] = spread_z(scores, scores[texts.rows(GENERIC_PROMPTS)])
+    study.scores[RESPONSE_TEXT] = spread_z(heard, heard[texts.rows(GENERIC_PROMPTS)])
+    whole = pack.info.get("name") == "retrieval"  # of the shipped LoRAs alone, only the text side is kept
+    study.scores[RESPONSE] = read_responses(pack, texts.texts) if whole else study.scores[RESPONSE_TEXT]
     learner = learner_of(study)
     for name, cosines in baseline_scores(learner).items():
         study.add_vectors(name, cosines)
@@ -187,11 +185,15 @@ def phrases_needed(pack: Pack, more: Callable[[Pack], list[str]]) -> list[str]:
     return [*asked, *labels, *more(pack)]
 
 
+def asked_phrases(pack: Pack) -> list[str]:
+    """Every prompt of validation and test, and its phrases."""
+    return [phrase for part in ("validation", "test") for p in prompts_of(pack, part) for phrase in p.phrases]
+
+
 def drawn_texts(pack: Pack) -> list[str]:
     """Texts whose drawing by the base is needed: phrases of all prompts, and what each training LoRA shows."""
-    asked = [phrase for part in ("validation", "test") for p in prompts_of(pack, part) for phrase in p.phrases]
     shown = [texts_of(row, ())[drawn_as(row)] for row in pack.rows if row["part"] == "train"]
-    return [*asked, *dict.fromkeys(shown)]
+    return [*asked_phrases(pack), *dict.fromkeys(shown)]
 
 
 def begin(pack: Pack, texts: Texts) -> Study:

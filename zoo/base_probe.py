@@ -64,16 +64,6 @@ class BaseProbe:
         return TextStates(np.array(counts), {name: np.concatenate(parts) for name, parts in tokens.items()})
 
     @torch.no_grad()
-    def image_inputs(self, texts: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-        """Batch by batch, inputs (b, tokens, d) of :data:`IMAGE_SPACES` with each of ``texts`` on one whole noise."""
-        for start in range(0, len(texts), BATCH):
-            context, pooled = encode(texts[start : start + BATCH], self.minilm)
-            with recorded(self.model, IMAGE_SPACES) as seen:
-                noise = STATE_TIME * self.noise[:1].expand(len(context), -1, -1, -1)
-                self._velocity(context, pooled, noise, STATE_TIME)
-            yield seen
-
-    @torch.no_grad()
     def text_draws(self, texts: Sequence[str]) -> np.ndarray:
         """(n, :data:`DRAW_SIZE`): the base with the text minus the base without."""
         silent, out = self._drawing(*self.empty), []

@@ -29,10 +29,9 @@ from autolora_core.encode.features import size_for
 from autolora_core.encode.generic import GENERIC_PROMPTS
 from autolora_core.encode.response import quantised
 from autolora_core.retrieve.words import content_stems
-from zoo.base_probe import IMAGE_SPACES, SPACES, BaseProbe
+from zoo.base_probe import SPACES, BaseProbe
 from zoo.cache import REPO, write_atomic, write_json, write_npy, zoo_dir
 from zoo.features_raw import WIDEST, Layout, raw_features
-from zoo.image_states import directions, positions_mean
 from zoo.train_loras import base_tag, load_base
 
 log = logging.getLogger("zoo.features")
@@ -51,7 +50,6 @@ class Pack:
     """What was kept. ``rows``: one dict a LoRA (see :func:`row_of`). Arrays have the LoRAs first, float32.
 
     ``present`` (n, M) bool, ``log_norm`` (n, M), ``sigma`` (n, M, 8), ``text_rows`` (n, spaces, 4, ROW_DIMS),
-    ``image_rows`` (n, image spaces, 4, 48),
     ``tokens`` (n, S, 40), ``functional`` (n, M, 32), ``draw``, ``u1``, ``diagonals``, ``product``, ``flat`` (n, k).
     ``bases`` and ``means`` say what was projected: feature = mean + basisᵀ · kept.
     """
@@ -167,9 +165,7 @@ def build(items: Sequence[tuple[dict, Any]], bank: Sequence[str], probe: BasePro
             else:
                 tensors[f"{name}.basis"] = basis.astype(np.float16)
         log.info("%s: %d numbers a LoRA", name, int(np.prod(kept.shape[1:])))
-    read_rows = store.read(paths, "rows")
-    _add_text_rows(tensors, read_rows, probe.states(bank))
-    _add_image_rows(tensors, read_rows, probe, bank)
+    _add_text_rows(tensors, store.read(paths, "rows"), probe.states(bank))
     table = {
         "format": FORMAT, "base": base_tag(), "modules": list(layout.modules), "split": list(layout.split),
         "bank": list(bank), "keywords": keywords_of(rows), "rows": rows,
@@ -213,13 +209,6 @@ def _add_text_rows(tensors: dict[str, np.ndarray], rows: np.ndarray, states: Any
     tensors["text_rows.mean"] = np.stack(means)
 
 
-def _add_image_rows(tensors: dict[str, np.ndarray], rows: np.ndarray, probe: BaseProbe, bank: Sequence[str]) -> None:
-    basis = directions(probe, bank, positions_mean(probe, GENERIC_PROMPTS))
-    own = [rows[:, len(SPACES) + s].astype(np.float32) @ basis[s].T for s in range(len(IMAGE_SPACES))]
-    tensors["image_rows"], tensors["image_rows.scale"] = quantised(np.stack(own, axis=1))
-    tensors["image_rows.basis"] = basis.astype(np.float16)
-
-
 def folder_of(name: str) -> Path:
     """The pack of the large zoo belongs to the repository; that of the shipped LoRAs is made again when needed."""
     return DATA if name == "retrieval" else zoo_dir("features")
@@ -244,12 +233,11 @@ def read(name: str) -> Pack:
     arrays = {k: stored[k].astype(np.float32) * stored[f"{k}.scale"] for k in KEEP}
     arrays |= {"present": stored["present"], "log_norm": stored["log_norm"].astype(np.float32)}
     arrays["sigma"] = stored["sigma"].astype(np.float32) / 255
-    for rows in ("text_rows", "image_rows"):
-        arrays[rows] = stored[rows].astype(np.float32) * stored[f"{rows}.scale"][..., None]
+    arrays["text_rows"] = stored["text_rows"].astype(np.float32) * stored["text_rows.scale"][..., None]
     bases = {k[:-6]: v.astype(np.float32) for k, v in stored.items() if k.endswith(".basis")}
     bases["draw"] *= stored["draw.basis_scale"][:, None]
     means = {k[:-5]: v.astype(np.float32) for k, v in stored.items() if k.endswith(".mean")}
-    return Pack(table.pop("rows"), arrays, bases, means, table)
+    return Pack(table.pop("rows"), arrays, bases, means, table | {"name": name})
 
 
 def keywords_of(rows: Sequence[dict]) -> dict[str, list[str]]:

@@ -18,10 +18,9 @@ from safetensors.numpy import load_file, save_file
 from autolora_core.encode.generic import GENERIC_PROMPTS
 from autolora_core.encode.response import FactorTable, TextStates, quantised, response
 from autolora_core.errors import AutoLoRAError
-from zoo.base_probe import IMAGE_SPACES, SPACES, BaseProbe
+from zoo.base_probe import SPACES, BaseProbe
 from zoo.cache import write_atomic, zoo_dir
 from zoo.features_pack import Pack
-from zoo.image_states import image_states, positions_mean
 from zoo.train_loras import base_tag, load_base
 
 log = logging.getLogger("zoo.texts")
@@ -31,14 +30,12 @@ DRAW_BLOCK = 256
 @dataclass
 class Texts:
     """Everything about a list of texts: ``vectors`` (n, 384) of the tower, ``states`` projected to the pack's text
-    directions, ``seen`` what they do to the image side (:mod:`zoo.image_states`), ``draws`` (n, k) of the base
-    projected to the pack's drawing directions, NaN where none was asked for.
+    directions, ``draws`` (n, k) of the base projected to the pack's drawing directions, NaN where none was asked for.
     """
 
     texts: list[str]
     vectors: np.ndarray
     states: TextStates
-    seen: TextStates
     draws: np.ndarray
 
     def __post_init__(self) -> None:
@@ -56,7 +53,7 @@ class TextReader:
         ``models/``, which must be the one that the pack was made with."""
         self.pack, self.probe_of, self._probe = pack, probe_of or self._shipped, None
         # States and drawings do not depend on the projection, but what is kept of them does.
-        kept = b"".join(pack.bases[name].tobytes() for name in ("text_rows", "image_rows", "draw"))
+        kept = b"".join(pack.bases[name].tobytes() for name in ("text_rows", "draw"))
         bases = hashlib.sha256(kept).hexdigest()
         self.id = f"{pack.info['base']} {bases}"
 
@@ -64,14 +61,13 @@ class TextReader:
         """``texts`` and the generic prompts; the generic ones and ``drawn``, if any, are drawn too."""
         wanted = list(dict.fromkeys([*GENERIC_PROMPTS, *texts, *drawn]))
         heard = self._kept("states", wanted, self._states)
-        tokens, seen = ({n: heard[f"states.{n}"] for n in names} for names in (SPACES, IMAGE_SPACES))
+        tokens = {name: heard[f"states.{name}"] for name in SPACES}
         draws = np.full((len(wanted), len(self.pack.bases["draw"])), np.nan, np.float32)
         if drawn:
             shown = list(dict.fromkeys([*GENERIC_PROMPTS, *drawn]))
             place = {text: i for i, text in enumerate(wanted)}
             draws[[place[text] for text in shown]] = self._kept("draws", shown, self._draws)["draws"]
-        heard_image = TextStates(heard["image_counts"], seen)
-        return Texts(wanted, heard["vectors"], TextStates(heard["counts"], tokens), heard_image, draws)
+        return Texts(wanted, heard["vectors"], TextStates(heard["counts"], tokens), draws)
 
     def _kept(self, kind: str, texts: list[str], make: Callable[[list[str]], dict[str, np.ndarray]]):
         digest = hashlib.sha256("\n".join([self.id, *texts]).encode()).hexdigest()[:16]
@@ -103,10 +99,6 @@ class TextReader:
             width = tokens.shape[1]
             centred = tokens - self.pack.means["text_rows"][s][:width]
             out[f"states.{name}"] = (centred @ self.pack.bases["text_rows"][s][:, :width].T).astype(np.float16)
-        mean = positions_mean(self.probe, GENERIC_PROMPTS)
-        image = image_states(self.probe, texts, mean, self.pack.bases["image_rows"])
-        out["image_counts"] = image.counts
-        out |= {f"states.{name}": tokens for name, tokens in image.tokens.items()}
         return out
 
     def _draws(self, texts: list[str]) -> dict[str, np.ndarray]:
@@ -134,12 +126,12 @@ def spread_z(scores: np.ndarray, generic: np.ndarray) -> np.ndarray:
     return ((scores - generic.mean(axis=0)) / np.maximum(generic.std(axis=0), 1e-3)).astype(np.float32)
 
 
-def factor_table(rows: np.ndarray, spaces: Sequence[str] = SPACES) -> FactorTable:
+def factor_table(rows: np.ndarray) -> FactorTable:
     """``σ_k v_kᵀ`` (n, spaces, r, d) as the response score wants them; all-zero spaces are absent."""
     files = {}
     for i, own in enumerate(rows):
-        there = [s for s in range(len(spaces)) if own[s].any()]
-        files[str(i)] = (tuple(spaces[s] for s in there), *quantised(own[there]))
+        there = [s for s in range(len(SPACES)) if own[s].any()]
+        files[str(i)] = (tuple(SPACES[s] for s in there), *quantised(own[there]))
     return FactorTable.packed(files)
 
 
@@ -147,20 +139,6 @@ def response_scores(table: FactorTable, texts: Texts) -> np.ndarray:
     """(texts, n): the training-free response; NaN for a LoRA that changes no text-fed layer."""
     generic = texts.states.part(texts.rows(GENERIC_PROMPTS))
     return response(table, texts.states, generic.mean()).T
-
-
-def image_response_scores(pack: Pack, texts: Texts) -> np.ndarray:
-    """(texts, n): the same of the image-side layers; NaN for a LoRA that changes none."""
-    table = factor_table(pack.arrays["image_rows"], IMAGE_SPACES)
-    centre = {name: np.zeros(tokens.shape[1], np.float32) for name, tokens in texts.seen.tokens.items()}
-    return response(table, texts.seen, centre).T
-
-
-def whole_response(pack: Pack, heard: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """(texts, n): mean of both over all the layers that a LoRA changes."""
-    counts = [np.any(pack.arrays[name] != 0, axis=(2, 3)).sum(axis=1) for name in ("text_rows", "image_rows")]
-    total = np.nan_to_num(heard) * counts[0] + np.nan_to_num(seen) * counts[1]
-    return np.where(counts[0] + counts[1] > 0, total / np.maximum(counts[0] + counts[1], 1), np.nan)
 
 
 def draw_scores(pack: Pack, texts: Texts) -> np.ndarray:
