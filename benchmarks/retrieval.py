@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -208,8 +209,7 @@ def main() -> None:
     study, encoder, parts = run(name, args.epochs)
     groups = cells(study)
     methods = [OURS, RESPONSE, RESPONSE_TEXT, DRAWN, DRAWN_LEARNT, PROFILE, "draw", *study.encoders,
-               RIDGE,
-               "ridge on our tokens, file only", *study.baselines, *study.controls]  # fmt: skip
+               RIDGE, "ridge on our tokens, file only", *study.baselines, *study.controls]  # fmt: skip
     rows = [method_row(study, method, groups) for method in methods]
     figures = figures_of(study, rows) | sizes(study.pack, study.asked["test"])
     rows.append({"method": "parts of ours", "names": parts})
@@ -222,7 +222,7 @@ def main() -> None:
     figures["seconds"] = time.time() - began
     kept = {k: v for k, v in figures.items() if np.isfinite(v)}
     folder = zoo_dir("retrieval") if args.small else RESULTS
-    write_results(name, "python -m benchmarks.retrieval" + (" --small" if args.small else ""), SEED, kept, rows, folder)
+    write_results(name, " ".join(["python -m benchmarks.retrieval", *sys.argv[1:]]), SEED, kept, rows, folder)
     if args.ship:
         held_out = next(row for row in rows if row["method"] == FILE_ONLY)
         figures = {**encoder.figures, "held_out_recall_at_1": held_out["zs_recall_at_1"],
