@@ -61,7 +61,8 @@ def training_curve(study: Study, epochs: int) -> list[dict[str, Any]]:
             label = ENCODER + (", file only" if groups == (MODULES,) else "")
             rows.append({"curve": "training", "size": size, "method": label, **found})
         study.combine((RESPONSE, f"{ENCODER} of {size}"), "curve")
-        rows.append({"curve": "training", "size": size, "method": f"{RESPONSE} + {ENCODER}", **study.recall("curve", "test", which)})
+        both = f"{RESPONSE} + {ENCODER}"
+        rows.append({"curve": "training", "size": size, "method": both, **study.recall("curve", "test", which)})
         study.data = kept
         log.info("trained on %d: %s", size, rows[-1])
     return rows

@@ -10,7 +10,7 @@ import torch
 from apply_world import World, difference, layer_calls, lora_delta, sd3_fixtures, two, untouched
 from comfy_local import pack_module
 from reference_methods import np_ref, ssr_ref, ties_ref
-from test_states_comfy import WordClip
+from word_clip import WordClip, layer_reads
 
 EXACT = 1e-4
 FC1, QKV = "joint_blocks.0.x_block.mlp.fc1", "joint_blocks.0.context_block.attn.qkv"
@@ -269,21 +269,12 @@ def test_wrappers_of_others_and_two_nodes_in_a_row(world):
 
 
 def read_ref(world: World, clip: WordClip, text: str, layer: str) -> torch.Tensor:
-    """The layer's inputs for a text, (in, tokens), from a plain call of the network at the sigma of the calibration."""
+    """The layer's inputs for a text, (in, tokens), at the sigma of the calibration."""
     import comfy.model_management
 
     comfy.model_management.load_models_gpu([world.model])
-    network, heard = world.model.model.diffusion_model, []
-    ((cond, extra),) = clip.encode_from_tokens_scheduled(clip.tokenize(text))
-    noise = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     sigma = float(world.model.get_model_object("model_sampling").percent_to_sigma(0.2))
-    handle = network.get_submodule(layer).register_forward_pre_hook(lambda _, args: heard.append(args[0]))
-    try:
-        with torch.inference_mode():
-            network(noise * sigma, torch.tensor([sigma * 1000]), context=cond, y=extra["pooled_output"])
-    finally:
-        handle.remove()
-    return heard[0].flatten(0, 1).T.double()
+    return layer_reads(world.model, clip, text, layer, sigma, 16).flatten(0, 1).T.double()
 
 
 @pytest.mark.parametrize("layer", [FC1, QKV])

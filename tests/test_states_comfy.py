@@ -3,40 +3,15 @@ and that recording leaves no trace in the model, also when it is interrupted."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import tiny_models
 import torch
 from comfy_local import pack_module
+from word_clip import END, LENGTH, WordClip, layer_reads
 
 QKV, FC1 = (f"joint_blocks.0.context_block.{part}" for part in ("attn.qkv", "mlp.fc1"))
 LATE = "joint_blocks.1.context_block.attn.qkv"
-LENGTH = 12
-START, END, PAD = 1, 2, 0
-
-
-class WordClip:
-    """A CLIP of words: every new word is the next token; states are random rows by token."""
-
-    def __init__(self, width: int = tiny_models.SD3_CONTEXT, length: int | None = LENGTH):
-        self.length, self.words = length, {}
-        table = torch.randn(200, width, generator=torch.Generator().manual_seed(5))
-        self.net = torch.nn.Embedding(200, width, _weight=table)
-        self.patcher = SimpleNamespace(model=self.net, patches={}, patches_uuid="u", injections={})
-        self.layer_idx, self.tokenizer_options, self.asked = None, {}, []
-
-    def tokenize(self, text: str) -> dict:
-        ids = [START, *(self.words.setdefault(word, 10 + len(self.words)) for word in text.split()), END]
-        ids += [PAD] * ((self.length or 0) - len(ids))
-        return {"words": [[(token, 1.0) for token in ids]]}
-
-    def encode_from_tokens_scheduled(self, tokens: dict, show_pbar: bool = True) -> list:
-        ids = torch.tensor([[pair[0] for pair in tokens["words"][0]]])
-        self.asked.append(ids)
-        states = self.net(ids)
-        return [[states, {"pooled_output": states.mean(dim=1)[:, : tiny_models.SD3_POOLED]}]]
 
 
 class WideClip(WordClip):
@@ -64,20 +39,6 @@ def sd3(comfy):
     comfy.model_management.unload_all_models()
 
 
-def read_ref(model, clip: WordClip, text: str, sigma: float, name: str) -> torch.Tensor:
-    """What a layer reads, from a plain call of the network."""
-    network, heard = model.model.diffusion_model, []
-    cond, extra = clip.encode_from_tokens_scheduled(clip.tokenize(text))[0]
-    noise = torch.randn(1, 16, 4, 4, generator=torch.Generator().manual_seed(0))
-    handle = network.get_submodule(name).register_forward_pre_hook(lambda _, args: heard.append(args[0]))
-    try:
-        with torch.inference_mode():
-            network(noise * sigma, torch.tensor([sigma * 1000]), context=cond, y=extra["pooled_output"])
-    finally:
-        handle.remove()
-    return heard[0][0]
-
-
 TEXTS = ["red fox", "otter", "a very long text about a fox", "fox"]
 
 
@@ -91,7 +52,7 @@ def test_states_are_what_the_layers_read(states, sd3):
     for name in (QKV, FC1, LATE):
         wanted = []
         for text, count in zip(TEXTS, found.counts, strict=True):
-            wanted.append(read_ref(sd3, clip, text, sigma, name)[1 : 1 + count])
+            wanted.append(layer_reads(sd3, clip, text, name, sigma, 4)[0][1 : 1 + count])
         assert np.abs(found.tokens[name].astype(np.float32) - torch.cat(wanted).numpy()).max() < 0.01, name
 
 

@@ -10,10 +10,11 @@ import pytest
 from autolora_core.encode.ridge import KernelRidge
 from autolora_core.errors import LibraryError
 from autolora_core.library.entries import Entry, EntryText
+from autolora_core.library.linked import linked_groups
 from autolora_core.train.captions import Words, match, parse_table, read_table, without_common, words_of_files
 from autolora_core.train.figures import beats, chance, figures_of, ranks_of, scores_of, verdict_of
 from autolora_core.train.inputs import Inputs, principal
-from autolora_core.train.split import folds_of, groups_of, same_names, same_words
+from autolora_core.train.split import folds_of, same_names, same_words
 
 
 def entry(name: str, digest: str, text: EntryText | None = None) -> Entry:
@@ -76,7 +77,7 @@ def test_groups_hang_together_and_never_lie_on_both_sides():
     hashes = [f"{i:02d}" for i in range(60)]
     words = {d: Words((f"words {i // 2}",), 1.0, "x") for i, d in enumerate(hashes[:50])}
     names = [entry(f"wolf-{i:06d}.safetensors", hashes[i]) for i in (3, 40)]
-    groups = groups_of(hashes, [*same_words(words), *same_names(names), ("00", "59")])
+    groups = linked_groups(hashes, [*same_words(words), *same_names(names), ("00", "59")])
     assert groups[0] == groups[1] == groups[59] and groups[2] == groups[3] == groups[40] == groups[41]
     captioned = np.array([d in words for d in hashes])
     folds = folds_of(hashes, groups, captioned)

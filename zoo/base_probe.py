@@ -53,15 +53,25 @@ class BaseProbe:
         counts: list[int] = []
         tokens: dict[str, list[np.ndarray]] = {name: [] for name in SPACES}
         for start in range(0, len(texts), BATCH):
-            context, pooled = encode(texts[start : start + BATCH], self.minilm)
-            real = context.abs().sum(dim=-1) > 0
-            real[:, 0] = False  # the start token
+            seen, real = self.inputs(texts[start : start + BATCH], SPACES, noise)
             counts += real.sum(dim=1).tolist()
-            with recorded(self.model, SPACES) as seen:
-                self._velocity(context, pooled, noise.expand(len(context), -1, -1, -1), STATE_TIME)
             for name in SPACES:
                 tokens[name].append(seen[name][real].numpy().astype(np.float16))
         return TextStates(np.array(counts), {name: np.concatenate(parts) for name, parts in tokens.items()})
+
+    @torch.no_grad()
+    def inputs(
+        self, texts: Sequence[str], spaces: Sequence[str], noise: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Space → (b, tokens, d) inputs of those layers beside one picture of noise (the whole one where none is
+        given), and which (b, 24) text tokens are words or the end token."""
+        context, pooled = encode(texts, self.minilm)
+        real = context.abs().sum(dim=-1) > 0
+        real[:, 0] = False  # the start token
+        noise = STATE_TIME * self.noise[:1] if noise is None else noise
+        with recorded(self.model, spaces) as seen:
+            self._velocity(context, pooled, noise.expand(len(texts), -1, -1, -1), STATE_TIME)
+        return seen, real
 
     @torch.no_grad()
     def text_draws(self, texts: Sequence[str]) -> np.ndarray:

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from autolora_core.encode.generic import GENERIC_PROMPTS
 from autolora_core.errors import AutoLoRAError
-from zoo.base_probe import IMAGE_SPACES, SPACES, STATE_TIME, BaseProbe, recorded
+from zoo.base_probe import IMAGE_SPACES, SPACES, BaseProbe
 from zoo.cache import write_atomic, zoo_dir
 from zoo.features_pack import DATA, Pack, RawStore, read, scale_items
 from zoo.features_raw import HEARD, ROWS, Layout
-from zoo.text_bank import encode
+from zoo.text_side import spread_z
 from zoo.train_loras import base_tag, load_base
 
 log = logging.getLogger("zoo.responses")
@@ -50,27 +50,16 @@ class Listener:
 
     def __init__(self, probe: BaseProbe):
         self.probe, self.mean = probe, {}
-        seen = [self.inputs(GENERIC_PROMPTS[i : i + BATCH]) for i in range(0, len(GENERIC_PROMPTS), BATCH)]
+        seen = [probe.inputs(GENERIC_PROMPTS[i : i + BATCH], HEARD) for i in range(0, len(GENERIC_PROMPTS), BATCH)]
         for name in HEARD:
             if name in IMAGE_SPACES:
                 self.mean[name] = torch.cat([x[name] for x, _ in seen]).mean(dim=0)
             else:
                 self.mean[name] = torch.cat([x[name][real] for x, real in seen]).mean(dim=0)
 
-    @torch.no_grad()
-    def inputs(self, texts: Sequence[str]) -> tuple[dict[str, Tensor], Tensor]:
-        """Space → (b, tokens, d), and which (b, 24) text tokens are real."""
-        context, pooled = encode(texts, self.probe.minilm)
-        real = context.abs().sum(dim=-1) > 0
-        real[:, 0] = False  # the start token
-        noise = STATE_TIME * self.probe.noise[:1].expand(len(texts), -1, -1, -1)
-        with recorded(self.probe.model, HEARD) as seen:
-            self.probe.model(noise, torch.full((len(texts),), STATE_TIME), context, pooled)
-        return seen, real
-
     def centred(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Space → (b, tokens, d) about the mean; text tokens that are not there are zero."""
-        seen, real = self.inputs(texts)
+        seen, real = self.probe.inputs(texts, HEARD)
         return {n: (x - self.mean[n]) * (real[..., None] if n in SPACES else 1) for n, x in seen.items()}
 
 
@@ -102,8 +91,7 @@ def build(pack: Pack, texts: Sequence[str], probe: BaseProbe) -> np.ndarray:
         out[:, start : start + len(part)] = answers(rows, listener.centred(part), len(pack))
         done = start + len(part)
         log.info("%d of %d texts, %.0f s left", done, len(texts), (time.time() - began) / done * (len(texts) - done))
-    own = out[:, : len(GENERIC_PROMPTS)]
-    return ((out - own.mean(axis=1, keepdims=True)) / np.maximum(own.std(axis=1, keepdims=True), 1e-3)).T
+    return spread_z(out.T, out.T[: len(GENERIC_PROMPTS)])
 
 
 def write(pack: Pack, texts: Sequence[str], z: np.ndarray) -> None:

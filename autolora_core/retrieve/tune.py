@@ -14,6 +14,7 @@ import numpy as np
 
 from ..encode.calibrate import NoneFits, Ruler, fit_logistic
 from ..encode.generic import GENERIC_PROMPTS
+from ..library.linked import linked_groups
 from ..library.states import CachedStates
 from .odds import MAX_LOGIT, WEIGHT_PRIOR, among, combine, hit_rate
 from .responding import RESPONSE_PRIOR, Progress, either
@@ -45,19 +46,7 @@ class Calibration:
 def near_groups(scorer: Scorer, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
     """(N,) group numbers: LoRAs of one content or joined by near-duplicate ``pairs`` share one."""
     hashes = [entry.hash or entry.name for entry in scorer.entries]
-    parent = {digest: digest for digest in hashes}
-
-    def root(digest: str) -> str:
-        while parent[digest] != digest:
-            digest = parent[digest]
-        return digest
-
-    for a, b in pairs:
-        if a in parent and b in parent:
-            first, second = sorted((root(a), root(b)))
-            parent[second] = first
-    numbers: dict[str, int] = {}
-    return np.array([numbers.setdefault(root(digest), len(numbers)) for digest in hashes], int)
+    return linked_groups(hashes, pairs)
 
 
 def calibrate(

@@ -14,6 +14,7 @@ from ..encode.features import ModuleFeatures
 from ..encode.generic import GENERIC_PROMPTS
 from ..encode.towers import TextTower
 from ..library.index import Library
+from ..library.linked import linked_groups
 from ..library.sketches import sketch_id
 from . import captions, split
 from .captions import Row, Words
@@ -76,7 +77,7 @@ def gather(library: Library, family: str, rows: Sequence[Row] = ()) -> Material:
     names = {entry.hash: entry.name for entry in reversed(entries)}
     words = {digest: words[digest] for digest in hashes if digest in words}
     pairs = chain(split.alike_pairs(library, family), split.same_words(words), split.same_names(entries))
-    groups = split.groups_of(hashes, pairs)
+    groups = linked_groups(hashes, pairs)
     captioned = np.array([digest in words for digest in hashes], bool)
     folds = split.folds_of(hashes, groups, captioned)
     if captioned.any():

@@ -52,24 +52,6 @@ def same_names(entries: Iterable[Entry]) -> Iterable[tuple[str, str]]:
             yield first.setdefault(meaning, entry.hash), entry.hash
 
 
-def groups_of(hashes: Sequence[str], pairs: Iterable[tuple[str, str]]) -> np.ndarray:
-    """(n,) int: the same number for contents that hang together by ``pairs``; pairs of others are passed over."""
-    parent = {digest: digest for digest in hashes}
-
-    def root(digest: str) -> str:
-        while parent[digest] != digest:
-            parent[digest] = parent[parent[digest]]
-            digest = parent[digest]
-        return digest
-
-    for a, b in pairs:
-        if a in parent and b in parent:
-            first, second = sorted((root(a), root(b)))
-            parent[second] = first
-    numbers: dict[str, int] = {}
-    return np.array([numbers.setdefault(root(digest), len(numbers)) for digest in hashes], np.int64)
-
-
 def folds_of(hashes: Sequence[str], groups: np.ndarray, captioned: np.ndarray, folds: int = FOLDS) -> np.ndarray:
     """(n,) int: which of ``folds`` equal parts each file is in, −1 for groups that nobody captioned.
 
