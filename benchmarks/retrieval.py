@@ -36,6 +36,7 @@ from benchmarks.retrieval_study import (
     OURS,
     PROFILE,
     RESPONSE,
+    RESPONSE_NODE,
     RESPONSE_TEXT,
     Study,
     add_published,
@@ -159,6 +160,7 @@ def figures_of(study: Study, rows: Sequence[dict[str, Any]]) -> dict[str, float]
     out["control_zs_recall_at_5"] = max(by[name]["zs_recall_at_5"] for name in study.controls)
     out["response_zs_recall_at_5"] = by[RESPONSE]["zs_recall_at_5"]
     out["response_text_side_zs_recall_at_5"] = by[RESPONSE_TEXT]["zs_recall_at_5"]
+    out["retrieve_node_zs_recall_at_5"] = by[RESPONSE_NODE]["zs_recall_at_5"]
     out["encoder_zs_recall_at_5"] = by[ENCODER]["zs_recall_at_5"]
     out["encoder_file_only_zs_recall_at_5"] = by[FILE_ONLY]["zs_recall_at_5"]
     out["set_recall_at_3"] = set_recall(study, OURS)[0]
@@ -208,8 +210,8 @@ def main() -> None:
     began, name = time.time(), "retrieval_small" if args.small else "retrieval"
     study, encoder, parts = run(name, args.epochs)
     groups = cells(study)
-    methods = [OURS, RESPONSE, RESPONSE_TEXT, DRAWN, DRAWN_LEARNT, PROFILE, "draw", *study.encoders,
-               RIDGE, "ridge on our tokens, file only", *study.baselines, *study.controls]  # fmt: skip
+    methods = [OURS, RESPONSE, RESPONSE_TEXT, RESPONSE_NODE, DRAWN, DRAWN_LEARNT, PROFILE, "draw",
+               *study.encoders, RIDGE, "ridge on our tokens, file only", *study.baselines, *study.controls]  # fmt: skip
     rows = [method_row(study, method, groups) for method in methods]
     figures = figures_of(study, rows) | sizes(study.pack, study.asked["test"])
     rows.append({"method": "parts of ours", "names": parts})

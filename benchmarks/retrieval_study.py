@@ -10,6 +10,7 @@ import numpy as np
 
 from autolora_core.encode.generic import GENERIC_PROMPTS
 from autolora_core.encode.set_encoder import MODULES, SetEncoder
+from autolora_core.encode.text_fed import space_of
 from autolora_core.retrieve.words import content_stems
 from autolora_core.train.steps import joined
 from autolora_core.train.trainer import TextSide
@@ -17,6 +18,7 @@ from benchmarks.retrieval_autolora import train_published
 from benchmarks.retrieval_measure import Asked, Combination, by_prompt, ranks, shares
 from benchmarks.retrieval_methods import Learner, baseline_scores, drawn_as
 from benchmarks.retrieval_texts import Prompt, set_prompts, style_prompts, subject_prompts
+from zoo.base_probe import SPACES
 from zoo.encoder_data import GROUPS, EncoderData, encoder_data, texts_of
 from zoo.features_pack import Pack
 from zoo.responses_pack import read_responses
@@ -34,7 +36,7 @@ from zoo.train_encoder import centred, profile_of, with_made_up
 
 log = logging.getLogger("benchmarks.retrieval")
 RESPONSE, ENCODER, FILE_ONLY, OURS = "response", "encoder", "encoder, file only", "ours"
-RESPONSE_TEXT = "response, text-side layers"
+RESPONSE_TEXT, RESPONSE_NODE = "response, text-side layers", "response, as Retrieve asks"
 PROFILE, DRAWN, DRAWN_LEARNT = "profile, ridge", "drawing, untrained", "drawing, learnt"
 # A cosine of drawings is used as it is: what a LoRA's picture has in common with everything is not held against it.
 COSINE_UNIT = 0.1
@@ -133,8 +135,11 @@ def learner_of(study: Study) -> Learner:
 def add_untrained_and_baselines(study: Study) -> None:
     """Everything that needs no gradient step."""
     pack, texts = study.pack, study.texts
-    heard = response_scores(factor_table(pack.arrays["text_rows"]), texts)
-    study.scores[RESPONSE_TEXT] = spread_z(heard, heard[texts.rows(GENERIC_PROMPTS)])
+    text_fed = np.array([space_of("emoji", name) is not None for name in SPACES])[None, :, None, None]
+    rows = pack.arrays["text_rows"]
+    for name, own in ((RESPONSE_TEXT, rows), (RESPONSE_NODE, rows * text_fed)):
+        heard = response_scores(factor_table(own), texts)
+        study.scores[name] = spread_z(heard, heard[texts.rows(GENERIC_PROMPTS)])
     whole = pack.info.get("name") == "retrieval"  # of the shipped LoRAs alone, only the text side is kept
     study.scores[RESPONSE] = read_responses(pack, texts.texts) if whole else study.scores[RESPONSE_TEXT]
     learner = learner_of(study)
