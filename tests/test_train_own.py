@@ -4,6 +4,7 @@ is refused in words, an interrupted run ends as an undisturbed one, and the inde
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -182,8 +183,32 @@ def test_a_set_transformer_is_saved_with_what_it_was_taught(library, tmp_path, m
     encoder = load_encoder_file(found.path)
     assert found.kind == "set" and encoder.id == found.encoder_id and len(encoder.trained_on) == 40
     assert encoder.held_out_recall_at_1 == found.figures["chosen"].recall_at_1
-    [fitted] = library.fit(TopicTower(), shipped=find_encoders([tmp_path / "models"], "mine")).families
+    report = library.fit(TopicTower(), shipped=find_encoders([tmp_path / "models"], "mine"))
+    [fitted] = report.families
     assert fitted.encoder_id == encoder.id and not fitted.learnt
+    assert fitted.captioned == 40 and fitted.asks == 0 and "%" not in report.lines()[0]
+
+
+def test_a_trained_encoder_is_not_graded_on_what_it_was_taught(library, tmp_path, monkeypatch):
+    """Ten of the forty captioned files are asked for, among all forty; counted again in plain loops."""
+    small_network(monkeypatch)
+    monkeypatch.setattr(own._Job, "_chosen", lambda *_: True)
+    [found], _ = train(library, tmp_path / "models", Options(epochs=4))
+    encoder, tower = load_encoder_file(found.path), TopicTower()
+    taught = frozenset(sorted(encoder.trained_on)[:30])
+    report = library.fit(tower, shipped={"emoji": replace(encoder, trained_on=taught)})
+    words = {entry.hash: entry.text.captions for entry in library.entries() if entry.text.captions}
+    vectors = library.vectors("emoji", encoder.id)
+    rows = {digest: vectors.matrix[vectors.hashes.index(digest)] for digest in words}
+    right = 0
+    for digest in set(words) - taught:
+        query = encoder.query(tower.encode(list(words[digest])).mean(axis=0)[None])[0]
+        right += sum(query @ row > query @ rows[digest] for row in rows.values()) < 5
+    [fitted] = report.families
+    assert (fitted.asks, fitted.captioned) == (10, 40) and fitted.found_top5 == pytest.approx(right / 10)
+    assert f"of 10 files with words that it was not taught {right / 10:.0%}" in report.lines()[0]
+    [again] = library.fit(tower, shipped={"emoji": replace(encoder, trained_on=taught)}).families
+    assert not again.refitted and (again.asks, again.found_top5) == (10, fitted.found_top5)
 
 
 def test_the_better_encoder_that_came_ready_stays(library, tmp_path, monkeypatch):

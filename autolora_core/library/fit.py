@@ -33,6 +33,8 @@ ASSEMBLE_BLOCK = 256
 TEXT_BLOCK = 64
 # What a file name says is worth less than what its maker wrote.
 FILE_NAME_WEIGHT = 0.5
+# Which files an encoder that came ready is asked for; another version is asked again.
+ASKED = "of those it was not taught"
 # What was overwritten stays in the tables, in case it comes back, but teaches nothing: two libraries of the same files
 # have the same encoder. Files that are offline are held.
 _HELD = "EXISTS (SELECT 1 FROM files h WHERE h.hash = f.hash)"
@@ -41,8 +43,9 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class FamilyFit:
-    """``found_top5`` is the share of captioned files whose own words rank their vector (of a fit without them, where
-    the encoder was fitted on them) in the first 5. ``learnt``: the encoder was fitted on this library's files.
+    """``found_top5`` is the share of ``asks`` captioned files whose own words rank their vector (of a fit without
+    them, where the encoder was fitted on them) in the first 5; a file that the encoder repeats what it was taught of is
+    not asked for. ``learnt``: the encoder was fitted on this library's files.
     """
 
     family: str
@@ -53,6 +56,7 @@ class FamilyFit:
     refitted: bool
     found_top5: float
     learnt: bool = True
+    asks: int = 0
 
 
 @dataclass
@@ -85,11 +89,11 @@ class FitReport:
 
 def _seen(fit: FamilyFit, chance: float) -> str:
     """How an encoder that came ready does on the files that say what they are."""
-    if not fit.captioned:
+    if not fit.asks:
         return ""
     return (
-        f"; of {fit.captioned} files with words {fit.found_top5:.0%} are among the first five for their own words"
-        f" (chance {chance:.0%})"
+        f"; of {fit.asks} files with words that it was not taught {fit.found_top5:.0%} are among the first five for"
+        f" their own words (chance {chance:.0%})"
     )
 
 
@@ -155,13 +159,17 @@ def _fit_family(
     if encoder is None:
         return FamilyFit(family, "", len(hashes), 0, False, False, 0.0)
     learnt = isinstance(encoder, RidgeEncoder)
-    if not refitted:
-        found = json.loads(row[1])["found_top5"]
-    else:
-        found = _found_top5(encoder, tower) if learnt else _found_as_shipped(store, encoder, family, words, tower)
-    tick(0.5)
     captioned = len(encoder.texts) if learnt else len(words)
-    fit = FamilyFit(family, encoder.id, len(hashes), captioned, encoder.usable, refitted, found, learnt)
+    asks = captioned
+    if not refitted:
+        said = json.loads(row[1])
+        found, asks = said["found_top5"], said.get("asks", asks)
+    elif learnt:
+        found = _found_top5(encoder, tower)
+    else:
+        found, asks = _found_as_shipped(store, encoder, family, words, tower)
+    tick(0.5)
+    fit = FamilyFit(family, encoder.id, len(hashes), captioned, encoder.usable, refitted, found, learnt, asks)
     _bring_up_to_date(store, encoder, hashes, inputs, fit, tick)
     return fit
 
@@ -188,7 +196,10 @@ def _texts(store: Store, family: str) -> dict[str, EntryText]:
 
 
 def _inputs_id(family, hashes, words: Mapping[str, EntryText], tower: TextTower, shipped: WeightEncoder | None) -> str:
-    digest = hashlib.sha256(f"{sketch_id(family)} {tower.id} {shipped.id if shipped else ''}".encode())
+    came = shipped.id if shipped else ""
+    if shipped is not None and not isinstance(shipped, RidgeEncoder):
+        came += f" {ASKED}"
+    digest = hashlib.sha256(f"{sketch_id(family)} {tower.id} {came}".encode())
     for content in hashes:
         captions = words[content].captions if content in words else ()
         digest.update(json.dumps([content, captions]).encode())
@@ -240,21 +251,31 @@ def _found_top5(encoder: RidgeEncoder, tower: TextTower) -> float:
     return _share_in_top5(encoder, tower, encoder.texts, vectors)
 
 
-def _found_as_shipped(store: Store, encoder: WeightEncoder, family: str, words, tower: TextTower) -> float:
-    """The same for an encoder that was not fitted here, on at most :data:`MAX_FIT_FILES` captioned files."""
+def _found_as_shipped(store: Store, encoder: WeightEncoder, family: str, words, tower: TextTower) -> tuple[float, int]:
+    """The same for an encoder that was not fitted here, among at most :data:`MAX_FIT_FILES` captioned files, and how
+    many were asked for: not those whose vectors repeat what it was taught, none when it does not say which these are.
+    """
     captioned = sorted(words)[:MAX_FIT_FILES]
-    if not captioned:
-        return 0.0
+    taught = encoder.trained_on
+    asks = [] if taught is None else [i for i, digest in enumerate(captioned) if digest not in taught]
+    if not asks:
+        return 0.0, 0
     sketches = read_sketches(store.db, captioned, family)
     vectors = _vectors(encoder, (sketches[digest] for digest in captioned))
-    return _share_in_top5(encoder, tower, [words[digest].captions for digest in captioned], vectors)
+    texts = [words[captioned[i]].captions for i in asks]
+    return _share_in_top5(encoder, tower, texts, vectors, asks), len(asks)
 
 
-def _share_in_top5(encoder: WeightEncoder, tower: TextTower, texts: Sequence[Sequence[str]], vectors) -> float:
+def _share_in_top5(
+    encoder: WeightEncoder, tower: TextTower, texts: Sequence[Sequence[str]], vectors: np.ndarray,
+    right: Sequence[int] | None = None,
+) -> float:  # fmt: skip
+    """How often ``texts[i]`` find ``vectors[right[i]]`` (default: row i) among the first five of ``vectors``."""
     vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     own = np.stack([tower.encode(list(lines)).mean(axis=0) for lines in texts])
     scores = encoder.query(own) @ vectors.T
-    rank = (scores > np.diag(scores)[:, None]).sum(axis=1)
+    best = scores[np.arange(len(scores)), np.arange(len(scores)) if right is None else np.asarray(right)]
+    rank = (scores > best[:, None]).sum(axis=1)
     return float((rank < 5).mean())
 
 
@@ -274,7 +295,7 @@ def _bring_up_to_date(store: Store, encoder: WeightEncoder, hashes: list[str], i
     remember(encoder)
     row = (
         encoder.id, fit.family, encoder.id.partition("-")[0], encoder.schema.id, encoder.tower, inputs,
-        json.dumps({"found_top5": fit.found_top5, "captioned": fit.captioned}), now(),
+        json.dumps({"found_top5": fit.found_top5, "captioned": fit.captioned, "asks": fit.asks}), now(),
     )  # fmt: skip
     with store.transaction() as db:
         current = db.execute("SELECT inputs FROM encoders WHERE id = ? AND current = 1", (encoder.id,)).fetchone()
