@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from encode_worlds import lowrank
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from autolora_core.encode.encoder import RidgeEncoder, WeightEncoder
@@ -118,6 +121,38 @@ def test_extending_is_fitting_on_both(encoder):
     longer = encoder.extended(fresh, ["a new one", "another"], LexicalTower())
     assert len(longer.texts) == 12 and longer.id != encoder.id
     np.testing.assert_array_equal(longer.ridge.X[:10], encoder.ridge.X)
+
+
+def test_row_weights_are_kept_and_extending_counts_them(encoder, tmp_path):
+    """A refit in float64, with each row as often as its weight says, is what extending must give."""
+    rows, fresh = encoder.ridge.X, np.stack([encoder.schema.assemble(file).vector for file in made([70])])
+    counts = np.arange(1, 11)
+    weighed = RidgeEncoder.fit(encoder.schema, rows, encoder.texts, LexicalTower(), counts.astype(float))
+    kept = RidgeEncoder.load(weighed.save(tmp_path / "e.safetensors"))
+    longer = kept.extended(fresh, ["a new one"], LexicalTower(), np.array([3.0]))
+    assert weighed.id != encoder.id and longer.ridge.weights.tolist() == [*counts, 3.0]
+    X = np.repeat(longer.ridge.X.astype(np.float64), longer.ridge.weights.astype(int), axis=0)
+    words = [list(own) for own in longer.texts]
+    targets = np.stack([LexicalTower().encode(own).mean(axis=0) for own in words]) - longer.centre
+    targets = np.repeat(targets / np.linalg.norm(targets, axis=1)[:, None], longer.ridge.weights.astype(int), axis=0)
+    expected = X @ X.T @ np.linalg.solve(X @ X.T + longer.ridge.lam * np.eye(len(X)), targets)
+    first = np.concatenate([[0], np.cumsum(longer.ridge.weights.astype(int))[:-1]])
+    np.testing.assert_allclose(longer.ridge.predict(longer.ridge.X), expected[first], atol=1e-6)
+
+
+def test_a_file_from_before_row_weights_is_read(encoder, tmp_path):
+    """Such a file was named without its weights, whatever they were."""
+    encoder = replace(encoder, ridge=replace(encoder.ridge, weights=np.ones(10)))
+    path = encoder.save(tmp_path / "e.safetensors")
+    with safe_open(path, "numpy") as stream:
+        metadata, tensors = stream.metadata(), {name: stream.get_tensor(name) for name in stream.keys()}
+    del tensors["weights"]
+    save_file(tensors, path, metadata)
+    again = RidgeEncoder.load(path)
+    assert again.id == encoder.id and again.ridge.weights.tolist() == [1.0] * 10
+    save_file({**tensors, "weights": np.full(10, 2.0)}, path, metadata)
+    with pytest.raises(FileFormatError, match="do not match its id"):
+        RidgeEncoder.load(path)
 
 
 def test_damaged_encoder_files_are_named(encoder, tmp_path):

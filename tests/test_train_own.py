@@ -91,6 +91,27 @@ def test_again_is_free_and_new_words_are_not(library, tmp_path, monkeypatch):
     assert more.captioned == 41 and "line 2 (nobody)" in notes[0]
 
 
+def test_the_index_uses_the_very_encoder_that_was_saved(tmp_path):
+    """Lines that tell no file apart were left out, and file names count half: the next fit must not undo either."""
+    for i in range(36):
+        words = topic(i) if i < 22 else "made with love"
+        write_lora(tmp_path / "loras" / f"{i:04x}ab00cd.safetensors", says(topic(i), i), told(words))
+    for i in range(40, 44):
+        write_lora(tmp_path / "loras" / f"{topic(i)}.safetensors", says(topic(i), i))
+    with Library.open(tmp_path / "mine") as library:
+        library.scan({"loras": tmp_path / "loras"})
+        [found], _ = train(library, tmp_path / "models")
+        assert found.path and found.captioned == 26
+        shipped = find_encoders([tmp_path / "models"], "mine")
+        [fitted] = library.fit(TopicTower(), shipped=shipped).families
+        assert fitted.encoder_id == found.encoder_id and fitted.captioned == 26
+        write_lora(tmp_path / "loras" / f"{topic(50)}.safetensors", says(topic(50), 50))
+        library.scan({"loras": tmp_path / "loras"})
+        [longer] = library.fit(TopicTower(), shipped=shipped).families
+        weights = library.encoder("emoji").ridge.weights
+    assert longer.captioned == 27 and sorted(weights[:26].tolist()) == [0.5] * 4 + [1.0] * 22 and weights[26] == 0.5
+
+
 def test_copies_and_epochs_are_hidden_together(files, tmp_path):
     """Every file twice, the second one a later epoch with other words: were they split, hidden ones would be known."""
     rng = np.random.default_rng(0)

@@ -11,7 +11,8 @@ from autolora_core.encode.ridge import KernelRidge
 from autolora_core.errors import LibraryError
 from autolora_core.library.entries import Entry, EntryText
 from autolora_core.library.linked import linked_groups
-from autolora_core.train.captions import Words, match, parse_table, read_table, without_common, words_of_files
+from autolora_core.library.words import Words, without_common
+from autolora_core.train.captions import match, parse_table, read_table, words_of_files
 from autolora_core.train.figures import beats, chance, figures_of, ranks_of, scores_of, verdict_of
 from autolora_core.train.inputs import Inputs, principal
 from autolora_core.train.split import folds_of, same_names, same_words

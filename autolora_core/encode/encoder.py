@@ -122,7 +122,10 @@ class RidgeEncoder(OnSchema):
         tower: TextTower,
         weights: np.ndarray | None = None,
     ) -> RidgeEncoder:
-        """A new encoder fitted on this one's training files and the given ones; also refits for another ``tower``."""
+        """A new encoder fitted on this one's training files, as much as they counted, and the given ones with
+        ``weights`` (default ones); also refits for another ``tower``."""
+        mine = self.ridge.weights
+        weights = np.concatenate([mine, np.ones(len(texts)) if weights is None else weights])
         X = np.concatenate([self.ridge.X, np.asarray(vectors, np.float32).reshape(-1, self.schema.width)])
         fitted = RidgeEncoder.fit(self.schema, X, [*self.texts, *texts], tower, weights)
         return replace(fitted, held_out_recall_at_1=self.held_out_recall_at_1)
@@ -136,8 +139,11 @@ class RidgeEncoder(OnSchema):
     def id(self) -> str:
         """``ridge-`` and 12 hex digits over everything that decides a vector."""
         digest = hashlib.sha256(f"{FORMAT} {self.tower} {self.schema.id}".encode())
-        for _, array in sorted(self._tensors().items()):
-            digest.update(np.ascontiguousarray(array).tobytes())
+        # Files without row weights are older, or of rows that count the same: the id is that of no weights.
+        same = bool((self.ridge.weights == 1).all())
+        for name, array in sorted(self._tensors().items()):
+            if not (same and name == "weights"):
+                digest.update(np.ascontiguousarray(array).tobytes())
         return "ridge-" + digest.hexdigest()[:12]
 
     def encode(self, features: Features) -> np.ndarray:

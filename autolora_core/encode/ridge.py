@@ -18,12 +18,13 @@ LAMBDAS = tuple(float(10**e) for e in np.arange(-4, 3.01, 0.5))
 
 @dataclass(frozen=True)
 class KernelRidge:
-    """A fitted model. ``X`` (n, F) float32, ``dual`` = G⁻¹Y (n, d) float64, ``left_out`` (n, d) float64."""
+    """A fitted model: ``X`` (n, F) float32; float64 ``dual`` = G⁻¹Y (n, d), ``left_out`` (n, d), ``weights`` (n,)."""
 
     X: np.ndarray
     dual: np.ndarray
     left_out: np.ndarray
     lam: float
+    weights: np.ndarray
 
     @classmethod
     def fit(
@@ -34,7 +35,8 @@ class KernelRidge:
         λ is the candidate with the smallest weighted squared leave-one-out error; the strongest one on a tie.
         """
         X, Y = np.ascontiguousarray(X, np.float32), np.asarray(Y, np.float64)
-        root = np.sqrt(_checked_weights(X, Y, weights))[:, None]
+        weights = _checked_weights(X, Y, weights)
+        root = np.sqrt(weights)[:, None]
         K = _gram(X, X)
         base = float(np.trace(K)) / max(len(K), 1) or 1.0
         values, vectors = np.linalg.eigh(root * K * root.T)
@@ -48,7 +50,7 @@ class KernelRidge:
             missed = dual / diagonal
             error = float((root**2 * missed**2).sum())
             if best is None or error < best[0] * (1 - 1e-12):
-                best = (error, cls(X, dual, Y - missed, lam))
+                best = (error, cls(X, dual, Y - missed, lam, weights))
         return best[1]
 
     def predict(self, X: np.ndarray) -> np.ndarray:
@@ -61,12 +63,18 @@ class KernelRidge:
 
     def to_tensors(self) -> dict[str, np.ndarray]:
         """Arrays that :meth:`from_tensors` restores bit for bit."""
-        return {"X": self.X, "dual": self.dual, "left_out": self.left_out, "lam": np.array([self.lam])}
+        arrays = {"X": self.X, "dual": self.dual, "left_out": self.left_out, "weights": self.weights}
+        return {**arrays, "lam": np.array([self.lam])}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, np.ndarray]) -> KernelRidge:
-        """Inverse of :meth:`to_tensors`; ``KeyError`` when one is missing."""
-        return cls(tensors["X"], tensors["dual"], tensors["left_out"], float(tensors["lam"][0]))
+        """Inverse of :meth:`to_tensors`; ``KeyError`` when one is missing. Older files have no ``weights``: ones.
+
+        Raises ValueError when the weights are not one positive number a row.
+        """
+        X, dual = tensors["X"], tensors["dual"]
+        weights = _checked_weights(X, dual, tensors.get("weights"))
+        return cls(X, dual, tensors["left_out"], float(tensors["lam"][0]), weights)
 
 
 def _gram(A: np.ndarray, B: np.ndarray, block: int = 4096) -> np.ndarray:

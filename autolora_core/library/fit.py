@@ -26,13 +26,12 @@ from .entries import Entry, EntryText
 from .sketches import read_sketches, sketch_id
 from .store import Store, now
 from .vectors import store_vectors, vectors_path
+from .words import Words, without_common, words_of
 
 # Bounds the memory of a fit; captioned files come first.
 MAX_FIT_FILES = 3000
 ASSEMBLE_BLOCK = 256
 TEXT_BLOCK = 64
-# What a file name says is worth less than what its maker wrote.
-FILE_NAME_WEIGHT = 0.5
 # Which files an encoder that came ready is asked for; another version is asked again.
 ASKED = "of those it was not taught"
 # What was overwritten stays in the tables, in case it comes back, but teaches nothing: two libraries of the same files
@@ -128,7 +127,7 @@ def _tick(progress: Progress, index: int, count: int, family: str, share: float)
 
 def _read_captions(store: Store, families: list[str], tower: CachedTower, progress: Progress) -> None:
     """Put every caption through the tower in blocks, so that a large library can be interrupted and goes on."""
-    captions = {line for family in families for text in _texts(store, family).values() for line in text.captions}
+    captions = {line for family in families for said in _words(store, family).values() for line in said.lines}
     wanted = sorted(line for line in captions | set(GENERIC_PROMPTS) if f"{tower.id}\n{line}" not in tower.store)
     for start in range(0, len(wanted), TEXT_BLOCK):
         progress(start, len(wanted), wanted[start])
@@ -147,7 +146,8 @@ def _fit_family(
     store: Store, family: str, tower: TextTower, shipped: WeightEncoder | None, tick: Callable[[float], None]
 ) -> FamilyFit:
     hashes = _encodable(store, family)
-    words = {digest: text for digest, text in _texts(store, family).items() if digest in set(hashes)}
+    held = set(hashes)
+    words = {digest: said for digest, said in _words(store, family).items() if digest in held}
     inputs = _inputs_id(family, hashes, words, tower, shipped)
     row = store.db.execute(
         "SELECT id, info FROM encoders WHERE family = ? AND tower_id = ? AND inputs = ?", (family, tower.id, inputs)
@@ -183,25 +183,21 @@ def _encodable(store: Store, family: str) -> list[str]:
     return [row[0] for row in rows]
 
 
-def _texts(store: Store, family: str) -> dict[str, EntryText]:
-    """Content → the richest words any of its places has; only those that say something."""
+def _words(store: Store, family: str) -> dict[str, Words]:
+    """Content → words that tell it from others, chosen as a training chooses them: it would be undone otherwise."""
     rows = store.db.execute(
         "SELECT f.hash, text FROM files f JOIN contents c ON c.hash = f.hash WHERE c.family = ?", (family,)
     )
-    best: dict[str, tuple[int, str]] = {}
-    for digest, packed in rows:
-        candidate = (len(EntryText.from_json(json.loads(packed)).captions), packed)
-        best[digest] = max(best.get(digest, (0, "")), candidate)
-    return {digest: EntryText.from_json(json.loads(packed)) for digest, (count, packed) in best.items() if count}
+    return without_common(words_of((digest, EntryText.from_json(json.loads(packed))) for digest, packed in rows))[0]
 
 
-def _inputs_id(family, hashes, words: Mapping[str, EntryText], tower: TextTower, shipped: WeightEncoder | None) -> str:
+def _inputs_id(family, hashes, words: Mapping[str, Words], tower: TextTower, shipped: WeightEncoder | None) -> str:
     came = shipped.id if shipped else ""
     if shipped is not None and not isinstance(shipped, RidgeEncoder):
         came += f" {ASKED}"
     digest = hashlib.sha256(f"{sketch_id(family)} {tower.id} {came}".encode())
     for content in hashes:
-        captions = words[content].captions if content in words else ()
+        captions = words[content].lines if content in words else ()
         digest.update(json.dumps([content, captions]).encode())
     return digest.hexdigest()
 
@@ -222,16 +218,15 @@ def _fit_encoder(store, family, hashes, words, tower, shipped) -> WeightEncoder 
     sketches = read_sketches(store.db, sorted(captioned + others), family)
     schema = shipped.schema if shipped else FeatureSchema.learn(family, [sketches[key] for key in sorted(sketches)])
     rows = _assemble(schema, [sketches[digest] for digest in captioned])
-    texts = [words[digest].captions for digest in captioned]
-    weights = [FILE_NAME_WEIGHT if words[digest].source == "file name" else 1.0 for digest in captioned]
+    texts = [words[digest].lines for digest in captioned]
+    weights = np.array([words[digest].weight for digest in captioned])
     if shipped is None:
-        return RidgeEncoder.fit(schema, rows, texts, tower, np.array(weights))
+        return RidgeEncoder.fit(schema, rows, texts, tower, weights)
     # A file the shipped encoder was fitted on must not be learnt twice: leave-one-out would see its twin.
     new = [i for i, row in enumerate(rows) if not _is_known(shipped, row)]
     if not new and shipped.tower == tower.id:
         return shipped
-    all_weights = np.array([1.0] * len(shipped.texts) + [weights[i] for i in new])
-    return shipped.extended(rows[new], [texts[i] for i in new], tower, all_weights)
+    return shipped.extended(rows[new], [texts[i] for i in new], tower, weights[new])
 
 
 def _is_known(encoder: RidgeEncoder, row: np.ndarray) -> bool:
@@ -262,7 +257,7 @@ def _found_as_shipped(store: Store, encoder: WeightEncoder, family: str, words, 
         return 0.0, 0
     sketches = read_sketches(store.db, captioned, family)
     vectors = _vectors(encoder, (sketches[digest] for digest in captioned))
-    texts = [words[captioned[i]].captions for i in asks]
+    texts = [words[captioned[i]].lines for i in asks]
     return _share_in_top5(encoder, tower, texts, vectors, asks), len(asks)
 
 

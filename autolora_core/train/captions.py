@@ -9,32 +9,19 @@ from __future__ import annotations
 import csv
 import io
 import os
-import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import LibraryError
 from ..library.entries import Entry
-from ..library.fit import FILE_NAME_WEIGHT
+from ..library.words import Words, words_of
 
 TABLE_ENDINGS = (".csv", ".tsv")
 MAX_TABLE_BYTES = 64 << 20
 MAX_CAPTION = 200
-FILE_NAME, TABLE = "file name", "table"
-# A line under more than this share of the files, and under at least so many, tells none of them from the others.
-COMMON_SHARE, COMMON_FILES = 0.25, 8
+TABLE = "table"
 _MODEL_ENDINGS = (".safetensors", ".sft", ".ckpt", ".pt", ".bin")
-
-
-@dataclass(frozen=True)
-class Words:
-    """Captions of one content, best first; ``weight`` is how much they count; ``source`` where they come from."""
-
-    lines: tuple[str, ...]
-    weight: float
-    source: str
 
 
 @dataclass(frozen=True)
@@ -141,32 +128,6 @@ def _some(names: Sequence[str], most: int = 20) -> str:
 
 
 def words_of_files(entries: Iterable[Entry], table: Mapping[str, Sequence[str]]) -> dict[str, Words]:
-    """Content → words; a table's take the place of the file's own. Of several places the one that says most counts."""
-    best: dict[str, tuple[tuple, Words]] = {}
-    for entry in entries:
-        lines, named = entry.text.captions, entry.text.source == FILE_NAME
-        if entry.hash and lines:
-            rank = (not named, len(lines), lines)
-            if entry.hash not in best or rank > best[entry.hash][0]:
-                weight = FILE_NAME_WEIGHT if named else 1.0
-                best[entry.hash] = rank, Words(lines, weight, entry.text.source)
-    own = {digest: words for digest, (_, words) in best.items()}
+    """Content → words; a table's take the place of the file's own."""
+    own = words_of((entry.hash, entry.text) for entry in entries)
     return own | {digest: Words(tuple(lines), 1.0, TABLE) for digest, lines in table.items()}
-
-
-def plain(line: str) -> str:
-    """A caption as it is compared with others: case, punctuation and spaces do not matter."""
-    return " ".join(re.findall(r"\w+", line.casefold()))
-
-
-def without_common(words: Mapping[str, Words]) -> tuple[dict[str, Words], list[str]]:
-    """Leave out lines that stand under so many files that they tell none of them apart; the lines left out."""
-    counts = Counter(form for said in words.values() for form in {plain(line) for line in said.lines})
-    limit = max(COMMON_FILES - 1, COMMON_SHARE * len(words))
-    common = {form for form, count in counts.items() if count > limit}
-    kept = {}
-    for digest, said in words.items():
-        lines = tuple(line for line in said.lines if plain(line) not in common)
-        if lines:
-            kept[digest] = Words(lines, said.weight, said.source)
-    return kept, sorted(common)

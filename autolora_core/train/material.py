@@ -16,8 +16,9 @@ from ..encode.towers import TextTower
 from ..library.index import Library
 from ..library.linked import linked_groups
 from ..library.sketches import sketch_id
+from ..library.words import Words, without_common
 from . import captions, split
-from .captions import Row, Words
+from .captions import Row
 
 VERSION = 1  # raise when the same inputs would give another encoder or other figures
 MIN_DISTINCT = 12
@@ -66,7 +67,7 @@ def gather(library: Library, family: str, rows: Sequence[Row] = ()) -> Material:
     """Everything :class:`Material` says, from what the library stored; no file is read again."""
     entries = library.entries(family)
     table, _ = captions.match(rows, entries)
-    words, common = captions.without_common(captions.words_of_files(entries, table))
+    words, common = without_common(captions.words_of_files(entries, table))
     sketches = library.module_features(family)
     notes = []
     if common:

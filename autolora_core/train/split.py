@@ -18,7 +18,7 @@ from ..library.index import Library
 from ..library.names import meaningful_name
 from ..library.relations import EPOCH
 from ..library.versions import near_pairs
-from .captions import Words, plain
+from ..library.words import Words, plain
 
 FOLDS = 5
 SALT = "autolora-train/1"
