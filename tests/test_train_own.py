@@ -4,6 +4,7 @@ is refused in words, an interrupted run ends as an undisturbed one, and the inde
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -89,6 +90,20 @@ def test_again_is_free_and_new_words_are_not(library, tmp_path, monkeypatch):
     rows = parse_table(f"0028ab00cd,{topic(40)}\nnobody,x\n", "t")
     [more], notes = train(library, tmp_path / "models", Options(rows=tuple(rows), epochs=0))
     assert more.captioned == 41 and "line 2 (nobody)" in notes[0]
+
+
+def test_a_row_that_is_reported_as_unclear_is_not_used(library, tmp_path):
+    """The name is that of a file of another base model too: in its own family alone it would be clear."""
+    write_lora(tmp_path / "more" / "0028ab00cd.safetensors", says(topic(40), 900))
+    library.scan({"more": tmp_path / "more"})
+    library.store.db.execute("UPDATE contents SET family = 'sd3' WHERE hash IN (SELECT hash FROM files WHERE root = ?)",
+                             (os.fsencode(str(tmp_path / "more")),))  # fmt: skip
+    library.store.bump()
+    rows = tuple(parse_table(f"0028ab00cd,{topic(40)}\n", "t"))
+    outcomes, notes = train(library, tmp_path / "models", Options(rows=rows, epochs=0))
+    assert sorted(outcome.family for outcome in outcomes) == ["emoji", "sd3"]
+    assert "line 1 (0028ab00cd)" in notes[0] and "Several different files" in notes[0]
+    assert next(outcome for outcome in outcomes if outcome.family == "emoji").captioned == 40
 
 
 def test_the_index_uses_the_very_encoder_that_was_saved(tmp_path):

@@ -60,6 +60,11 @@ def test_rows_meet_files_with_and_without_folder_and_ending():
     assert "line 6 (wolf)" in notes[0] and "line 4 (same)" in notes[1] and len(notes) == 2
 
 
+def test_a_row_for_a_file_that_could_not_be_read_is_named():
+    found, notes = match(parse_table("otter,a\n", "t"), [entry("otter.safetensors", "")])
+    assert found == {} and "line 1 (otter)" in notes[0]
+
+
 def test_own_words_and_a_table_in_their_place():
     entries = [entry("otter.safetensors", "1", EntryText("otter", source="file name")),
                entry("b.safetensors", "2", EntryText("fox", ("red",), source="civitai"))]  # fmt: skip

@@ -100,9 +100,9 @@ def _bare(key: str) -> str:
 
 def match(rows: Iterable[Row], entries: Iterable[Entry]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
     """``({content: captions}, notes)``: rows of several names of one content add up; notes name rows without a file,
-    and rows whose name means several different files."""
+    and rows whose name means several different files. A file that could not be read (no ``hash``) is none."""
     places: dict[str, set[str]] = {}
-    for entry in entries:
+    for entry in (entry for entry in entries if entry.hash):
         whole = _key(entry.name)
         for form in {whole, _bare(whole), whole.rpartition("/")[2], _bare(whole.rpartition("/")[2])}:
             places.setdefault(form, set()).add(entry.hash)

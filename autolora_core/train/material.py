@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -17,8 +17,8 @@ from ..library.index import Library
 from ..library.linked import linked_groups
 from ..library.sketches import sketch_id
 from ..library.words import Words, without_common
-from . import captions, split
-from .captions import Row
+from . import split
+from .captions import words_of_files
 
 VERSION = 1  # raise when the same inputs would give another encoder or other figures
 MIN_DISTINCT = 12
@@ -63,11 +63,13 @@ class Material:
         return digest.hexdigest()
 
 
-def gather(library: Library, family: str, rows: Sequence[Row] = ()) -> Material:
-    """Everything :class:`Material` says, from what the library stored; no file is read again."""
+def gather(library: Library, family: str, table: Mapping[str, Sequence[str]] | None = None) -> Material:
+    """Everything :class:`Material` says, from what the library stored; no file is read again.
+
+    ``table``: content → captions that take the place of the file's own (:func:`.captions.match`).
+    """
     entries = library.entries(family)
-    table, _ = captions.match(rows, entries)
-    words, common = without_common(captions.words_of_files(entries, table))
+    words, common = without_common(words_of_files(entries, table or {}))
     sketches = library.module_features(family)
     notes = []
     if common:

@@ -67,14 +67,15 @@ def train_library(
     ``progress(done, total, family)`` may raise to interrupt. The library is not refitted: see ``Library.fit``.
     """
     options = options or Options()
-    _, notes = match(options.rows, library.entries())
+    tower, shipped = library.text_tower(tower), shipped or {}
+    table, notes = match(options.rows, library.entries())
     outcomes = []
     # ComfyUI runs nodes in inference mode and draws from the global generator.
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         for at, family in enumerate(families):
             tick = _part(progress, at, len(families), family)
             path = encoder_file(target, family, library.folder.name, options.name, len(families) > 1)
-            job = _Job(library, library.text_tower(tower), family, path, options, (shipped or {}).get(family), tick)
+            job = _Job(library, tower, family, path, options, table, shipped.get(family), tick)
             outcomes.append(job.run())
     progress(1, 1, "")
     return outcomes, notes
@@ -102,13 +103,14 @@ class _Job:
     family: str
     path: Path
     options: Options
+    table: Mapping[str, Sequence[str]]
     shipped: WeightEncoder | None
     tick: Callable[[float], None]
 
     def run(self) -> Outcome:
         began = time.monotonic()
         self.tick(0.0)
-        material = gather(self.library, self.family, self.options.rows)
+        material = gather(self.library, self.family, self.table)
         counts = {"files": len(material.hashes), "captioned": int(material.captioned.sum()),
                   "distinct": material.distinct, "notes": material.notes}  # fmt: skip
         why = refusal(material)
