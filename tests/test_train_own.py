@@ -20,7 +20,7 @@ from autolora_core.encode.encoder_files import load_encoder_file
 from autolora_core.errors import LibraryError
 from autolora_core.library.encoders import find_encoders, trained_for
 from autolora_core.library.index import Library
-from autolora_core.train import own
+from autolora_core.train import material, own
 from autolora_core.train.captions import parse_table
 from autolora_core.train.outcome import Options, Outcome
 from autolora_core.train.report import training_report
@@ -90,6 +90,17 @@ def test_again_is_free_and_new_words_are_not(library, tmp_path, monkeypatch):
     rows = parse_table(f"0028ab00cd,{topic(40)}\nnobody,x\n", "t")
     [more], notes = train(library, tmp_path / "models", Options(rows=tuple(rows), epochs=0))
     assert more.captioned == 41 and "line 2 (nobody)" in notes[0]
+
+
+def test_no_more_files_are_read_than_are_used(library, monkeypatch):
+    read, real = [], material.read_sketches
+    monkeypatch.setattr(material, "MAX_FILES", 42)
+    monkeypatch.setattr(material, "read_sketches", lambda db, hashes, family: read.extend(hashes) or real(
+        db, hashes, family))  # fmt: skip
+    monkeypatch.setattr(Library, "module_features", lambda *_: pytest.fail("reads every file"))
+    found = material.gather(library, "emoji")
+    assert sorted(read) == list(found.hashes) and len(read) == len(found.files) == 42
+    assert found.captioned.sum() == 40 and "50 files are more than 42" in found.notes[0]
 
 
 def test_a_row_that_is_reported_as_unclear_is_not_used(library, tmp_path):

@@ -145,7 +145,7 @@ def _families(store: Store) -> list[str]:
 def _fit_family(
     store: Store, family: str, tower: TextTower, shipped: WeightEncoder | None, tick: Callable[[float], None]
 ) -> FamilyFit:
-    hashes = _encodable(store, family)
+    hashes = encodable(store, family)
     held = set(hashes)
     words = {digest: said for digest, said in _words(store, family).items() if digest in held}
     inputs = _inputs_id(family, hashes, words, tower, shipped)
@@ -174,7 +174,8 @@ def _fit_family(
     return fit
 
 
-def _encodable(store: Store, family: str) -> list[str]:
+def encodable(store: Store, family: str) -> list[str]:
+    """Sorted contents of a family whose weights are stored as a fit reads them, files that are offline included."""
     rows = store.db.execute(
         "SELECT f.hash FROM features f JOIN contents c ON c.hash = f.hash"
         f" WHERE c.family = ? AND f.sketch_id = ? AND f.problem IS NULL AND {_HELD} ORDER BY f.hash",

@@ -13,9 +13,10 @@ import numpy as np
 from ..encode.features import ModuleFeatures
 from ..encode.generic import GENERIC_PROMPTS
 from ..encode.towers import TextTower
+from ..library.fit import encodable
 from ..library.index import Library
 from ..library.linked import linked_groups
-from ..library.sketches import sketch_id
+from ..library.sketches import read_sketches, sketch_id
 from ..library.words import Words, without_common
 from . import split
 from .captions import words_of_files
@@ -70,13 +71,15 @@ def gather(library: Library, family: str, table: Mapping[str, Sequence[str]] | N
     """
     entries = library.entries(family)
     words, common = without_common(words_of_files(entries, table or {}))
-    sketches = library.module_features(family)
+    there = {entry.hash for entry in entries}
+    hashes = [digest for digest in encodable(library.store, family) if digest in there]
     notes = []
     if common:
         notes.append(f"Said of so many files that it tells none apart, left out: {'; '.join(common[:5])}.")
-    if len(sketches) > MAX_FILES:
-        notes.append(f"{len(sketches)} files are more than {MAX_FILES}; files without words were left out first.")
-    hashes = sorted(sorted(sketches, key=lambda digest: (digest not in words, digest))[:MAX_FILES])
+    if len(hashes) > MAX_FILES:
+        notes.append(f"{len(hashes)} files are more than {MAX_FILES}; files without words were left out first.")
+    hashes = sorted(sorted(hashes, key=lambda digest: (digest not in words, digest))[:MAX_FILES])
+    sketches = read_sketches(library.store.db, hashes, family)
     names = {entry.hash: entry.name for entry in reversed(entries)}
     words = {digest: words[digest] for digest in hashes if digest in words}
     pairs = chain(split.alike_pairs(library, family), split.same_words(words), split.same_names(entries))
