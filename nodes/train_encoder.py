@@ -107,7 +107,7 @@ class AutoLoRATrainEncoder:
             families = families_of(library, None if family == AUTO else family)
             target = Path(model_folders()[0])
             outcomes, notes = train_library(
-                library, tower, target, families, options, find_encoders(folders), progress=bar
+                library, tower, target, families, options, find_encoders(folders), progress=bar, searched=folders
             )
             bar.step = 1
             shipped = find_encoders(folders, library.folder.name)

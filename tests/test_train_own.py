@@ -266,6 +266,48 @@ def test_the_better_encoder_that_came_ready_stays(library, tmp_path, monkeypatch
     assert found.behind_shipped and not found.path and "came ready does better" in training_report([found])
 
 
+def test_the_report_names_the_earlier_encoder_that_stays(library, tmp_path, monkeypatch):
+    [earlier], _ = train(library, tmp_path / "models")
+    knows = own.verdict_of
+    rows = tuple(parse_table(f"0028ab00cd,{topic(40)}\n", "t"))
+    again = Options(rows=rows, epochs=0)
+    monkeypatch.setattr(own, "verdict_of", lambda *said: replace(knows(*said), knows=False))
+    [nothing], _ = train(library, tmp_path / "models", again)
+    report = training_report([nothing])
+    assert not nothing.path and f"stays in use: {earlier.path}. To search without it" in report
+    assert "as before" not in report and "stays" not in json.dumps(nothing.to_json())
+    assert find_encoders([tmp_path / "models"], "mine")["emoji"].id == earlier.encoder_id
+    [elsewhere], _ = train(library, tmp_path / "second", again, searched=[tmp_path / "models"])
+    assert elsewhere.again and elsewhere.stays == earlier.path
+    [none], _ = train(library, tmp_path / "third", again)
+    assert not none.stays and "searched as before" in training_report([none])
+    monkeypatch.setattr(own, "verdict_of", knows)
+    monkeypatch.setattr(own, "beats", lambda own_ranks, other: True)
+    shipped = {"emoji": load_encoder_file(earlier.path)}
+    [behind], _ = train(library, tmp_path / "models", Options(rows=rows, epochs=0, minutes=3), shipped=shipped)
+    assert behind.behind_shipped and "For all that, the encoder trained earlier" in training_report([behind])
+    assert "That one stays in use" not in training_report([behind])
+
+
+@pytest.mark.parametrize("whose", ["yours", None, "no encoder", "of another base"])
+def test_an_encoder_of_somebody_else_is_not_overwritten(library, tmp_path, whose):
+    library.fit(TopicTower())
+    encoder, path = library.encoder("emoji"), tmp_path / "models" / "emoji-mine-encoder.safetensors"
+    path.parent.mkdir()
+    if whose == "no encoder":
+        path.write_bytes(b"something else")
+    elif whose == "of another base":
+        replace(encoder, schema=replace(encoder.schema, family="sdxl")).save(path, {"library": "mine"})
+    else:
+        encoder.save(path, {"library": whose} if whose else {})
+    before = path.read_bytes()
+    with pytest.raises(LibraryError, match="emoji-mine-encoder.*choose another name"):
+        train(library, tmp_path / "models")
+    assert path.read_bytes() == before and not (library.folder / "training").exists()
+    [found], _ = train(library, tmp_path / "models", Options(epochs=0, name="mine too"))
+    assert found.path and path.read_bytes() == before
+
+
 def test_own_encoder_before_shipped_and_never_for_another_library(library, tmp_path):
     [found], _ = train(library, tmp_path / "models")
     mine = load_encoder_file(found.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Iterable
@@ -90,35 +91,53 @@ def find_encoders(folders: Iterable[str | os.PathLike], library: str | None = No
     One that was trained for ``library`` (the name of its folder) comes before all others, the newest first; then the
     first folder, and in a folder the first name, wins. What was trained for another library is not used.
     """
-    found: dict[str, tuple[tuple, WeightEncoder]] = {}
+    return {family: encoder for family, (_, _, encoder) in _found(folders, library).items()}
+
+
+def trained_file(folders: Iterable[str | os.PathLike], library: str, family: str) -> Path | None:
+    """The file trained for ``library`` and ``family`` that :func:`find_encoders` takes, None when there is none."""
+    found = _found(folders, library).get(family)
+    return found[1] if found is not None and found[0][0] else None
+
+
+def _found(folders: Iterable[str | os.PathLike], library: str | None) -> dict[str, tuple[tuple, Path, WeightEncoder]]:
+    """Family → the best ``(rank, file, encoder)``; a rank begins with whether it was trained for ``library``."""
+    found: dict[str, tuple[tuple, Path, WeightEncoder]] = {}
     for place, folder in enumerate(folders):
         for path in sorted(Path(folder).glob("*encoder*.safetensors")):
             try:
-                said, encoder = trained_for(path), load_encoder_file(path)
+                said = trained_for(path)
+                if said.library not in (None, library):
+                    continue
+                encoder = load_encoder_file(path)
             except FileFormatError as error:
                 log.info("not an encoder: %s", error)
-                continue
-            if said.library not in (None, library):
                 continue
             # ISO times sort as text; newest first means the largest comes last.
             rank = (said.library is not None, said.when if said.library else "", -place)
             if encoder.family not in found or rank > found[encoder.family][0]:
-                found[encoder.family] = rank, encoder
-    return {family: encoder for family, (_, encoder) in found.items()}
+                found[encoder.family] = rank, path, encoder
+    return found
 
 
 @dataclass(frozen=True)
 class TrainedFor:
-    """What an encoder file says of its making: ``library`` it was trained for (None: for anybody's), ``when``."""
+    """What an encoder file says of its making: ``library`` it was trained for (None: for anybody's), ``when``, and the
+    ``family`` it reads ("" when it does not say)."""
 
     library: str | None = None
     when: str = ""
+    family: str = ""
 
 
 def trained_for(path: str | os.PathLike) -> TrainedFor:
     """Read from the file's header. :class:`FileFormatError` when there is none."""
     metadata = read_header(path).metadata
-    return TrainedFor(metadata.get(LIBRARY_KEY), metadata.get(WHEN_KEY, ""))
+    try:
+        family = str(json.loads(metadata.get("schema", "{}"))["family"])
+    except (ValueError, KeyError, TypeError):
+        family = ""  # no encoder, or a damaged one: reading it whole says so
+    return TrainedFor(metadata.get(LIBRARY_KEY), metadata.get(WHEN_KEY, ""), family)
 
 
 def encoders_state(folders: Iterable[str | os.PathLike]) -> str:

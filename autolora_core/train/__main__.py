@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> str:
         options = Options(tuple(rows), max(args.epochs, 0), args.minutes, name)
         families = families_of(library, args.family)
         outcomes, notes = train_library(
-            library, tower, out, families, options, find_encoders(searched), progress=_progress()
+            library, tower, out, families, options, find_encoders(searched), progress=_progress(), searched=searched
         )
         report = training_report(outcomes, notes)
         if any(outcome.path for outcome in outcomes):

@@ -31,7 +31,8 @@ class Outcome:
     ``refused``: why nothing was learnt. ``kind`` of the encoder, ``path`` where it lies ("": not saved). ``figures`` by
     method; ``chance`` (recall at 1, at 5, mean reciprocal rank). ``epochs`` of the set transformer, ``validated``: asks
     that chose between it and ridge. ``behind_shipped``: the encoder used so far does better, so nothing was saved.
-    ``again``: nothing had changed since it was trained.
+    ``again``: nothing had changed since it was trained. ``stays``: nothing was saved, and this file, trained earlier
+    for the library, is used; both are of this call and not kept.
     """
 
     family: str
@@ -53,9 +54,10 @@ class Outcome:
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
     again: bool = False
+    stays: str = ""
 
     def to_json(self) -> dict:
-        return {"format": FORMAT, **{k: v for k, v in asdict(self).items() if k != "again"}}
+        return {"format": FORMAT, **{k: v for k, v in asdict(self).items() if k not in ("again", "stays")}}
 
     @classmethod
     def from_json(cls, said: Mapping) -> Outcome:

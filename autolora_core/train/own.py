@@ -25,8 +25,8 @@ from ..encode.generic import GENERIC_PROMPTS
 from ..encode.set_encoder import SetEncoder, rounded
 from ..encode.text_cache import CachedTower
 from ..encode.towers import TextTower
-from ..errors import AutoLoRAError, LibraryError
-from ..library.encoders import LIBRARY_KEY, WHEN_KEY
+from ..errors import AutoLoRAError, FileFormatError, LibraryError
+from ..library.encoders import LIBRARY_KEY, WHEN_KEY, trained_file, trained_for
 from ..library.index import Library
 from ..library.store import write_atomically
 from .captions import match
@@ -60,23 +60,35 @@ def families_of(library: Library, family: str | None = None) -> list[str]:
 def train_library(
     library: Library, tower: TextTower, target: Path, families: Sequence[str], options: Options | None = None,
     shipped: Mapping[str, WeightEncoder] | None = None, progress: Progress = lambda done, total, name: None,
+    searched: Sequence[str | Path] = (),
 ) -> tuple[list[Outcome], list[str]]:  # fmt: skip
     """Train an encoder for each of ``families`` and save it below ``target``: ``(outcomes, notes about the table)``.
 
+    An encoder that was not trained for this library and family is never overwritten: LibraryError, at the start.
+    An earlier one of this library stays where nothing is saved; ``searched``: more folders where it may lie.
     ``shipped``: encoders that would be used otherwise (family → encoder); one that does better stays in use.
     ``progress(done, total, family)`` may raise to interrupt. The library is not refitted: see ``Library.fit``.
     """
     options = options or Options()
     tower, shipped = library.text_tower(tower), shipped or {}
     table, notes = match(options.rows, library.entries())
+    paths = {
+        family: encoder_file(target, family, library.folder.name, options.name, len(families) > 1)
+        for family in families
+    }
+    for family, path in paths.items():
+        _check_own(path, library.folder.name, family)
     outcomes = []
     # ComfyUI runs nodes in inference mode and draws from the global generator.
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         for at, family in enumerate(families):
             tick = _part(progress, at, len(families), family)
-            path = encoder_file(target, family, library.folder.name, options.name, len(families) > 1)
-            job = _Job(library, tower, family, path, options, table, shipped.get(family), tick)
-            outcomes.append(job.run())
+            job = _Job(library, tower, family, paths[family], options, table, shipped.get(family), tick)
+            outcome = job.run()
+            if not outcome.path and not outcome.refused:
+                stays = trained_file([target, *searched], library.folder.name, family)
+                outcome = replace(outcome, stays=str(stays) if stays else "")
+            outcomes.append(outcome)
     progress(1, 1, "")
     return outcomes, notes
 
@@ -92,6 +104,19 @@ def encoder_file(target: Path, family: str, library: str, name: str = "", severa
     if not stem:
         raise LibraryError("the name of an encoder needs letters or digits", key=name, fix="choose another name")
     return target / f"{stem[:100]}-encoder.safetensors"
+
+
+def _check_own(path: Path, library: str, family: str) -> None:
+    """LibraryError when ``path`` is a file that was not trained for this very library and family."""
+    if not path.exists():
+        return
+    try:
+        said = trained_for(path)
+    except FileFormatError:
+        said = None
+    if said is None or (said.library, said.family) != (library, family):
+        raise LibraryError(f"there is a file of this name that was not trained for {family} of the library {library}",
+                           path=path, fix="choose another name for the encoder, or move that file away")  # fmt: skip
 
 
 @dataclass

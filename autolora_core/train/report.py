@@ -54,14 +54,26 @@ def verdict(outcome: Outcome) -> str:
             else "no more than knowing which layers they change and how loudly would"
         )  # fmt: skip
         return (
-            f"the encoder knows nothing of what these LoRAs show: {first}, {why}. Nothing was saved; the index is "
-            "searched as before."
+            f"the encoder knows nothing of what these LoRAs show: {first}, {why}. Nothing was saved; "
+            + (_stays(outcome) or "the index is searched as before.")
         )
     if outcome.behind_shipped:
-        return f"not saved, the encoder that came ready does better: {first}. That one stays in use."
+        return f"not saved, the encoder that came ready does better: {first}. " + (
+            f"For all that, {_stays(outcome)}" if outcome.stays else "That one stays in use."
+        )
     return (
         f"the encoder knows something of what these LoRAs show: {first}. Guessing would put "
         f"{percent(outcome.chance[0])} first and {percent(outcome.chance[1])} among the first five."
+    )
+
+
+def _stays(outcome: Outcome) -> str:
+    """Which encoder trained earlier is still used; empty when there is none."""
+    if not outcome.stays:
+        return ""
+    return (
+        f"the encoder trained earlier for this library stays in use: {outcome.stays}. To search without it, move that "
+        "file away and encode again."
     )
 
 
