@@ -7,7 +7,7 @@ from typing import Any
 
 from ..autolora_core.library.encoders import encoders_state, find_encoders
 from ..autolora_core.library.index import Library
-from ..autolora_core.train.captions import TABLE_ENDINGS, read_table
+from ..autolora_core.train.captions import read_table, table_path
 from ..autolora_core.train.outcome import EPOCHS, MINUTES, Options
 from ..autolora_core.train.own import families_of, train_library
 from ..autolora_core.train.report import training_report
@@ -88,9 +88,8 @@ class AutoLoRATrainEncoder:
         """The table's file, the text tower, and the encoders that are there; the library comes with the index."""
         from .bridge_paths import model_folders
 
-        path = Path((captions_csv or "").strip() or ".")
-        there = "\n" not in str(path) and path.suffix.lower() in TABLE_ENDINGS and path.is_file()
-        status = path.stat() if there else None
+        path = table_path(captions_csv or "")
+        status = path.stat() if path is not None and path.is_file() else None
         table = (status.st_size, status.st_mtime_ns) if status else ""
         return f"{table}|{tower_state(model_folders())}|{encoders_state(model_folders())}"
 

@@ -61,6 +61,14 @@ def test_the_set_transformer_trains_in_inference_mode(node, index, monkeypatch):
     assert "set transformer  " in report and "my-encoder-encoder.safetensors" in report
 
 
+def test_a_changed_table_in_the_home_folder_is_noticed(node, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    before = node.IS_CHANGED(captions_csv="~/captions.csv")
+    (tmp_path / "captions.csv").write_text("a,otter\n")
+    assert node.IS_CHANGED(captions_csv="~/captions.csv") != before
+
+
 def test_cancel(node, index, monkeypatch):
     import comfy.model_management as management
 

@@ -12,7 +12,7 @@ from autolora_core.errors import LibraryError
 from autolora_core.library.entries import Entry, EntryText
 from autolora_core.library.linked import linked_groups
 from autolora_core.library.words import Words, without_common
-from autolora_core.train.captions import match, parse_table, read_table, words_of_files
+from autolora_core.train.captions import match, parse_table, read_table, table_path, words_of_files
 from autolora_core.train.figures import beats, chance, figures_of, ranks_of, scores_of, verdict_of
 from autolora_core.train.inputs import Inputs, principal
 from autolora_core.train.split import folds_of, same_names, same_words
@@ -30,6 +30,15 @@ def test_table_forms():
     assert parse_table("a;one\nb;two", "t")[1].captions == ("two",)
     assert parse_table("a\tone, two", "t")[0].captions == ("one, two",)
     assert read_table("") == [] and read_table("x,otter\n")[0].file == "x"
+
+
+def test_a_table_lies_where_the_user_means(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert table_path(" ~/captions.CSV ") == tmp_path / "captions.CSV"
+    assert table_path("") is None and table_path("a,b\nc,d.csv") is None and table_path("a,otter") is None
+    (tmp_path / "captions.csv").write_text("a,otter\n")
+    assert read_table("~/captions.csv")[0].captions == ("otter",)
 
 
 @pytest.mark.parametrize(("text", "said"), [

@@ -33,18 +33,22 @@ class Row:
     captions: tuple[str, ...]
 
 
+def table_path(given: str | os.PathLike) -> Path | None:
+    """The file that ``given`` names, None when it is the text of a table (or empty)."""
+    text = os.fspath(given).strip()
+    named = "\n" not in text and text.lower().endswith(TABLE_ENDINGS)
+    return Path(text).expanduser() if text and (named or isinstance(given, os.PathLike)) else None
+
+
 def read_table(given: str | os.PathLike) -> list[Row]:
     """The rows of a table: a path ending in .csv or .tsv, or the text of one. Empty text has no rows.
 
     Raises LibraryError naming the file, or the line, that cannot be used.
     """
-    text = os.fspath(given)
-    if not text.strip():
-        return []
-    one_line = "\n" not in text.strip()
-    if isinstance(given, os.PathLike) or (one_line and text.strip().lower().endswith(TABLE_ENDINGS)):
-        return parse_table(_read_text(Path(text.strip()).expanduser()), text.strip())
-    return parse_table(text, "the captions given as text")
+    path = table_path(given)
+    if path is not None:
+        return parse_table(_read_text(path), os.fspath(given).strip())
+    return parse_table(os.fspath(given), "the captions given as text")
 
 
 def _read_text(path: Path) -> str:
