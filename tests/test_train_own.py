@@ -332,12 +332,41 @@ def test_command_line(library, tmp_path, monkeypatch, capsys):
     assert "41 of 50 files have words" in report and "The index uses, for emoji" in report
     assert "is not searched by Encode LoRA Library" in report
     assert (tmp_path / "out" / "emoji-mine-encoder.safetensors").is_file()
+    home = tmp_path / "ComfyUI" / "models" / "autolora"
+    assert "is not searched" not in command.run(command.parse([where, "--epochs", "0", "--out", str(home)]))
     assert command.run(command.parse([*given, "--out", str(tmp_path / "out" / "x.safetensors")]))
     assert (tmp_path / "out" / "x-encoder.safetensors").is_file()
     with pytest.raises(LibraryError, match="no library"):
         command.run(SimpleNamespace(index=tmp_path / "nothing"))
     with pytest.raises(LibraryError, match="custom_nodes"):
         command.run(command.parse([where]))
+
+
+def test_command_line_looks_where_it_saves_and_in_the_pack(library, tmp_path, monkeypatch):
+    from autolora_core.train import __main__ as command
+
+    monkeypatch.setattr(command, "PACK", tmp_path / "pack")
+    asked = []
+    monkeypatch.setattr(command, "default_tower", lambda folders: asked.append(list(folders)) or TopicTower())
+    for folder in ("out", "pack/models"):
+        out = tmp_path / folder
+        args = [str(library.folder), "--epochs", "0", "--out", str(out / "x.safetensors")]
+        report = command.run(command.parse(args))
+        assert out in asked[-1] and tmp_path / "pack" / "models" in asked[-1] and "Saved: " in report
+        assert ("is not searched" in report) == (folder == "out")
+
+
+def test_minutes_are_those_of_all_base_models_together(tmp_path, monkeypatch):
+    """Of eight minutes for two base models each has four: at six stages of ten seconds an epoch that is four epochs."""
+    monkeypatch.setattr(own._Job, "_seconds_an_epoch", lambda *_: 10.0)
+    job = own._Job(None, None, "emoji", tmp_path / "x", Options(minutes=8), {}, None, lambda share: None, 4.0)
+    contest = SimpleNamespace(work=tmp_path, material=SimpleNamespace(distinct=100))
+    assert job._plan(contest, 6) == (4, "")
+    seen = []
+    monkeypatch.setattr(own._Job, "run", lambda self: seen.append(self.minutes) or Outcome(self.family, refused="x"))
+    library = SimpleNamespace(folder=tmp_path, entries=lambda: [], text_tower=lambda tower: tower)
+    own.train_library(library, TopicTower(), tmp_path, ["emoji", "sdxl"], Options(minutes=8))
+    assert seen == [4.0, 4.0]
 
 
 def test_models_folder_is_that_of_the_comfyui_around_the_pack(tmp_path):

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> str:
                            fix="say where to save with --out, for example --out ComfyUI/models/autolora")  # fmt: skip
     if out.suffix == ".safetensors":
         out, name = out.parent, out.name
-    searched = [folder for folder in (home, PACK / "models") if folder is not None]
+    searched = list(dict.fromkeys(folder for folder in (home, out, PACK / "models") if folder is not None))
     tower = default_tower(searched)
     rows = read_table(args.captions) if args.captions else []
     with Library.open(args.index) as library:
@@ -67,11 +67,18 @@ def run(args: argparse.Namespace) -> str:
         )
         report = training_report(outcomes, notes)
         if any(outcome.path for outcome in outcomes):
-            fitted = library.fit(tower, shipped=find_encoders([out, *searched], library.folder.name))
+            fitted = library.fit(tower, shipped=find_encoders(searched, library.folder.name))
             report += "\n\nThe index uses, " + "; ".join(fitted.lines()) + "."
-            if out.resolve() not in [folder.resolve() for folder in searched]:
+            if not _is_searched(out, home):
                 report += "\n" + where_to_put(Path(next(o.path for o in outcomes if o.path)))
     return report
+
+
+def _is_searched(out: Path, home: Path | None) -> bool:
+    """Does Encode LoRA Library look there? In the ComfyUI around the pack, in the pack's own models, and, of a ComfyUI
+    elsewhere, in what ends like its folder for encoders."""
+    known = [folder.resolve() for folder in (home, PACK / "models") if folder is not None]
+    return out.resolve() in known or out.resolve().parts[-2:] == ("models", "autolora")
 
 
 def _progress():

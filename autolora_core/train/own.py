@@ -83,7 +83,8 @@ def train_library(
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         for at, family in enumerate(families):
             tick = _part(progress, at, len(families), family)
-            job = _Job(library, tower, family, paths[family], options, table, shipped.get(family), tick)
+            job = _Job(library, tower, family, paths[family], options, table, shipped.get(family), tick,
+                       options.minutes / len(families))  # fmt: skip
             outcome = job.run()
             if not outcome.path and not outcome.refused:
                 stays = trained_file([target, *searched], library.folder.name, family)
@@ -121,7 +122,7 @@ def _check_own(path: Path, library: str, family: str) -> None:
 
 @dataclass
 class _Job:
-    """One family's training."""
+    """One family's training; ``minutes`` are its part of the time."""
 
     library: Library
     tower: CachedTower
@@ -131,6 +132,7 @@ class _Job:
     table: Mapping[str, Sequence[str]]
     shipped: WeightEncoder | None
     tick: Callable[[float], None]
+    minutes: float
 
     def run(self) -> Outcome:
         began = time.monotonic()
@@ -233,10 +235,10 @@ class _Job:
                               f"there are {contest.material.distinct}.")  # fmt: skip
         elif epochs > 0:
             took = self._seconds_an_epoch(contest)
-            epochs = min(epochs, int(60 * self.options.minutes / (stages * took)))
+            epochs = min(epochs, int(60 * self.minutes / (stages * took)))
             if epochs < LEAST_EPOCHS:
                 epochs, why = 0, (f"The set transformer was not tried: an epoch takes {took:.0f} s, "
-                                  f"{self.options.minutes:g} minutes are too few for it.")  # fmt: skip
+                                  f"{self.minutes:.3g} minutes are too few for it.")  # fmt: skip
         write_atomically(path, json.dumps({"epochs": epochs, "why": why}).encode())
         return epochs, why
 
