@@ -92,6 +92,15 @@ def test_again_is_free_and_new_words_are_not(library, tmp_path, monkeypatch):
     assert more.captioned == 41 and "line 2 (nobody)" in notes[0]
 
 
+def test_nothing_of_older_inputs_is_left(library, tmp_path):
+    for name in ("emoji-000000000000", "sdxl-000000000000"):
+        (library.folder / "training" / name).mkdir(parents=True)
+        (library.folder / "training" / name / "fold-0.safetensors").write_bytes(b"a checkpoint")
+    [found], _ = train(library, tmp_path / "models")
+    left = sorted(path.name for path in (library.folder / "training").iterdir())
+    assert left == [f"emoji-{found.inputs[:12]}", "sdxl-000000000000"]
+
+
 def test_no_more_files_are_read_than_are_used(library, monkeypatch):
     read, real = [], material.read_sketches
     monkeypatch.setattr(material, "MAX_FILES", 42)
@@ -225,7 +234,7 @@ def test_the_set_transformer_takes_part_and_an_interrupted_run_ends_the_same(lib
 
 def test_a_set_transformer_is_saved_with_what_it_was_taught(library, tmp_path, monkeypatch):
     small_network(monkeypatch)
-    monkeypatch.setattr(own._Job, "_chosen", lambda *_: True)
+    monkeypatch.setattr(own, "leads", lambda *_: True)
     [found], _ = train(library, tmp_path / "models", Options(epochs=4))
     encoder = load_encoder_file(found.path)
     assert found.kind == "set" and encoder.id == found.encoder_id and len(encoder.trained_on) == 40
@@ -239,7 +248,7 @@ def test_a_set_transformer_is_saved_with_what_it_was_taught(library, tmp_path, m
 def test_a_trained_encoder_is_not_graded_on_what_it_was_taught(library, tmp_path, monkeypatch):
     """Ten of the forty captioned files are asked for, among all forty; counted again in plain loops."""
     small_network(monkeypatch)
-    monkeypatch.setattr(own._Job, "_chosen", lambda *_: True)
+    monkeypatch.setattr(own, "leads", lambda *_: True)
     [found], _ = train(library, tmp_path / "models", Options(epochs=4))
     encoder, tower = load_encoder_file(found.path), TopicTower()
     taught = frozenset(sorted(encoder.trained_on)[:30])

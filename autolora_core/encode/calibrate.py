@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+WEIGHT_FLOOR = 0.02  # least spread of a file's vector over the generic prompts
+
 
 @dataclass(frozen=True)
 class Logistic:
@@ -92,7 +94,7 @@ class Ruler:
     deviation: np.ndarray
 
     @classmethod
-    def measure(cls, scores: np.ndarray, floor: float = 0.02) -> Ruler:
+    def measure(cls, scores: np.ndarray, floor: float = WEIGHT_FLOOR) -> Ruler:
         """``scores`` (n, generic prompts) → robust mean and deviation (median and 1.4826 · MAD, at least ``floor``).
 
         Robust, because a generic prompt may happen to be exactly what a LoRA is of.

@@ -18,6 +18,7 @@ import numpy as np
 from ..encode.threads import one_thread
 from .grid import VERSION, Grid
 from .index import Library
+from .linked import linked_groups
 from .merges import Merge
 from .relations import RULES, SAME, VERSIONS, Measured, Relation, decide, measure
 from .shelf import MergeFound, Shelf, Tick, likeliest, silent
@@ -57,12 +58,12 @@ class Versions:
     @property
     def groups(self) -> list[list[str]]:
         """Connected components of ``pairs``."""
-        home: dict[str, set[str]] = {}
-        for pair in self.pairs:
-            joined = home.get(pair.a, {pair.a}) | home.get(pair.b, {pair.b})
-            home |= {digest: joined for digest in joined}
-        unique = {id(group): group for group in home.values()}.values()
-        return sorted((sorted(group) for group in unique), key=lambda group: (-len(group), group))
+        hashes = sorted({digest for pair in self.pairs for digest in (pair.a, pair.b)})
+        numbers = linked_groups(hashes, ((pair.a, pair.b) for pair in self.pairs))
+        home: dict[int, list[str]] = {}
+        for digest, number in zip(hashes, numbers.tolist(), strict=True):
+            home.setdefault(number, []).append(digest)
+        return sorted(home.values(), key=lambda group: (-len(group), group))
 
 
 @one_thread()

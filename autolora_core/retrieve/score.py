@@ -49,7 +49,7 @@ UNKNOWN_TOWER_MODEL = Logistic(-0.8 * 6.5, np.array([0.8, 0.0]))
 LEXICAL_MODEL = Logistic(-10 * 0.7, np.array([10.0]))
 # One tag among many says less than a title: log odds.
 FIELD_PENALTY = {"title": 0.0, "trigger": 0.0, "tags": 0.0, "description": 0.0, "tag": 1.5}
-TEXT_FLOOR, WEIGHT_FLOOR = 0.05, 0.02
+TEXT_FLOOR = 0.05
 MAX_REMEMBERED = 4096
 # Log odds that a phrase loses per word left out, for lacking its head, for being several phrases together, and for
 # being a time or place.
@@ -123,7 +123,7 @@ class Scorer:
         self.vectors, self.has_vector = self._vectors(vectors)
         self.unseen = self._unseen()
         self._generic_query = encoder.query(generic) if encoder is not None else generic
-        self._weight_ruler = Ruler.measure(self.vectors @ self._generic_query.T, WEIGHT_FLOOR)
+        self._weight_ruler = Ruler.measure(self.vectors @ self._generic_query.T)
         self.weight_model = weight_prior(int(self.has_vector.sum()))
         self.weight_claim = hit_rate(encoder) if encoder is not None else UNKNOWN_HIT_RATE
         self._roles_by_words, self._roles_by_weights = self._roles(generic)

@@ -74,12 +74,12 @@ class Contest:
         held = self.asked.folds == number
         ranks = {CONTROL: self._ridge_ranks(self.inputs.control, known, held),
                  RIDGE: self._ridge_ranks(self.inputs.kernel_rows, known, held)}  # fmt: skip
-        found = {"epoch": 0, "lead": [], "validation": {}}
+        found = {"epoch": 0, "lead": []}
         wins = False
         if self.epochs:
             wins = self._race(number, known, held, ranks, found, tick)
         ranks[CHOSEN] = ranks[SET] if wins else ranks[RIDGE]
-        found["ranks"], found["wins"] = {name: values.tolist() for name, values in ranks.items()}, bool(wins)
+        found["ranks"] = {name: values.tolist() for name, values in ranks.items()}
         self.work.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(found).encode())
         return found
@@ -90,14 +90,13 @@ class Contest:
         train = known & (self.material.folds != validation)
         asks = self.asked.folds == validation
         pool = self._pool(number, asks)
-        ridge = ranks_of(self._scores(self._ridge(self.inputs.kernel_rows, train)[pool], asks, self.asked.generic),
+        ridge = ranks_of(self._scores(self._ridge(self.inputs.kernel_rows, train)[pool], asks),
                          self.asked.right[asks][:, pool])  # fmt: skip
         judge = Judge(self, asks, pool)
         trainer = self.trainer(train, judge, tick)
         trainer.run(self.epochs, self.work / f"fold-{number}.safetensors")
         own = judge.ranks(trainer.network.eval(), trainer.map)
         found["epoch"] = trainer.best[1]
-        found["validation"] = {RIDGE: ridge.tolist(), SET: own.tolist()}
         found["lead"] = (1 / (1 + own) - 1 / (1 + ridge)).tolist()
         with torch.no_grad():
             queries, generic = mapped(trainer.map, self.asked.queries[held]), mapped(trainer.map, self.asked.generic)
@@ -122,10 +121,10 @@ class Contest:
         return out
 
     def _ridge_ranks(self, rows: np.ndarray, known: np.ndarray, asks: np.ndarray) -> np.ndarray:
-        return ranks_of(self._scores(self._ridge(rows, known), asks, self.asked.generic), self.asked.right[asks])
+        return ranks_of(self._scores(self._ridge(rows, known), asks), self.asked.right[asks])
 
-    def _scores(self, vectors: np.ndarray, asks: np.ndarray, generic: np.ndarray) -> np.ndarray:
-        return scores_of(vectors, self.asked.queries[asks], generic)
+    def _scores(self, vectors: np.ndarray, asks: np.ndarray) -> np.ndarray:
+        return scores_of(vectors, self.asked.queries[asks], self.asked.generic)
 
     def trainer(self, train: np.ndarray, score: Callable | None, tick: Tick) -> Trainer:
         """A trainer on the captioned files of ``train`` (n,) bool."""
@@ -134,9 +133,7 @@ class Contest:
         thing = self.material.groups[rows]
         data = Data({MODULES: (tokens[rows], mask[rows])}, tuple(() for _ in rows), train[rows], thing,
                     self.inputs.recipes[rows])  # fmt: skip
-        first = {int(thing[i]): i for i in reversed(np.flatnonzero(data.train))}
-        lines = [self.asked.lines[i] for i in rows]
-        side = TextSide(lines, np.stack([lines[first[t]][0] for t in sorted(first)]), np.array(sorted(first)))
+        side = TextSide.from_vectors(data, [self.asked.lines[i] for i in rows])
         config = SetConfig({MODULES: (mask.shape[1], token_map.width)}, self.asked.targets.shape[1])
         return Trainer(data, side, config, score, weights=self.weights[rows], most_tokens=MOST_TOKENS, tick=tick)
 

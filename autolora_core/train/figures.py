@@ -5,7 +5,6 @@ Ranks count what scores at least as high, so that an encoder with no opinion com
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -13,7 +12,6 @@ import numpy as np
 from ..encode.calibrate import Ruler
 
 RESAMPLES, SEED = 2000, 7
-VECTOR_FLOOR = 0.02  # of a vector's spread over the generic prompts; a search divides by the same
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ def scores_of(vectors: np.ndarray, queries: np.ndarray, generic: np.ndarray) -> 
     least of all.
     """
     vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    z = Ruler.measure(vectors @ generic.T, VECTOR_FLOOR).z(vectors @ queries.T).T
+    z = Ruler.measure(vectors @ generic.T).z(vectors @ queries.T).T
     return np.where(np.any(vectors != 0, axis=1)[None], z, -np.inf)
 
 
@@ -98,12 +96,11 @@ def verdict_of(ranks: np.ndarray, control: np.ndarray, chance_mrr: float) -> Ver
 
 
 def beats(ranks: np.ndarray, other: np.ndarray) -> bool:
-    """Is the mean reciprocal rank above the other's by more than its standard error? The best of many epochs looks
-    better than it is, so a bare lead is not enough."""
-    lead = 1 / (1 + ranks) - 1 / (1 + other)
+    """Is the mean reciprocal rank above the other's by more than its standard error? See :func:`leads`."""
+    return leads(1 / (1 + ranks) - 1 / (1 + other))
+
+
+def leads(lead: np.ndarray) -> bool:
+    """Is a lead (q,), ask by ask, above zero by more than its standard error? The best of many epochs looks better than
+    it is, so a bare lead is not enough."""
     return len(lead) > 1 and float(lead.mean()) > float(lead.std(ddof=1)) / len(lead) ** 0.5
-
-
-def pooled(parts: Mapping[int, Sequence[int]]) -> np.ndarray:
-    """Ranks of all folds, one after the other."""
-    return np.concatenate([np.asarray(parts[fold], np.int64) for fold in sorted(parts)])

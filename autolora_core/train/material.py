@@ -16,6 +16,7 @@ from ..encode.towers import TextTower
 from ..library.fit import encodable
 from ..library.index import Library
 from ..library.linked import linked_groups
+from ..library.shelf import Tick, silent
 from ..library.sketches import read_sketches, sketch_id
 from ..library.words import Words, without_common
 from . import split
@@ -28,7 +29,7 @@ MAX_FILES = 3000  # bounds the memory; files with words come first
 
 @dataclass(frozen=True)
 class Material:
-    """Files of ``family`` by content: ``hashes``, ``names`` and ``files`` (n). ``words``: content → captions.
+    """Files of ``family`` by content: ``hashes`` and ``files`` (n). ``words``: content → captions.
 
     ``groups`` (n,): files of one number stay together. ``folds`` (n,): which fifth a file is held out in, −1 where
     nobody captioned its group. ``notes`` are for the report.
@@ -36,7 +37,6 @@ class Material:
 
     family: str
     hashes: tuple[str, ...]
-    names: tuple[str, ...]
     files: tuple[ModuleFeatures, ...]
     words: dict[str, Words]
     groups: np.ndarray
@@ -64,10 +64,13 @@ class Material:
         return digest.hexdigest()
 
 
-def gather(library: Library, family: str, table: Mapping[str, Sequence[str]] | None = None) -> Material:
+def gather(
+    library: Library, family: str, table: Mapping[str, Sequence[str]] | None = None, tick: Tick = silent
+) -> Material:
     """Everything :class:`Material` says, from what the library stored; no file is read again.
 
     ``table``: content → captions that take the place of the file's own (:func:`.captions.match`).
+    ``tick(done, total)`` may raise to interrupt.
     """
     entries = library.entries(family)
     words, common = without_common(words_of_files(entries, table or {}))
@@ -80,9 +83,8 @@ def gather(library: Library, family: str, table: Mapping[str, Sequence[str]] | N
         notes.append(f"{len(hashes)} files are more than {MAX_FILES}; files without words were left out first.")
     hashes = sorted(sorted(hashes, key=lambda digest: (digest not in words, digest))[:MAX_FILES])
     sketches = read_sketches(library.store.db, hashes, family)
-    names = {entry.hash: entry.name for entry in reversed(entries)}
     words = {digest: words[digest] for digest in hashes if digest in words}
-    pairs = chain(split.alike_pairs(library, family), split.same_words(words), split.same_names(entries))
+    pairs = chain(split.alike_pairs(library, family, tick), split.same_words(words), split.same_names(entries))
     groups = linked_groups(hashes, pairs)
     captioned = np.array([digest in words for digest in hashes], bool)
     folds = split.folds_of(hashes, groups, captioned)
@@ -91,7 +93,7 @@ def gather(library: Library, family: str, table: Mapping[str, Sequence[str]] | N
         if largest > 0.3 * captioned.sum() and largest > 4:
             notes.append(f"{largest} of the {captioned.sum()} files with words are copies, versions or namesakes.")
     files = tuple(sketches[digest] for digest in hashes)
-    return Material(family, tuple(hashes), tuple(names[d] for d in hashes), files, words, groups, folds, tuple(notes))
+    return Material(family, tuple(hashes), files, words, groups, folds, tuple(notes))
 
 
 def refusal(material: Material) -> str:

@@ -24,6 +24,7 @@ from ..encode.encoder_files import load_encoder_file
 from ..encode.generic import GENERIC_PROMPTS
 from ..encode.set_encoder import SetEncoder, rounded
 from ..encode.text_cache import CachedTower
+from ..encode.threads import one_thread
 from ..encode.towers import TextTower
 from ..errors import AutoLoRAError, FileFormatError, LibraryError
 from ..library.encoders import LIBRARY_KEY, WHEN_KEY, trained_file, trained_for
@@ -31,7 +32,7 @@ from ..library.index import Library
 from ..library.store import write_atomically
 from .captions import match
 from .contest import CHOSEN, CONTROL, MOST_JUDGED, RIDGE, SET, Contest
-from .figures import Figures, beats, chance, figures_of, ranks_of, scores_of, verdict_of
+from .figures import Figures, beats, chance, figures_of, leads, ranks_of, scores_of, verdict_of
 from .inputs import Inputs
 from .material import Asked, Material, gather, refusal
 from .outcome import SHIPPED, Options, Outcome
@@ -57,6 +58,7 @@ def families_of(library: Library, family: str | None = None) -> list[str]:
     return [family]
 
 
+@one_thread()
 def train_library(
     library: Library, tower: TextTower, target: Path, families: Sequence[str], options: Options | None = None,
     shipped: Mapping[str, WeightEncoder] | None = None, progress: Progress = lambda done, total, name: None,
@@ -137,7 +139,7 @@ class _Job:
     def run(self) -> Outcome:
         began = time.monotonic()
         self.tick(0.0)
-        material = gather(self.library, self.family, self.table)
+        material = gather(self.library, self.family, self.table, lambda done, total: self.tick(0.0))
         counts = {"files": len(material.hashes), "captioned": int(material.captioned.sum()),
                   "distinct": material.distinct, "notes": material.notes}  # fmt: skip
         why = refusal(material)
@@ -172,12 +174,11 @@ class _Job:
         return None
 
     def _tidy(self, work: Path) -> None:
-        """Checkpoints of finished trainings go, results of this one stay; so do trainings of other inputs that are
-        still under way."""
+        """Checkpoints go, the result of this training stays; what was done for other inputs goes, finished or not."""
         for path in work.glob("*.safetensors"):
             path.unlink()
         for other in work.parent.glob(f"{self.family}-*"):
-            if other != work and (other / "outcome.json").is_file():
+            if other != work:
                 shutil.rmtree(other, ignore_errors=True)
 
     # -- training --------------------------------------------------------------------------------------------------
@@ -203,9 +204,10 @@ class _Job:
         lots = chance(right, len(material.hashes))
         verdict = verdict_of(ranks[CHOSEN], ranks[CONTROL], lots[2])
         figures = {name: figures_of(values) for name, values in ranks.items()}
-        behind = self._compare_shipped(material, contest, asked, order, ranks, figures)
+        behind = self._compare_shipped(material, contest, asked, order, ranks, figures,
+                                       self._share(len(folds), len(folds) + 1))  # fmt: skip
         lead = np.concatenate([one["lead"] for one in found])
-        wins = self._chosen(lead)
+        wins = leads(lead)  # by the validation asks of all folds, as in one fold
         outcome = replace(
             outcome, held_out_folds=len(folds), kind=SET if wins else RIDGE, figures=figures, chance=lots,
             epochs=int(np.median([one["epoch"] for one in found])) if wins else 0, validated=len(lead),
@@ -214,11 +216,6 @@ class _Job:
         if not verdict.knows or behind:
             return outcome
         return self._save(self._final(contest, outcome, self._share(len(folds), len(folds) + 1)), outcome)
-
-    @staticmethod
-    def _chosen(lead: np.ndarray) -> bool:
-        """Is the set transformer taken for the final encoder? By the validation asks of all folds, as in one fold."""
-        return len(lead) > 1 and bool(lead.mean() > lead.std(ddof=1) / len(lead) ** 0.5)
 
     def _share(self, stage: int, stages: int) -> Tick:
         return lambda done, total: self.tick((stage + done / max(total, 1)) / stages)
@@ -254,7 +251,7 @@ class _Job:
 
     def _compare_shipped(
         self, material: Material, contest: Contest, asked: Asked, order: np.ndarray, ranks: Mapping[str, np.ndarray],
-        figures: dict[str, Figures],
+        figures: dict[str, Figures], tick: Tick,
     ) -> bool:  # fmt: skip
         """Ask the shipped encoder the same, as far as it was not taught the answers, and enter its figures. Does it do
         better?"""
@@ -265,7 +262,10 @@ class _Job:
         fresh = ~(asked.right[order] & taught).any(axis=1)
         if not fresh.any():
             return False
-        vectors = np.stack([shipped.encode(shipped.schema.assemble(file)) for file in material.files])
+        vectors = np.zeros((len(material.files), shipped.dim), np.float32)
+        for row, file in zip(vectors, material.files, strict=True):
+            tick(0, 1)
+            row[:] = shipped.encode(shipped.schema.assemble(file))
         raw = asked.centre + asked.queries[order][fresh].astype(np.float64)
         generic = shipped.query(self.tower.encode(GENERIC_PROMPTS))
         own = ranks_of(scores_of(vectors, shipped.query(raw), generic), asked.right[order][fresh])

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from ..library.entries import Entry
-from ..library.grid import open_grid
 from ..library.index import Library
 from ..library.names import meaningful_name
 from ..library.relations import EPOCH
+from ..library.shelf import Tick, silent
 from ..library.versions import near_pairs
 from ..library.words import Words, plain
 
@@ -24,14 +24,14 @@ FOLDS = 5
 SALT = "autolora-train/1"
 
 
-def alike_pairs(library: Library, family: str) -> list[tuple[str, str]]:
+def alike_pairs(library: Library, family: str, tick: Tick = silent) -> list[tuple[str, str]]:
     """Pairs of contents that may be one LoRA. No file is opened.
 
     Those known to be near-duplicates, and every two whose estimated cosine is at least that of two epochs of one run
     (either sign, any loudness).
     """
     known = library.near_duplicates(family)
-    return [*known, *((a, b) for a, b, _ in near_pairs(open_grid(library, family), EPOCH))]
+    return [*known, *((a, b) for a, b, _ in near_pairs(library.grid(family, tick), EPOCH))]
 
 
 def same_words(words: Mapping[str, Words]) -> Iterable[tuple[str, str]]:

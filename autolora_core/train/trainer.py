@@ -42,7 +42,11 @@ class TextSide:
 
     @classmethod
     def of(cls, data: TrainingSet, encode: Callable[[Sequence[str]], np.ndarray]) -> TextSide:
-        vectors = [encode(texts) for texts in data.texts]
+        return cls.from_vectors(data, [encode(texts) for texts in data.texts])
+
+    @classmethod
+    def from_vectors(cls, data: TrainingSet, vectors: list[np.ndarray]) -> TextSide:
+        """Of texts that are encoded already, ``vectors[i]`` those of LoRA i."""
         first = {int(data.thing[i]): i for i in reversed(np.flatnonzero(data.train))}
         keys = sorted(first)
         return cls(vectors, np.stack([vectors[first[k]][0] for k in keys]), np.array(keys))
