@@ -1,11 +1,11 @@
 """Training an encoder for a library that its owner captioned in part: the zoo's LoRAs as an unknown user's.
 
-    python -m benchmarks.train_own [--share 0.3] [--minutes 10] [--most 2000]
+    python -m benchmarks.train_own [--share 0.3] [--minutes 10] [--most 5000]
 
 writes `benchmarks/results/train_own.json`. The files of the large zoo (of the shipped LoRAs, where there is none) are
-scanned into a fresh library; a `share` of them gets a caption from a table, all others keep what their makers left in
-them but are asked for by nobody. Beside the report's own figures, every LoRA without a caption is asked for by its true
-name with weights alone: the report promises for those what it measured on hidden ones. Peak memory is the process's.
+scanned into a fresh library, whose own words are struck out; LoRAs of a `share` of the things they show get captions
+from a table. Beside the report's own figures, every LoRA of another thing is asked for by its true name with weights
+alone: the report promises for those what it measured on hidden ones. Peak memory is the process's.
 """
 
 from __future__ import annotations
@@ -56,8 +56,11 @@ def shelf(folder: Path, most: int) -> tuple[str, dict[str, str]]:
     return "the large zoo", labels
 
 
-def asked_by_name(library: Library, labels: dict[str, str], taught: set[str], encoder: Any, tower: Any) -> np.ndarray:
-    """Ranks of the files that got no caption, asked for by what they show; files of the same thing are right too."""
+def asked_by_name(
+    library: Library, labels: dict[str, str], taught: set[str], encoder: Any, tower: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks (q,) of the files of things without a caption, asked for by what they show, and which files are right
+    (q, n): all of the same thing."""
     vectors = library.vectors("emoji", encoder.id)
     names = {entry.hash: Path(entry.name).name for entry in library.entries("emoji")}
     shown = [labels[names[digest]] for digest in vectors.hashes]
