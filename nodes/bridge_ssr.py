@@ -1,4 +1,4 @@
-"""Calibration for SSR-Merge: one forward of the user's own base model for every LoRA, with that LoRA's own words.
+"""Calibration for SSR-Merge: one forward of the user's own base model for every text that a LoRA goes by.
 
 What the base's layers read goes through the stacked down matrices; only the (R, R) products are kept. The base runs as
 it came to the node, without the LoRAs in question. Routers are remembered by content: model, text encoder, LoRA files
@@ -30,7 +30,7 @@ from .bridge_bank import down_layer
 from .bridge_loras import PREFIX, LoadedLora
 from .bridge_states import ModelStates, latent_shape, quiet_clone, run_once
 
-VERSION = 1  # part of a router's key: raise it when routers would differ
+VERSION = 2  # part of a router's key: raise it when routers would differ
 SIDE, PIXEL_SIDE = 32, 128  # of the latent the base runs on, where the network takes it
 REMEMBERED = 4
 _memory: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
@@ -91,19 +91,28 @@ def _key(source: ModelStates, members: Sequence[Member], texts: Mapping[int, tup
 
 @torch.inference_mode()
 def _calibrate(source: ModelStates, stacks: Mapping[str, Stack], texts: Mapping[int, str]) -> dict[str, Tensor]:
-    bar, steps = Bar(), len(texts) + 1
+    groups = _by_text(texts)
+    bar, steps = Bar(), len(groups) + 1
     model = quiet_clone(source.model)
     conds = {}
-    for index, text in texts.items():
+    for text in groups:
         bar(0, steps, text)
-        conds[index] = source.clip.encode_from_tokens_scheduled(source.clip.tokenize(text), show_pbar=False)
+        conds[text] = source.clip.encode_from_tokens_scheduled(source.clip.tokenize(text), show_pbar=False)
     ear = _Ear(model, stacks)
     with ear.listening():
-        for done, (index, cond) in enumerate(conds.items(), start=1):
-            bar(done, steps, texts[index])
-            ear.lora = index
+        for done, (text, cond) in enumerate(conds.items(), start=1):
+            bar(done, steps, text)
+            ear.loras = groups[text]
             run_once(model, [cond], _shape(model, source.family))
     return {name: signals.router().float() for name, signals in ear.signals.items()}
+
+
+def _by_text(texts: Mapping[int, str]) -> dict[str, list[int]]:
+    """Text → the LoRAs it belongs to: mute ones share the prompt, versions of one LoRA their trigger words."""
+    groups: dict[str, list[int]] = {}
+    for index, text in texts.items():
+        groups.setdefault(" ".join(text.split()), []).append(index)
+    return groups
 
 
 def _shape(model: Any, family: str) -> tuple[int, ...]:
@@ -117,10 +126,10 @@ def _shape(model: Any, family: str) -> tuple[int, ...]:
 
 
 class _Ear:
-    """Hooks on the layers where LoRAs meet. ``lora``: whose prompt is running."""
+    """Hooks on the layers where LoRAs meet. ``loras``: whose prompt is running."""
 
     def __init__(self, model: Any, stacks: Mapping[str, Stack]):
-        self.lora = -1
+        self.loras: list[int] = []
         self.layers = {name: comfy.utils.get_attr(model.model, PREFIX + name) for name in stacks}
         self.downs = {name: down_layer(stack.down, self.layers[name]) for name, stack in stacks.items()}
         self.signals = {name: Signals(stack.owner) for name, stack in stacks.items()}
@@ -142,6 +151,6 @@ class _Ear:
             z = self.downs[name](args[0].detach().float())
             z = z.movedim(1, -1) if hasattr(self.layers[name], "kernel_size") else z
             z = z.reshape(-1, z.shape[-1])
-            self.signals[name].add(self.lora, z.T @ z)
+            self.signals[name].add(self.loras, z.T @ z)
 
         return hear

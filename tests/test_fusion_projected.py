@@ -83,7 +83,7 @@ def router(stacked: ssr.Stack, inputs: dict[int, torch.Tensor], ridge: float) ->
         z = stacked.down.double().flatten(1) @ x.double()
         half = z.shape[1] // 2
         for part in (z[:, :half], z[:, half:]):  # tokens may come in parts
-            signals.add(index, part @ part.T)
+            signals.add([index], part @ part.T)
     return signals.router(ridge)
 
 
@@ -122,13 +122,29 @@ def test_ssr_routes_disjoint_inputs_to_their_owner():
         assert gap(out @ x.double(), branches[index].delta() @ x.double()) <= 1e-4
 
 
+def test_ssr_sums_loras_that_share_their_words():
+    """Their prompt is one signal that all of them own; a LoRA with words of its own is still routed."""
+    branches, x = [lora(0), lora(1), lora(2)], normal(N_IN, 40, seed=3)
+    stacked = ssr.stack(branches, OUT)
+    z, other = (stacked.down.double() @ one.double() for one in (x, normal(N_IN, 40, seed=4)))
+    together = ssr.Signals(stacked.owner)
+    together.add([0, 1, 2], z @ z.T)
+    assert gap(whole(ssr.merge(stacked, together.router())), whole(branches)) <= CLOSE
+    apart = ssr.Signals(stacked.owner)
+    apart.add([0, 1], z @ z.T)
+    apart.add([2], other @ other.T)
+    group = Branch("m", 0, down=stacked.down[:6], up=stacked.up[:, :6])  # the two as one LoRA: the same answer
+    expected = ssr_ref([group.down, branches[2].down], [group.up, branches[2].up * 0.7], [x, normal(N_IN, 40, seed=4)])
+    assert gap(whole(ssr.merge(stacked, apart.router(1e-10))), expected) <= 1e-4
+
+
 def test_ssr_sums_what_it_knows_nothing_about():
     branches = [lora(0), lora(1)]
     stacked = ssr.stack(branches, OUT)
     for value in (None, 0.0, float("nan")):
         signals = ssr.Signals(stacked.owner)
         if value is not None:
-            signals.add(0, torch.full((6, 6), value))
+            signals.add([0], torch.full((6, 6), value))
         assert signals.router().equal(torch.eye(6, dtype=torch.float64))
     assert gap(whole(ssr.merge(stacked, torch.eye(6, dtype=torch.float64))), whole(branches)) <= CLOSE
 

@@ -6,6 +6,8 @@ Stack A = [A₁; …; A_K] and B = [B₁ … B_K]. With X_k the base's inputs of
 
 R is the least-squares answer to "on LoRA k's prompt only LoRA k speaks". R = I is the plain sum, and one LoRA alone
 always gets R = I. The ridge pulls towards R = I, (Q + εI)(G + εI)⁻¹: where the prompts said nothing, LoRAs are summed.
+LoRAs with one and the same prompt own its signal together, and G counts it once. Given to them one by one, equal Z
+would be G = K·ZZᵀ against Q = ZZᵀ: R = I/K, a strength divided by the number of LoRAs that say the same.
 """
 
 from __future__ import annotations
@@ -75,11 +77,11 @@ class Signals:
         self.owner = owner
         self.total, self.routed = (torch.zeros(len(owner), len(owner)) for _ in range(2))
 
-    def add(self, lora: int, gram: Tensor) -> None:
-        """``gram`` (R, R) is Z_k Z_kᵀ of the prompt of ``lora``, or a part of its tokens."""
+    def add(self, loras: Sequence[int], gram: Tensor) -> None:
+        """``gram`` (R, R) is Z Zᵀ of one prompt, or a part of its tokens; ``loras``: all whose prompt it is."""
         gram = gram.to("cpu", torch.float32)
         self.total += gram
-        mine = self.owner == lora
+        mine = torch.isin(self.owner, torch.tensor(loras))
         self.routed[mine] += gram[mine]
 
     def router(self, ridge: float = RIDGE) -> Tensor:
