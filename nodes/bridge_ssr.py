@@ -33,6 +33,7 @@ from .bridge_states import ModelStates, latent_shape, quiet_clone, run_once
 VERSION = 2  # part of a router's key: raise it when routers would differ
 SIDE, PIXEL_SIDE = 32, 128  # of the latent the base runs on, where the network takes it
 REMEMBERED = 4
+ROUTERS = ".routers"  # beside the libraries, under a name that none of them can have
 _memory: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
 
 
@@ -53,7 +54,7 @@ def find_routers(
         return {}, ["no layer has two LoRAs: nothing to route"]
     source = ModelStates(model, clip)
     key = _key(source, members, texts, stacks)
-    folder = Path(bridge_paths.user_directory(), "autolora", "routers") if source.lasting else None
+    folder = Path(bridge_paths.user_directory(), "autolora", ROUTERS) if source.lasting else None
     routers = _memory.get(key) or (router_store.read(folder, key) if folder else None)
     if routers is None:
         routers = _calibrate(source, stacks, {index: text for index, (text, _) in texts.items()})

@@ -328,7 +328,7 @@ def test_ssr_asks_the_model_once_whatever_the_strengths(world, clip, tmp_path):
     pack_module("nodes.bridge_ssr")._memory.clear()  # as after a restart
     assert tiny_models.sample(world.fused((a, 1.0), (b, 1.0), mode="ssr", clip=clip)).equal(one)
     assert len(clip.asked) == 2
-    (kept,) = (tmp_path / "user" / "autolora" / "routers").iterdir()
+    (kept,) = (tmp_path / "user" / "autolora" / ".routers").iterdir()
     kept.write_bytes(b"damaged")
     pack_module("nodes.bridge_ssr")._memory.clear()
     assert tiny_models.sample(world.fused((a, 1.0), (b, 1.0), mode="ssr", clip=clip)).equal(one)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from ..files import replace_file
 
+# The names that ``write`` is given: what else lies in the folder is somebody else's.
+KEY = re.compile(r"[0-9a-f]{32}\.safetensors")
 log = logging.getLogger(__name__)
 MAX_BYTES = 512 << 20  # in the folder; the files used longest ago make room
 
@@ -36,7 +39,7 @@ def read(folder: Path, key: str) -> dict[str, Tensor] | None:
 
 
 def write(folder: Path, key: str, routers: Mapping[str, Tensor]) -> None:
-    """Keep the routers; a disk that cannot be written costs only the next calibration."""
+    """Keep the routers under ``key``, 32 hex digits; a disk that cannot be written costs only the next calibration."""
     tensors = {name: one.to(torch.float32).cpu().clone() for name, one in routers.items()}
     try:
         replace_file(folder / f"{key}.safetensors", tensors, {"format": "autolora-routers/1"})
@@ -46,7 +49,8 @@ def write(folder: Path, key: str, routers: Mapping[str, Tensor]) -> None:
 
 
 def _make_room(folder: Path) -> None:
-    files = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
+    own = (path for path in folder.iterdir() if KEY.fullmatch(path.name))
+    files = sorted(own, key=lambda path: path.stat().st_mtime, reverse=True)
     held = 0
     for number, path in enumerate(files):
         held += path.stat().st_size
