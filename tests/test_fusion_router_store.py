@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from autolora_core.errors import LibraryError
 from autolora_core.fusion.methods import router_store
@@ -41,3 +42,15 @@ def test_only_routers_make_room(tmp_path, monkeypatch):
     os.utime(tmp_path / f"{TWO}.safetensors", (3, 3))
     router_store.write(tmp_path, THREE, routers())
     assert {path.name for path in tmp_path.iterdir()} == {encoder.name, f"{TWO}.safetensors", f"{THREE}.safetensors"}
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error: os error 28")])
+def test_a_full_disk_costs_only_the_next_calibration(tmp_path, monkeypatch, caplog, error):
+    """safetensors wraps what the system says in an error of its own."""
+
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr(router_store, "replace_file", full)
+    router_store.write(tmp_path, ONE, routers())
+    assert "not kept" in caplog.text and router_store.read(tmp_path, ONE) is None

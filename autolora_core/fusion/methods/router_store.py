@@ -44,7 +44,7 @@ def write(folder: Path, key: str, routers: Mapping[str, Tensor]) -> None:
     try:
         replace_file(folder / f"{key}.safetensors", tensors, {"format": "autolora-routers/1"})
         _make_room(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         log.warning("%s: %s; these routers are not kept", folder, error)
 
 
