@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from fusion_loras import CLOSE, KINDS, N_IN, OUT, dense, gap, lokr, lora, members, normal, run, whole
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from autolora_core.fusion.branches import Branch, kronecker
 from autolora_core.fusion.methods.factors import factors_of, orthonormal_rows
@@ -68,6 +69,39 @@ def test_cut_factors_are_the_best_of_their_rank(kind):
     u, s, v = torch.linalg.svd(one.delta())
     best = u[:, :2] * s[:2] @ v[:2]
     assert not factors.exact and factors.down.shape == (2, N_IN) and gap(factors.up @ factors.down, best) <= CLOSE
+
+
+class Largest(TorchDispatchMode):
+    """Numbers in the largest tensor that is made inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        made = out if isinstance(out, tuple | list) else (out,)
+        self.numbers = max([self.numbers, *(one.numel() for one in made if isinstance(one, torch.Tensor))])
+        return out
+
+
+@pytest.mark.parametrize("most", [4, 40])
+def test_factors_of_a_kron_are_made_for_the_directions_kept(most):
+    """Of 128 directions of 128 numbers."""
+    one = Branch("m", 0, left=normal(8, 8, seed=1), right=normal(16, 16, seed=2), scale=0.4)
+    with Largest() as seen:
+        factors = factors_of(one, most)
+    assert seen.numbers <= most * 128 and factors.down.shape == (most, 128) and not factors.exact
+    u, s, v = torch.linalg.svd(one.delta())
+    assert gap(factors.up @ factors.down, u[:, :most] * s[:most] @ v[:most]) <= CLOSE
+
+
+def test_factors_of_a_kron_with_a_kernel_and_dependent_columns():
+    right = normal(4, 5, 3, 3, seed=1)
+    one = Branch("m", 0, left=normal(3, 1, seed=2) @ normal(1, 2, seed=3), right=right, scale=0.4)
+    factors = factors_of(one)
+    assert factors.exact and len(factors.down) == 4
+    assert gap(factors.up @ factors.down, one.delta().flatten(1)) <= CLOSE
 
 
 def test_large_dense_updates_are_cut_by_iteration_from_a_fixed_start():

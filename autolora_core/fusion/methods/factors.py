@@ -37,11 +37,11 @@ def factors_of(branch: Branch, most: int = MAX_RANK) -> Factors:
         left, right = torch.linalg.qr(up), torch.linalg.qr(down.T)
         u, s, v = torch.linalg.svd(left.R @ right.R.T)
         return Factors(left.Q @ (u * s)[:, :most], (right.Q @ v.T[:, :most]).T, False)
-    u, s, v = _kron_svd(branch) if branch.kind == "kron" else _dense_svd(branch.dense.double().flatten(1), most)
-    kept = s.argsort(descending=True)[:most]
-    kept = kept[s[kept] > NEGLIGIBLE**0.5 * s.max()]
-    exact = len(kept) == int((s > NEGLIGIBLE**0.5 * s.max()).sum()) and branch.kind == "kron"
-    return Factors((u * s)[:, kept] * branch.scale, v[:, kept].T, exact)
+    if branch.kind == "kron":
+        return _kron_factors(branch, most)
+    u, s, v = _dense_svd(branch.dense.double().flatten(1), most)
+    kept, _ = _largest(s, most)
+    return Factors((u * s)[:, kept] * branch.scale, v[:, kept].T, False)
 
 
 def full_down(branch: Branch) -> Tensor:
@@ -62,11 +62,27 @@ def orthonormal_rows(matrix: Tensor) -> Tensor:
     return (vectors[:, kept] / values[kept].sqrt()).T @ matrix
 
 
-def _kron_svd(branch: Branch) -> tuple[Tensor, Tensor, Tensor]:
-    """(u, s, v) of left ⊗ right from the SVDs of both: never built densely."""
+def _largest(s: Tensor, most: int) -> tuple[Tensor, bool]:
+    """(places of the ``most`` largest of singular values ``s`` (r,) that are no rounding, whether these are all)."""
+    telling = s > NEGLIGIBLE**0.5 * s.max()
+    kept = s.argsort(descending=True)[:most]
+    kept = kept[telling[kept]]
+    return kept, len(kept) == int(telling.sum())
+
+
+def _kron_factors(branch: Branch, most: int) -> Factors:
+    """Of left ⊗ right, from the SVDs of both: singular triplet (i, j) is a Kronecker product of the i-th and the j-th.
+
+    Which are kept is told by their values; only those are made, ``most`` columns of out and of in·kernel numbers.
+    """
     a = torch.linalg.svd(branch.left.double(), full_matrices=False)
     b = torch.linalg.svd(branch.right.double().flatten(1), full_matrices=False)
-    return torch.kron(a.U, b.U), torch.kron(a.S, b.S), torch.kron(a.Vh.T.contiguous(), b.Vh.T.contiguous())
+    s = torch.outer(a.S, b.S).flatten()
+    kept, exact = _largest(s, most)
+    i, j = kept // len(b.S), kept % len(b.S)
+    up = (a.U[:, i].unsqueeze(1) * (b.U[:, j] * s[kept] * branch.scale)).flatten(0, 1)
+    down = (a.Vh[i].unsqueeze(2) * b.Vh[j].unsqueeze(1)).flatten(1)
+    return Factors(up, down, exact)
 
 
 def _dense_svd(matrix: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
