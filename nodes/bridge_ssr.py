@@ -32,7 +32,7 @@ from .bridge_states import ModelStates, latent_shape, quiet_clone, run_once
 
 VERSION = 2  # part of a router's key: raise it when routers would differ
 SIDE, PIXEL_SIDE = 32, 128  # of the latent the base runs on, where the network takes it
-REMEMBERED = 4
+REMEMBERED = 256 << 20  # bytes of routers kept in memory
 ROUTERS = ".routers"  # beside the libraries, under a name that none of them can have
 _memory: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
 
@@ -60,11 +60,18 @@ def find_routers(
         routers = _calibrate(source, stacks, {index: text for index, (text, _) in texts.items()})
         if folder:
             router_store.write(folder, key, routers)
-    _memory[key] = routers
-    _memory.move_to_end(key)
-    while len(_memory) > REMEMBERED:
-        _memory.popitem(last=False)
+    _remember(key, routers)
     return routers, notes
+
+
+def _remember(key: str, routers: dict[str, Tensor]) -> None:
+    """Keep a set in memory; those used longest ago make room, and one too large for all of it is not kept."""
+    _memory.pop(key, None)
+    if router_store.size_of(routers) > REMEMBERED:
+        return
+    _memory[key] = routers
+    while sum(map(router_store.size_of, _memory.values())) > REMEMBERED:
+        _memory.popitem(last=False)
 
 
 def own_text(lora: LoadedLora, prompt: str) -> tuple[str, str]:

@@ -370,6 +370,18 @@ def test_ssr_can_be_cancelled_and_leaves_no_hook(world, clip, monkeypatch):
     assert not bridge._memory
 
 
+def test_ssr_remembers_routers_by_their_bytes(comfy, monkeypatch):
+    bridge = pack_module("nodes.bridge_ssr")
+    monkeypatch.setattr(bridge, "REMEMBERED", 3000)
+    small, large = {"m": torch.eye(16)}, {"m": torch.eye(28)}  # 1024 and 3136 bytes
+    for key in "aba":
+        bridge._remember(key, small)
+    bridge._remember("c", large)
+    assert list(bridge._memory) == ["b", "a"]
+    bridge._remember("d", {"m": torch.eye(20)})
+    assert list(bridge._memory) == ["a", "d"]
+
+
 def test_the_menu_offers_every_mode(world):
     inputs = pack_module("nodes.gated_apply").AutoLoRAGatedApply.INPUT_TYPES()
     menu, options = inputs["required"]["mode"]

@@ -54,3 +54,11 @@ def test_a_full_disk_costs_only_the_next_calibration(tmp_path, monkeypatch, capl
     monkeypatch.setattr(router_store, "replace_file", full)
     router_store.write(tmp_path, ONE, routers())
     assert "not kept" in caplog.text and router_store.read(tmp_path, ONE) is None
+
+
+def test_a_set_larger_than_the_folder_may_be_is_not_written(tmp_path, monkeypatch):
+    """It would push all others out and stay beyond the bound."""
+    router_store.write(tmp_path, ONE, routers())
+    monkeypatch.setattr(router_store, "MAX_BYTES", 4 * 20 * 20 - 1)
+    router_store.write(tmp_path, TWO, routers(20))
+    assert [path.name for path in tmp_path.iterdir()] == [f"{ONE}.safetensors"]

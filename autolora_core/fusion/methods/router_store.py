@@ -18,7 +18,7 @@ from ..files import replace_file
 # The names that ``write`` is given: what else lies in the folder is somebody else's.
 KEY = re.compile(r"[0-9a-f]{32}\.safetensors")
 log = logging.getLogger(__name__)
-MAX_BYTES = 512 << 20  # in the folder; the files used longest ago make room
+MAX_BYTES = 512 << 20  # in the folder: the files used longest ago make room, and a larger set is not kept
 
 
 def read(folder: Path, key: str) -> dict[str, Tensor] | None:
@@ -40,12 +40,20 @@ def read(folder: Path, key: str) -> dict[str, Tensor] | None:
 
 def write(folder: Path, key: str, routers: Mapping[str, Tensor]) -> None:
     """Keep the routers under ``key``, 32 hex digits; a disk that cannot be written costs only the next calibration."""
+    if size_of(routers) > MAX_BYTES:
+        log.info("%s: routers of %d MB are not kept", folder, size_of(routers) >> 20)
+        return
     tensors = {name: one.to(torch.float32).cpu().clone() for name, one in routers.items()}
     try:
         replace_file(folder / f"{key}.safetensors", tensors, {"format": "autolora-routers/1"})
         _make_room(folder)
     except (OSError, SafetensorError) as error:
         log.warning("%s: %s; these routers are not kept", folder, error)
+
+
+def size_of(routers: Mapping[str, Tensor]) -> int:
+    """Bytes of the routers in float32."""
+    return 4 * sum(one.numel() for one in routers.values())
 
 
 def _make_room(folder: Path) -> None:
