@@ -28,7 +28,7 @@ from . import bridge_paths
 from .bar import Bar
 from .bridge_bank import down_layer
 from .bridge_loras import PREFIX, LoadedLora
-from .bridge_states import ModelStates, latent_shape, quiet_clone, run_once
+from .bridge_states import COMPILED, ModelStates, latent_shape, quiet_clone, run_once
 
 VERSION = 2  # part of a router's key: raise it when routers would differ
 SIDE, PIXEL_SIDE = 32, 128  # of the latent the base runs on, where the network takes it
@@ -53,15 +53,29 @@ def find_routers(
     if not stacks:
         return {}, ["no layer has two LoRAs: nothing to route"]
     source = ModelStates(model, clip)
+    said = {index: text for index, (text, _) in texts.items()}
+    if _is_steered(model):
+        return _calibrate(source, stacks, said), notes
     key = _key(source, members, texts, stacks)
     folder = Path(bridge_paths.user_directory(), "autolora", ROUTERS) if source.lasting else None
     routers = _memory.get(key) or (router_store.read(folder, key) if folder else None)
     if routers is None:
-        routers = _calibrate(source, stacks, {index: text for index, (text, _) in texts.items()})
+        routers = _calibrate(source, stacks, said)
         if folder:
             router_store.write(folder, key, routers)
     _remember(key, routers)
     return routers, notes
+
+
+def _is_steered(model: Any) -> bool:
+    """Whether code of other nodes acts inside the network: no name tells what it does, so nothing is remembered.
+
+    Nodes of ours in front are not meant: their injections have keys that are never used twice.
+    """
+    options = model.model_options
+    wrappers = {str(key) for keyed in model.wrappers.values() for key, those in keyed.items() if those}
+    foreign = [key for key in wrappers if key != COMPILED and not key.startswith("autolora_")]
+    return bool(foreign or "model_function_wrapper" in options or any(options["transformer_options"].values()))
 
 
 def _remember(key: str, routers: dict[str, Tensor]) -> None:
@@ -91,7 +105,7 @@ def own_text(lora: LoadedLora, prompt: str) -> tuple[str, str]:
 
 def _key(source: ModelStates, members: Sequence[Member], texts: Mapping[int, tuple], stacks: Mapping) -> str:
     """Strengths are no part of it: they act behind the router."""
-    said = [f"{VERSION} {source.id}"]
+    said = [f"{VERSION} {source.id} {sorted(source.model.object_patches)}"]
     said += [f"{member.content} {texts[member.index][0]!r}" for member in members]
     said += [f"{name} {stack.owner.tolist()}" for name, stack in stacks.items()]
     return hashlib.sha256("\n".join(said).encode("utf-8", "backslashreplace")).hexdigest()[:32]

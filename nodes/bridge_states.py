@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 VERSION = 1
 # Share of the denoising that is done at the sigma used: the prompt decides what is drawn in early steps.
 PERCENT = 0.2
+COMPILED = "torch.compile"  # ComfyUI's key for the wrapper that runs a compiled copy of the network
 SEED = 0
 # Texts a run of the model, and bytes of conditioning held between encoding and running.
 GROUP, MAX_HELD = 16, 1 << 30
@@ -45,16 +46,16 @@ Progress = Callable[[int, int, str], None]
 class ModelStates:
     """A ``library.states.StateSource`` made of a MODEL and a CLIP.
 
-    ``id`` names both by their contents; a model with patches of its own (a LoRA loaded before) is known only as long
-    as ComfyUI runs, so its states are not ``lasting``.
+    ``id`` names both by their contents, and the sigma, which sampling patches move; a model with patches of its own (a
+    LoRA loaded before) is known only as long as ComfyUI runs, so its states are not ``lasting``.
     """
 
     def __init__(self, model: Any, clip: Any):
         self.model, self.clip = model, clip
         self.family = model_family(model).name
         self.lasting = not any(_own_changes(patcher) for patcher in (model, clip.patcher))
-        made = f"{VERSION} {PERCENT} {self.family} {fingerprint(model)} {fingerprint(clip.patcher)} {_options(clip)}"
-        self.id = hashlib.sha256(made.encode()).hexdigest()[:24]
+        made = f"{VERSION} {sigma_of(model)!r} {self.family} {fingerprint(model)} {fingerprint(clip.patcher)}"
+        self.id = hashlib.sha256(f"{made} {_options(clip)}".encode()).hexdigest()[:24]
         self.group = GROUP
 
     @torch.inference_mode()
@@ -121,7 +122,7 @@ class ModelStates:
 def quiet_clone(model: Any) -> Any:
     """A clone whose layers can be heard: hooks have no say in a compiled copy of the network."""
     model = model.clone()
-    model.remove_wrappers_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "torch.compile")
+    model.remove_wrappers_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, COMPILED)
     return model
 
 
@@ -134,9 +135,13 @@ def run_once(model: Any, conds: list[Conditioning], shape: tuple[int, ...]) -> N
     guider.inner_set_conds({str(number): cond for number, cond in enumerate(conds)})
     latent = torch.zeros(shape)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(SEED))
-    sigma = float(model.get_model_object("model_sampling").percent_to_sigma(PERCENT))
     with _explained():
-        guider.sample(noise, latent, _Once(), torch.tensor([sigma, 0.0]), disable_pbar=True, seed=SEED)
+        guider.sample(noise, latent, _Once(), torch.tensor([sigma_of(model), 0.0]), disable_pbar=True, seed=SEED)
+
+
+def sigma_of(model: Any) -> float:
+    """The sigma of the evaluation, by the model's own or patched sampling."""
+    return float(model.get_model_object("model_sampling").percent_to_sigma(PERCENT))
 
 
 @contextmanager
@@ -263,7 +268,8 @@ def _marked(states: Tensor | None, mark: np.ndarray) -> np.ndarray | None:
 def fingerprint(patcher: Any) -> str:
     """A model's identity: names, shapes and some numbers of its weights without patches, and the patches it has."""
     digest = hashlib.sha256()
-    state = patcher.model.state_dict()
+    # The tables of sigmas are those of whoever was loaded last.
+    state = {name: one for name, one in patcher.model.state_dict().items() if not name.startswith("model_sampling.")}
     sampled = set(list(state)[:: max(1, len(state) // MAX_SAMPLED)])
     backup = getattr(patcher, "backup", {})
     for name, value in state.items():

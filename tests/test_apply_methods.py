@@ -370,6 +370,51 @@ def test_ssr_can_be_cancelled_and_leaves_no_hook(world, clip, monkeypatch):
     assert not bridge._memory
 
 
+def shifted(model, shift: float):
+    from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+
+    return ModelSamplingSD3().patch(model, shift)[0]
+
+
+def test_ssr_asks_again_when_the_model_is_run_at_another_sigma_or_in_another_way(world, clip):
+    stack, network = two(world), world.model.model.diffusion_model
+    world.fused(*stack, mode="ssr", clip=clip)
+    other = shifted(world.model, 9.0)
+    world.fused(*stack, mode="ssr", clip=clip, model=other)
+    assert len(clip.asked) == 4
+    world.fused(*stack, mode="ssr", clip=clip, model=shifted(world.model, 9.0))  # told by the sigma, so known
+    assert len(clip.asked) == 4
+    patched = world.model.clone()
+    patched.add_object_patch(f"diffusion_model.{FC1}.extra_repr", network.extra_repr)
+    world.fused(*stack, mode="ssr", clip=clip, model=patched)
+    assert len(clip.asked) == 6
+
+
+@pytest.mark.parametrize("how", ["patch", "replace", "function", "wrapper"])
+def test_ssr_remembers_nothing_of_a_model_that_foreign_code_steers(world, clip, tmp_path, how):
+    """No name tells what a patch inside the network does: neither memory nor disk may answer for it."""
+    from comfy.patcher_extension import WrappersMP
+
+    stack = two(world)
+    world.fused(*stack, mode="ssr", clip=clip)
+    (kept,) = (tmp_path / "user" / "autolora" / ".routers").iterdir()
+    steered = world.model.clone()
+    if how == "patch":
+        steered.set_model_double_block_patch(lambda args, extra: extra["original_block"](args))
+    elif how == "replace":
+        steered.set_model_attn2_replace(lambda args, extra: args, "output", 0)  # a block this network does not have
+    elif how == "function":
+        steered.set_model_unet_function_wrapper(lambda run, call: run(call["input"], call["timestep"], **call["c"]))
+    else:
+        steered.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "x", lambda run, *args, **more: run(*args, **more))
+    for asked in (4, 6):
+        world.fused(*stack, mode="ssr", clip=clip, model=steered)
+        assert len(clip.asked) == asked
+    assert list(kept.parent.iterdir()) == [kept] and len(pack_module("nodes.bridge_ssr")._memory) == 1
+    world.fused(*stack, mode="ssr", clip=clip)
+    assert len(clip.asked) == 6
+
+
 def test_ssr_remembers_routers_by_their_bytes(comfy, monkeypatch):
     bridge = pack_module("nodes.bridge_ssr")
     monkeypatch.setattr(bridge, "REMEMBERED", 3000)
