@@ -89,4 +89,4 @@ def attach_blend(patcher: Any, made: Blend) -> None:
     if made.plan.mode == "composite":
         compose(patcher, key, moment, made.order)
     elif made.plan.mode in STEPWISE:
-        follow_steps(patcher, key, moment)
+        follow_steps(patcher, key, moment, made.turns)

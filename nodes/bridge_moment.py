@@ -12,11 +12,15 @@ from typing import Any
 from comfy.patcher_extension import WrappersMP
 
 from ..autolora_core.fusion.moment import Moment, step_of
+from ..autolora_core.fusion.rules import Switch
 
 
-def follow_steps(patcher: Any, key: str, moment: Moment) -> None:
-    """While ``patcher`` (a clone of ours) is sampled, ``moment`` says which step it is."""
-    patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, _stepper(moment))
+def follow_steps(patcher: Any, key: str, moment: Moment, turns: Switch | None = None) -> None:
+    """While ``patcher`` (a clone of ours) is sampled, ``moment`` says which step it is; with ``turns``, who is on.
+
+    Not both: whatever a layer reads is part of its compiled graph, and there are fewer LoRAs than steps.
+    """
+    patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, _stepper(moment, turns))
 
 
 def compose(patcher: Any, key: str, moment: Moment, order: Sequence[int]) -> None:
@@ -29,15 +33,19 @@ def compose(patcher: Any, key: str, moment: Moment, order: Sequence[int]) -> Non
     patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, _composer(moment, tuple(order)))
 
 
-def _stepper(moment: Moment) -> Callable:
+def _stepper(moment: Moment, turns: Switch | None) -> Callable:
     def with_step(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **others):
         options = transformer_options or {}
         schedule, sigmas = options.get("sample_sigmas"), options.get("sigmas", t)
-        moment.step, moment.steps = step_of(float(sigmas.max()), [] if schedule is None else schedule.tolist())
+        step, steps = step_of(float(sigmas.max()), [] if schedule is None else schedule.tolist())
         try:
+            if turns is not None:
+                moment.only = turns.live(Moment(step, steps))
+            else:
+                moment.step, moment.steps = step, steps
             return executor(x, t, c_concat, c_crossattn, control, options, **others)
         finally:
-            moment.step, moment.steps = 0, 1
+            moment.step, moment.steps, moment.only = 0, 1, None
 
     return with_step
 

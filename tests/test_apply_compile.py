@@ -70,3 +70,29 @@ def test_the_fused_layer_is_one_graph(world):
         x = torch.randn(2, 3, base.in_features)
         broken = torch._dynamo.explain(layer)(x, base(x)).graph_break_count
         assert broken == 0, name
+
+
+@pytest.mark.parametrize("mode", ["switch", "composite"])
+def test_a_layer_has_one_graph_a_lora_however_many_steps(world, mode):
+    """Beyond eight graphs torch gives up on compiling: steps must not make any."""
+    from torch._dynamo.testing import CompileCounter
+
+    fused = world.fused(("a.safetensors", 1.0), ("b.safetensors", 0.7), mode=mode)
+    bank, counter = fused.get_additional_models()[0].model, CompileCounter()
+    name = "joint_blocks.0.x_block.mlp.fc1"  # both LoRAs are on it
+    layer, base = bank.layers[bank.names.index(name)], world.model.model.diffusion_model.get_submodule(name)
+    compiled_layer = torch.compile(layer, backend=counter)
+    (wrapper,) = [one for keyed in fused.wrappers.values() for those in keyed.values() for one in those]
+    x = torch.randn(1, 3, base.in_features)
+    gaps, outs = [], []
+
+    def executor(*_):
+        outs.append(compiled_layer(x, base(x)))
+        gaps.append(difference(outs[-1], layer(x, base(x))))
+        return outs[-1]
+
+    schedule = torch.linspace(1, 0, 13)
+    with torch.inference_mode():
+        for sigma in schedule[:-1]:
+            wrapper(executor, x, sigma[None], transformer_options={"sample_sigmas": schedule})
+    assert counter.frame_count == 2 and max(gaps) <= EXACT and difference(outs[0], outs[1]) > 1e-3

@@ -32,7 +32,10 @@ class Switch:
     interval: int = 1
 
     def live(self, moment: Moment) -> int | None:
-        """The number of the LoRA that is on."""
+        """The number of the LoRA that is on: the moment's ``only`` where it is set, so that a compiled layer depends on
+        the LoRA and not on the step."""
+        if moment.only is not None:
+            return moment.only
         return self.order[(moment.step // self.interval) % len(self.order)]
 
 

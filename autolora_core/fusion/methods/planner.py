@@ -50,12 +50,13 @@ class Member:
 class Blend:
     """``plan``: branches and rules beside the layers. ``dense``: module → update to be added to the weight itself.
 
-    ``order``: LoRAs in turn, for switch and composite. ``notes`` say what was decided.
+    ``order``: LoRAs in turn, for composite; ``turns``: who is on when, for switch. ``notes`` say what was decided.
     """
 
     plan: FusionPlan
     dense: dict[str, dense.DenseMerge] = field(default_factory=dict)
     order: tuple[int, ...] = ()
+    turns: Switch | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -104,8 +105,11 @@ def blend(
         roles = _roles(members, settings, blended.notes)
         parts = {name: parts_of(mine) for name, mine in own.items()}
         rules = dict(klora.timed_rules(parts, channels, roles, device, tick))
+    elif method == "switch":
+        blended.turns = Switch(order, settings.interval)
+        rules = dict.fromkeys(own, blended.turns)
     else:
-        rules = dict.fromkeys(own, _common_rule(method, order, settings))
+        rules = dict.fromkeys(own, Energy() if method == "energy" else Alone())
     blended.plan = build_plan(branches, channels, additive=outside, rules=rules, mode=method)
     return blended
 
@@ -125,12 +129,6 @@ def ssr_stacks(branches: Iterable[Branch], channels: Mapping[str, int]) -> dict[
         for name, parts in by_module(branches).items()
         if len({part.lora_index for part in parts}) > 1
     }
-
-
-def _common_rule(method: str, order: tuple[int, ...], settings: Settings) -> Rule:
-    if method == "energy":
-        return Energy()
-    return Switch(order, settings.interval) if method == "switch" else Alone()
 
 
 def _roles(members: Sequence[Member], settings: Settings, notes: list[str]) -> dict[int, str]:
