@@ -63,7 +63,7 @@ class AutoLoRAGatedApply:
                 ),
             },
             "optional": {
-                "clip": ("CLIP", {"tooltip": "Text encoders, for LoRAs that change them too."}),
+                "clip": ("CLIP", {"tooltip": "Text encoders, for LoRAs that change them too. Mode ssr needs it."}),
                 "selection": (
                     "LORA_SELECTION",
                     {"tooltip": "Picks of Retrieve LoRAs from Prompt, with their strengths."},
