@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from fusion_loras import CLOSE, KINDS, N_IN, OUT, dense, gap, lokr, lora, members, normal, run, whole
@@ -117,6 +119,15 @@ def test_orthonormal_rows_are_as_many_as_the_rank():
     out = orthonormal_rows(torch.cat([rows, rows[:1] * 2]))
     assert out.shape == (3, 7) and gap(out @ out.T, torch.eye(3)) <= 1e-9
     assert gap(rows @ out.T @ out, rows) <= 1e-6
+
+
+def test_shapes_of_a_branch_are_those_of_its_update():
+    tucker = Branch("m", 0, down=normal(3, 4, 1, 1), mid=normal(3, 3, 3, 2), up=normal(OUT, 3))
+    locon, full = (replace(tucker, mid=None, down=normal(3, 4, 3, 2)), Branch("m", 0, dense=normal(OUT, 4, 3, 2)))
+    kron = Branch("m", 0, left=normal(3, 2), right=normal(4, 5, 3, 2))
+    for one in (lora(0), lokr(0), dense(0), tucker, locon, full, kron):
+        whole_update = one.delta()
+        assert (one.columns, one.kernel) == (whole_update[0].numel(), tuple(whole_update.shape[2:]))
 
 
 def test_kron_rows_match_the_kronecker_product():

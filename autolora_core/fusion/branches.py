@@ -7,6 +7,7 @@ dense       y = scale · dense ∗ x                  what is left
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -50,6 +51,24 @@ class Branch:
     def rank(self) -> int | None:
         return self.up.shape[1] if self.up is not None else None
 
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """Of a convolution; () for a linear layer."""
+        if self.kind == "kron":
+            return tuple(self.right.shape[2:])
+        if self.kind == "dense":
+            return tuple(self.dense.shape[2:])
+        return tuple((self.down if self.mid is None else self.mid).shape[2:])
+
+    @property
+    def columns(self) -> int:
+        """in·kernel: numbers in a row of the update as a matrix."""
+        if self.kind == "kron":
+            n_in = self.left.shape[1] * self.right.shape[1]
+        else:
+            n_in = (self.dense if self.dense is not None else self.down).shape[1]
+        return n_in * math.prod(self.kernel)
+
     def span(self, channels: int) -> tuple[int, int]:
         """(start, stop) within a module of ``channels`` output channels."""
         return self.slice or (0, channels)
@@ -73,16 +92,20 @@ class Branch:
     def _full(self) -> Tensor:
         return self.dense if self.dense is not None else kronecker(self.left.float(), self.right.float())
 
+    def full_down(self) -> Tensor:
+        """The down factor of a low-rank branch as one kernel (r, in, *k), float64, with a Tucker core multiplied in."""
+        down = self.down.double()
+        if self.mid is None:
+            return down
+        return torch.einsum("rs...,si->ri...", self.mid.double(), down.flatten(1))
+
     def delta(self) -> Tensor:
         """The weight change, float64 (out, in, *k). For tests and inspection: as large as the layer."""
         if self.kind == "kron":
             return self.scale * kronecker(self.left.double(), self.right.double())
         if self.kind == "dense":
             return self.scale * self.dense.double()
-        down = self.down.double()
-        if self.mid is not None:
-            down = torch.einsum("rs...,si->ri...", self.mid.double(), down.flatten(1))
-        return self.scale * torch.einsum("or,ri...->oi...", self.up.double(), down)
+        return self.scale * torch.einsum("or,ri...->oi...", self.up.double(), self.full_down())
 
 
 def lowrank_factors(up: Tensor, down: Tensor, kernel: tuple[int, ...], mid: Tensor | None = None) -> dict[str, Tensor]:

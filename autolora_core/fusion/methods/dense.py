@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .rows import Part, blocks, columns, dense_rows
+from .rows import Part, blocks, dense_rows
 
 METHODS = ("ties", "dare", "magnitude")
 # A 32-bit mixing function in products that fit a signed 64-bit number: the same bits on every device and machine.
@@ -41,7 +41,7 @@ class DenseMerge:
     def blocks(self, device: torch.device | str = "cpu") -> Iterator[tuple[int, int, Tensor]]:
         """(start, stop, rows start:stop of the update, float32 (…, in·kernel)), together the whole of it."""
         merge: Callable[[list[Tensor]], Tensor] = self._elect if self.method == "ties" else sum
-        for start, stop in blocks(self.channels, columns(self.parts[0].branches[0])):
+        for start, stop in blocks(self.channels, self.parts[0].branches[0].columns):
             yield start, stop, merge([self._kept(part, start, stop, device) for part in self.parts])
 
     def delta(self, device: torch.device | str = "cpu") -> Tensor:
@@ -72,7 +72,7 @@ def threshold(part: Part, channels: int, density: float, device: torch.device | 
 
     Holds the module's numbers of this one LoRA for a moment.
     """
-    width = columns(part.branches[0])
+    width = part.branches[0].columns
     size = part.covered(channels) * width
     kept = min(max(round(density * size), 1), size)
     numbers = torch.cat([dense_rows(part, *span, channels, device).abs().flatten() for span in blocks(channels, width)])

@@ -31,7 +31,7 @@ class Factors:
 def factors_of(branch: Branch, most: int = MAX_RANK) -> Factors:
     """Factors of any branch; those of rank beyond ``most`` are cut to their largest singular directions."""
     if branch.kind == "lowrank":
-        up, down = branch.up.double() * branch.scale, full_down(branch).flatten(1)
+        up, down = branch.up.double() * branch.scale, branch.full_down().flatten(1)
         if branch.rank <= most:
             return Factors(up, down, True)
         left, right = torch.linalg.qr(up), torch.linalg.qr(down.T)
@@ -42,14 +42,6 @@ def factors_of(branch: Branch, most: int = MAX_RANK) -> Factors:
     u, s, v = _dense_svd(branch.dense.double().flatten(1), most)
     kept, _ = _largest(s, most)
     return Factors((u * s)[:, kept] * branch.scale, v[:, kept].T, False)
-
-
-def full_down(branch: Branch) -> Tensor:
-    """The down factor of a low-rank branch as one kernel (r, in, *k), float64, with a Tucker core multiplied in."""
-    down = branch.down.double()
-    if branch.mid is None:
-        return down
-    return torch.einsum("rs...,si->ri...", branch.mid.double(), down.flatten(1))
 
 
 def orthonormal_rows(matrix: Tensor) -> Tensor:

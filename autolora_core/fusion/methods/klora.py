@@ -19,7 +19,7 @@ import torch
 
 from ..rules import Timed
 from .roles import STYLE
-from .rows import Part, blocks, columns, dense_rows
+from .rows import Part, blocks, dense_rows
 
 ALPHA, BETA = 1.5, 0.5
 Tick = Callable[[str], None]
@@ -53,7 +53,7 @@ def timed_rules(
 
 def rank_of(part: Part) -> int:
     """The LoRA's rank at the layer; a dense update counts by its smaller side."""
-    ranks = [branch.rank or min(branch.width, columns(branch)) for branch in part.branches]
+    ranks = [branch.rank or min(branch.width, branch.columns) for branch in part.branches]
     return max(ranks)
 
 
@@ -65,7 +65,7 @@ def top_count(ranks: Sequence[int]) -> int:
 def mass(part: Part, channels: int, most: int, device: torch.device | str = "cpu") -> Mass:
     """The sums of the ``most`` largest and of all |ΔW|, row block by row block."""
     top, total = torch.zeros(0, device=device), 0.0
-    for start, stop in blocks(channels, columns(part.branches[0])):
+    for start, stop in blocks(channels, part.branches[0].columns):
         numbers = dense_rows(part, start, stop, channels, device).abs().flatten()
         total += float(numbers.sum(dtype=torch.float64))
         numbers = torch.cat([top, numbers])

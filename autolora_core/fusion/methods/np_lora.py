@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..branches import Branch
-from .factors import factors_of, full_down, orthonormal_rows
+from .factors import factors_of, orthonormal_rows
 
 
 def merge(subjects: Iterable[Branch], styles: Iterable[Branch], mu: float) -> list[Branch]:
@@ -40,7 +40,7 @@ def project(branch: Branch, basis: Tensor, share: float) -> list[Branch]:
     ΔW minus (share · ΔW basisᵀ) basis.
     """
     if branch.kind == "lowrank":
-        down = full_down(branch)
+        down = branch.full_down()
         flat = down.flatten(1)
         flat = flat - share * (flat @ basis.T) @ basis
         return [replace(branch, down=flat.reshape(down.shape).float(), mid=None)]

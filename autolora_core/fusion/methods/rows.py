@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..branches import Branch
-from .factors import full_down
 
 CHUNK = 1 << 22  # numbers of a dense update made at once
 
@@ -46,15 +45,6 @@ def seed_of(content: str, module: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{content} {module}".encode()).digest()[:8], "big") >> 1
 
 
-def columns(branch: Branch) -> int:
-    """in·kernel: numbers in a row of the dense update."""
-    if branch.kind == "kron":
-        return branch.left.shape[1] * branch.right[0].numel()
-    if branch.kind == "dense":
-        return branch.dense[0].numel()
-    return full_down(branch)[0].numel()
-
-
 def blocks(channels: int, width: int) -> Iterator[tuple[int, int]]:
     """(start, stop) over ``channels`` rows of ``width`` numbers each, at most ``CHUNK`` numbers a block."""
     step = max(1, CHUNK // width)
@@ -64,7 +54,7 @@ def blocks(channels: int, width: int) -> Iterator[tuple[int, int]]:
 
 def dense_rows(part: Part, start: int, stop: int, channels: int, device: torch.device | str = "cpu") -> Tensor:
     """Rows ``start:stop`` of the LoRA's ΔW, (stop − start, in·kernel) float32; zero where it has no branch."""
-    out = torch.zeros(stop - start, columns(part.branches[0]), device=device)
+    out = torch.zeros(stop - start, part.branches[0].columns, device=device)
     for branch in part.branches:
         first, last = branch.span(channels)
         low, high = max(start, first), min(stop, last)
@@ -82,5 +72,5 @@ def _rows(branch: Branch, low: int, high: int, device: torch.device | str) -> Te
         left, right = (part.to(device, torch.float32) for part in (branch.left, branch.right.flatten(1)))
         height = right.shape[0]
         return (left[rows // height].unsqueeze(2) * right[rows % height].unsqueeze(1)).flatten(1) * branch.scale
-    down = full_down(branch).flatten(1) if branch.mid is not None else branch.down.flatten(1)
+    down = (branch.down if branch.mid is None else branch.full_down()).flatten(1)
     return (branch.up[low:high].to(device, torch.float32) @ down.to(device, torch.float32)) * branch.scale

@@ -49,7 +49,8 @@ def stack(branches: Sequence[Branch], channels: int) -> Stack:
         for one, part, end in zip(branches, parts, ends, strict=True)
         if not part.exact
     )
-    return Stack(branches[0].module, _shaped(down, branches[0]).float(), up.float(), owner, rest)
+    down = down.reshape(len(down), -1, *branches[0].kernel)
+    return Stack(branches[0].module, down.float(), up.float(), owner, rest)
 
 
 def _padded(part: Factors, branch: Branch, channels: int) -> Tensor:
@@ -57,17 +58,6 @@ def _padded(part: Factors, branch: Branch, channels: int) -> Tensor:
     whole = part.up.new_zeros(channels, part.up.shape[1])
     whole[start:stop] = part.up
     return whole
-
-
-def _shaped(down: Tensor, branch: Branch) -> Tensor:
-    """(R, n) as kernels (R, in, *k)."""
-    if branch.kind == "kron":
-        kernel = branch.right.shape[2:]
-    elif branch.kind == "dense":
-        kernel = branch.dense.shape[2:]
-    else:
-        kernel = branch.down.shape[2:] if branch.mid is None else branch.mid.shape[2:]
-    return down.reshape(len(down), -1, *kernel)
 
 
 class Signals:
