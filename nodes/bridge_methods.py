@@ -12,8 +12,9 @@ import comfy.model_management
 from ..autolora_core.encode.towers import file_sha256
 from ..autolora_core.errors import SelectionError
 from ..autolora_core.fusion.branches import Branch
-from ..autolora_core.fusion.methods.planner import STEPWISE, Blend, Member, Settings, blend, by_module
+from ..autolora_core.fusion.methods.planner import STEPWISE, Blend, Member, Settings, blend
 from ..autolora_core.fusion.moment import Moment
+from ..autolora_core.fusion.plan import by_module
 from .bar import Bar
 from .bridge_dense import dense_patches
 from .bridge_inject import attach
@@ -51,6 +52,7 @@ def blend_with(
         Member(index, lora.name, lora.request.role, file_sha256(lora.file.path) if hashed else "")
         for index, lora in loras.items()
     ]
+    own = [branch for branch in branches if branch.lora_index in loras]
     routers, notes = None, []
     if wishes.mode == "ssr":
         if clip is None:
@@ -59,11 +61,10 @@ def blend_with(
                 key="clip",
                 fix="connect the model's CLIP, or choose another mode",
             )
-        own = [branch for branch in branches if branch.lora_index in loras]
         routers, notes = find_routers(model, clip, own, channels, loras, members, wishes.prompt)
     tick = None
     if wishes.mode == "klora":
-        bar, names = Bar(), list(by_module(branches))
+        bar, names = Bar(), list(by_module(own))
         tick = _ticker(bar, {name: number for number, name in enumerate(names, start=1)})
     device = comfy.model_management.get_torch_device()
     made = blend(wishes.mode, branches, channels, members, wishes.settings, routers, device, tick)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..autolora_core.fusion.branches import Branch
 from ..autolora_core.fusion.methods import router_store
-from ..autolora_core.fusion.methods.planner import Member, ssr_stacks
+from ..autolora_core.fusion.methods.planner import Member, Routed, ssr_stacks
 from ..autolora_core.fusion.methods.ssr import Signals, Stack
 from ..autolora_core.library.metadata import read_words
 from . import bridge_paths
@@ -45,17 +45,25 @@ def find_routers(
     loras: Mapping[int, LoadedLora],
     members: Sequence[Member],
     prompt: str,
-) -> tuple[dict[str, Tensor], list[str]]:
-    """(module → R, where LoRAs meet; a line for the report on every LoRA's text)."""
+) -> tuple[dict[str, Routed], list[str]]:
+    """(module → stack and R, where LoRAs meet; a line for the report on every LoRA's text)."""
     stacks = ssr_stacks(branches, channels)
     texts = {index: own_text(lora, prompt) for index, lora in loras.items()}
     notes = [f"{loras[index].name} was asked for by {source}: '{text}'" for index, (text, source) in texts.items()]
     if not stacks:
         return {}, ["no layer has two LoRAs: nothing to route"]
     source = ModelStates(model, clip)
+    routers = _routers(source, stacks, members, texts)
+    return {name: (stack, routers[name]) for name, stack in stacks.items() if name in routers}, notes
+
+
+def _routers(
+    source: ModelStates, stacks: Mapping[str, Stack], members: Sequence[Member], texts: Mapping[int, tuple]
+) -> dict[str, Tensor]:
+    """Remembered ones, or those that the model is asked for."""
     said = {index: text for index, (text, _) in texts.items()}
-    if _is_steered(model):
-        return _calibrate(source, stacks, said), notes
+    if _is_steered(source.model):
+        return _calibrate(source, stacks, said)
     key = _key(source, members, texts, stacks)
     folder = Path(bridge_paths.user_directory(), "autolora", ROUTERS) if source.lasting else None
     routers = _memory.get(key) or (router_store.read(folder, key) if folder else None)
@@ -64,7 +72,7 @@ def find_routers(
         if folder:
             router_store.write(folder, key, routers)
     _remember(key, routers)
-    return routers, notes
+    return routers
 
 
 def _is_steered(model: Any) -> bool:

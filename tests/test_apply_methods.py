@@ -215,6 +215,16 @@ def test_klora_takes_one_lora_a_layer_and_step(world):
     assert f"{a} is taken for the subject" in report
 
 
+def test_the_bar_of_klora_reaches_its_end(world, monkeypatch):
+    """It counts the layers of the LoRAs in the mode, not those that a few-step LoRA alone has."""
+    seen = []
+    monkeypatch.setattr(pack_module("nodes.bridge_methods"), "Bar", lambda: lambda *told: seen.append(told[:2]))
+    names = [world.lora(f"{name}.safetensors", "x_block", seed) for seed, name in enumerate("ab")]
+    fast = world.lora("sd3_turbo_4steps.safetensors", seed=5)
+    world.apply((fast, 1.0), *((name, 1.0) for name in names), mode="klora")
+    assert [done for done, _ in seen] == list(range(1, seen[0][1] + 1))
+
+
 def denoised(model, sigma: float = 0.6) -> torch.Tensor:
     """What the model makes of one noisy latent, through the wrappers that sampling would use."""
     import comfy.model_management

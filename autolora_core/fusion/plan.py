@@ -70,6 +70,14 @@ def split_slice(name: str) -> tuple[str, tuple[int, int] | None]:
     return (found[1], (int(found[2]), int(found[3]))) if found else (name, None)
 
 
+def by_module(branches: Iterable[Branch]) -> dict[str, list[Branch]]:
+    """Branches sorted by their module, in the order they came."""
+    found: dict[str, list[Branch]] = {}
+    for branch in branches:
+        found.setdefault(branch.module, []).append(branch)
+    return found
+
+
 def build_plan(
     branches: Iterable[Branch],
     channels: Mapping[str, int],
@@ -84,14 +92,11 @@ def build_plan(
     None is sum mode. ``rules``: module → how its LoRAs are fused instead. ``additive``: LoRA numbers that stay outside
     the gate and the rules. ``mode`` names the result. Raises ``GateError`` when vectors do not fit their module.
     """
-    by_module: dict[str, list[Branch]] = {}
-    for branch in branches:
-        by_module.setdefault(branch.module, []).append(branch)
     entries = _gate_entries(gates or {}, channels)
     outside = frozenset(additive)
     modules = {
         name: _plan_module(name, channels[name], parts, entries.get(name, []), outside, (rules or {}).get(name))
-        for name, parts in by_module.items()
+        for name, parts in by_module(branches).items()
     }
     return FusionPlan(mode or ("sum" if gates is None else "gate"), modules)
 

@@ -6,14 +6,14 @@ summed. With a single LoRA every method is that LoRA, untouched: nothing is trim
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..branches import Branch
-from ..plan import FusionPlan, build_plan
+from ..plan import FusionPlan, build_plan, by_module
 from ..rules import Alone, Energy, Rule, Switch
 from . import dense, klora, np_lora, ssr
 from .roles import STYLE, assign_roles
@@ -22,7 +22,7 @@ from .rows import parts_of
 METHODS = ("energy", "ties", "dare", "magnitude", "klora", "np", "ssr", "switch", "composite")
 # Methods that need the model to be run in their own way: the step known, or several evaluations of each.
 STEPWISE = ("klora", "switch", "composite")
-Tick = Callable[[str], None]
+Routed = tuple[ssr.Stack, Tensor]
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,15 @@ def blend(
     channels: Mapping[str, int],
     members: Sequence[Member],
     settings: Settings = Settings(),
-    routers: Mapping[str, Tensor] | None = None,
+    routers: Mapping[str, Routed] | None = None,
     device: torch.device | str = "cpu",
-    tick: Tick | None = None,
+    tick: klora.Tick | None = None,
 ) -> Blend:
     """Fuse the ``members``' branches by ``method``; branches of LoRAs that are no members are summed as they are.
 
-    ``channels``: output channels of every module. ``routers``: module → R, for ssr (see :func:`ssr_stacks`); a module
-    without one is summed. ``device`` does the heavy counting of klora; ``tick`` is called module by module there.
+    ``channels``: output channels of every module. ``routers``: module → its stack (see :func:`ssr_stacks`) and R, for
+    ssr; a module without them is summed. ``device`` does the heavy counting of klora; ``tick`` is called there module
+    by module.
     """
     branches = list(branches)
     inside = {member.index for member in members}
@@ -98,9 +99,10 @@ def blend(
         branches = [*rest, *(part for parts in own.values() for part in _projected(parts, roles, settings.mu))]
         blended.notes.append(f"μ {settings.mu:g}")
     elif method == "ssr":
-        routers = routers or {}
-        branches = [*rest, *(part for name, parts in own.items() for part in _routed(parts, channels, routers, name))]
-        blended.notes.append(f"routers stand {ssr.mean_shift(routers.values()):.0%} from the plain sum")
+        routed = {name: ssr.merge(*one) for name, one in (routers or {}).items()}
+        branches = [*rest, *(part for name, parts in own.items() for part in routed.get(name, parts))]
+        shift = ssr.mean_shift(router for _, router in (routers or {}).values())
+        blended.notes.append(f"routers stand {shift:.0%} from the plain sum")
     elif method == "klora":
         roles = _roles(members, settings, blended.notes)
         parts = {name: parts_of(mine) for name, mine in own.items()}
@@ -112,14 +114,6 @@ def blend(
         rules = dict.fromkeys(own, Energy() if method == "energy" else Alone())
     blended.plan = build_plan(branches, channels, additive=outside, rules=rules, mode=method)
     return blended
-
-
-def by_module(branches: Iterable[Branch]) -> dict[str, list[Branch]]:
-    """Branches sorted by their module, in the order they came."""
-    found: dict[str, list[Branch]] = {}
-    for branch in branches:
-        found.setdefault(branch.module, []).append(branch)
-    return found
 
 
 def ssr_stacks(branches: Iterable[Branch], channels: Mapping[str, int]) -> dict[str, ssr.Stack]:
@@ -141,9 +135,3 @@ def _roles(members: Sequence[Member], settings: Settings, notes: list[str]) -> d
 def _projected(parts: list[Branch], roles: Mapping[int, str], mu: float) -> list[Branch]:
     styles = [part for part in parts if roles[part.lora_index] == STYLE]
     return np_lora.merge([part for part in parts if roles[part.lora_index] != STYLE], styles, mu)
-
-
-def _routed(
-    parts: list[Branch], channels: Mapping[str, int], routers: Mapping[str, Tensor], name: str
-) -> list[Branch]:
-    return ssr.merge(ssr.stack(parts, channels[name]), routers[name]) if name in routers else parts

@@ -103,8 +103,6 @@ def merge(stacked: Stack, routes: Tensor) -> list[Branch]:
     return [merged, *(branch for branch, _ in stacked.rest)]
 
 
-
-
 def mean_shift(routes: Iterable[Tensor]) -> float:
     """How far routers are from the plain sum: root mean square of ‖R − I‖_F / ‖I‖_F over modules, for the report."""
     shares = [float((one - torch.eye(len(one), dtype=one.dtype)).square().sum()) / len(one) for one in routes]
