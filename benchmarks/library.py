@@ -11,7 +11,7 @@ exists (those are counted apart, as `sibling`).
 
 Figures whose names begin with `response_` are those of the same prompts with the base model at hand (`--no-response`
 leaves them out): the LoRAs are asked through it what they do to the words. `askable` bare files are those that change a
-layer that reads text; the others have nothing to answer with.
+layer that a prompt reaches; the others have nothing to answer with.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 
 from autolora_core.encode.towers import default_tower
+from autolora_core.library.answers import StateSource
 from autolora_core.library.index import Library
-from autolora_core.library.states import StateSource
 from autolora_core.retrieve.retrieve import retrieve
 from benchmarks.demo_states import DemoStates
 from benchmarks.results_file import REPO, write_results
@@ -131,7 +131,7 @@ def measure_response(library: Library, rows: Sequence[dict[str, Any]]) -> tuple[
         "bare_top1": share(out, "bare", "top1"),
         "bare_askable_files": float(sum(row["kind"] == "bare" for row in askable)),
         "first_prompt_seconds": first,
-        "bytes_a_file": float((table.rows.nbytes + table.scale.nbytes) / max(len(table), 1)),
+        "bytes_a_file": float(table.nbytes / max(len(table), 1)),
     }
     return {f"response_{name}": value for name, value in figures.items()}, out
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from autolora_core.encode.generic import GENERIC_PROMPTS
 from autolora_core.encode.set_encoder import MODULES, SetEncoder
-from autolora_core.encode.text_fed import space_of
+from autolora_core.encode.spaces import space_of
 from autolora_core.retrieve.words import content_stems
 from autolora_core.train.steps import joined
 from autolora_core.train.trainer import TextSide

@@ -28,7 +28,8 @@ from . import bridge_paths
 from .bar import Bar
 from .bridge_bank import down_layer
 from .bridge_loras import PREFIX, LoadedLora
-from .bridge_states import COMPILED, ModelStates, latent_shape, quiet_clone, run_once
+from .bridge_once import COMPILED, latent_shape, quiet_clone, run_once
+from .bridge_states import ModelStates
 
 VERSION = 2  # part of a router's key: raise it when routers would differ
 SIDE, PIXEL_SIDE = 32, 128  # of the latent the base runs on, where the network takes it

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..autolora_core.encode.text_fed import FAMILIES as FAMILIES_THAT_ANSWER
+from ..autolora_core.encode.spaces import FAMILIES as FAMILIES_THAT_ANSWER
 from ..autolora_core.library.index import Library
 from ..autolora_core.retrieve.selection import Pick, Selection
 from ..autolora_core.wording import shown

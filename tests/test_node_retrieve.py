@@ -123,7 +123,7 @@ def test_choose_family_says_why(comfy):
 class Asked:
     """Stands in for a live model and CLIP: one state, a fixed one a word, for every layer asked for."""
 
-    lasting = False
+    lasting, family, device = False, "emoji", "cpu"
 
     def __init__(self, model, clip):
         self.id, self.texts = f"{model} {clip}", []
@@ -134,7 +134,8 @@ class Asked:
         self.texts += texts
         counts = np.ones(len(texts), int)
         rows = np.stack([np.random.default_rng(abs(hash(text)) % 2**32).normal(size=256) for text in texts])
-        return pack_module("autolora_core.encode.response").TextStates(counts, {space: rows for space in spaces})
+        states = pack_module("autolora_core.encode.input_states").TextStates
+        yield states(counts, {space + mark: rows for space in spaces for mark in ("", "@image")})
 
 
 def test_model_and_clip_together_ask_the_loras(run, monkeypatch):

@@ -10,8 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from autolora_core.encode.factor_table import FactorTable
 from autolora_core.encode.generic import GENERIC_PROMPTS
-from autolora_core.encode.response import FactorTable, ResponseFactors, TextStates
+from autolora_core.encode.input_states import TextStates
+from autolora_core.encode.response_factors import ResponseFactors
 from autolora_core.encode.towers import LexicalTower
 from autolora_core.retrieve import responding
 from autolora_core.retrieve.explain import reason
@@ -38,12 +40,15 @@ def word_state(word: str, width: int = WIDTH) -> np.ndarray:
 class WordBase:
     """A base model whose text states are one fixed vector a word, and one of the same for every text."""
 
-    lasting = True
+    lasting, family, device = True, "emoji", "cpu"
 
     def __init__(self, name: str = "word base", width: int = WIDTH):
         self.id, self.width, self.asked = name, width, []
 
-    def record(self, texts, spaces, progress=None) -> TextStates:
+    def record(self, texts, spaces, progress=None):
+        yield self.states(texts, spaces)
+
+    def states(self, texts, spaces) -> TextStates:
         self.asked += texts
         rows = [[word_state(word, self.width) for word in ("<end>", *text.lower().split())] for text in texts]
         counts = np.array([len(own) for own in rows], int)
@@ -56,7 +61,7 @@ def factors(thing: str, width: int = WIDTH, spread: float = 0.25) -> ResponseFac
     direction = word_state(thing, width)
     rows = np.stack([direction / np.linalg.norm(direction), *np.random.default_rng(len(thing)).normal(size=(3, width))])
     rows[1:] *= spread / np.linalg.norm(rows[1:], axis=1, keepdims=True)
-    return ResponseFactors((SPACE,), (rows / np.linalg.norm(rows))[None].astype(np.float32))
+    return ResponseFactors({SPACE: (rows / np.linalg.norm(rows)).astype(np.float32)})
 
 
 def entry(thing: str, described: bool) -> ViewEntry:
@@ -128,11 +133,11 @@ def test_strangers_find_nothing(library, prompt):
 
 def test_silence_is_no_evidence(library):
     scorer = Scorer(library.held, LexicalTower(), None, None)
-    states = library.text_states(WordBase())
+    states = library.asking(WordBase())
     scorer.responder = Responder.measure(library, "emoji", scorer.entries, states)
     silent = [entry.hash for entry in scorer.entries].index(SILENT)
     assert scorer.answers.sum() == len(THINGS) and not scorer.answers[silent]
-    found = scorer.evidence(decompose("a yurt"), states=states)
+    found = scorer.evidence(decompose("a yurt"), asking=states)
     assert np.isnan(found.response[:, silent]).all() and np.isfinite(np.delete(found.response, silent, axis=1)).all()
     alone = scorer.evidence(decompose("a yurt"))
     assert np.isnan(alone.response).all()
@@ -141,21 +146,21 @@ def test_silence_is_no_evidence(library):
 
 def test_z_scores_are_those_of_the_formula(library):
     base = WordBase()
-    responder = Responder.measure(library, "emoji", library.held, library.text_states(base))
+    responder = Responder.measure(library, "emoji", library.held, library.asking(base))
     texts = [*GENERIC_PROMPTS, "a yurt"]
-    states = base.record(texts, [SPACE])
+    states = base.states(texts, [SPACE])
     tokens, owner = states.tokens[SPACE], np.repeat(np.arange(len(texts)), states.counts)
     mean = tokens[owner < len(GENERIC_PROMPTS)].mean(axis=0)
     for column, thing in enumerate(THINGS[:3]):
-        rows = factors(thing).rows[0].astype(np.float64)
+        rows = factors(thing).rows[SPACE].astype(np.float64)
         energy = np.square((tokens - mean) @ rows.T).sum(axis=1)
         logs = [
             np.log(energy[owner == i].sum() / np.square(tokens - mean)[owner == i].sum()) for i in range(len(texts))
         ]
         usual = np.array(logs[:-1])
         wanted = (logs[-1] - usual.mean()) / usual.std()
-        found = responder.z(["a yurt"], library.text_states(base))[0, column]
-        assert found == pytest.approx(wanted, abs=0.02), "int8 rows and float16 states"
+        found = responder.z(["a yurt"], library.asking(base))[0, column]
+        assert found == pytest.approx(wanted, abs=0.02), "int8 rows"
 
 
 def test_the_answer_does_not_depend_on_what_was_asked_before(library):
@@ -173,7 +178,7 @@ def test_the_answer_does_not_depend_on_what_was_asked_before(library):
 
 def test_a_library_calibrates_the_part_on_itself(library):
     scorer = Scorer(library.held, LexicalTower(), None, None)
-    states = library.text_states(WordBase())
+    states = library.asking(WordBase())
     scorer.responder = Responder.measure(library, "emoji", scorer.entries, states)
     calibrate(scorer, near_groups(scorer, []), False, True, states)
     assert scorer.response_model.examples[0] == len(DESCRIBED)
@@ -185,21 +190,37 @@ def test_a_library_calibrates_the_part_on_itself(library):
     lied.responder = Responder.measure(library, "emoji", lied.entries, states)
     calibrate(lied, near_groups(lied, []), False, True, states)
     assert lied.response_claim < 0.6
-    assert lied.response_evidence(np.array([[4.0]])) < scorer.response_evidence(np.array([[4.0]]))
+    assert lied.response_evidence(np.array([[9.0]])) < scorer.response_evidence(np.array([[9.0]]))
 
 
 def test_only_loras_of_the_connected_width_take_part(library):
-    narrow = FactorTable.of({thing: factors(thing, 16) for thing in THINGS[5:]})
-    wide = library.factors
-
-    class Mixed(MemoryView):
-        def responses(self, family, width=None):
-            return {None: wide, WIDTH: wide, 16: narrow}[width]
-
-    mixed = Mixed(library.held)
+    every = {thing: factors(thing, 16 if thing in THINGS[5:] else WIDTH) for thing in THINGS}
+    mixed = replace(library, factors=FactorTable.of(every))
     assert [pick.hash for pick in ask(mixed, "a yurt", WordBase("narrow", 16)).picks] == ["yurt"]
-    found = Responder.measure(mixed, "emoji", mixed.held, mixed.text_states(WordBase("narrow", 16)))
+    found = Responder.measure(mixed, "emoji", mixed.held, mixed.asking(WordBase("narrow", 16)))
     assert found.has.sum() == 5
+
+
+def test_a_style_is_asked_for_as_a_picture_in_it(library):
+    base = WordBase()
+    ask(library, "a yurt in samovar style", base)
+    assert {"yurt", "a picture in samovar style"} <= set(base.asked) and "samovar style" not in base.asked
+
+
+def test_names_that_say_nothing_do_not_make_the_others_less_sure(library):
+    """Of seven described files two are called what they do not show: the share of right ones falls, not their slope."""
+    honest, mixed = (Scorer(held, LexicalTower(), None, None) for held in (library.held, _with_odd_names(library)))
+    asking = library.asking(WordBase())
+    for scorer in (honest, mixed):
+        scorer.responder = Responder.measure(library, "emoji", scorer.entries, asking)
+        calibrate(scorer, near_groups(scorer, []), False, True, asking)
+    assert mixed.response_claim < honest.response_claim
+    assert mixed.response_model.slope[0] == pytest.approx(honest.response_model.slope[0], rel=0.1)
+
+
+def _with_odd_names(library: MemoryView) -> list[ViewEntry]:
+    odd = {THINGS[5]: "v2 final", THINGS[6]: "epoch ten"}
+    return [replace(one, text=ViewText(odd.get(one.hash, one.text.title))) for one in library.held]
 
 
 def test_a_base_that_none_can_be_asked_through_says_so(library):

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from zoo.budget import add_options, chosen
-from zoo.cache import write_atomic, write_npy, zoo_dir
+from zoo.cache import models_dir, write_atomic, write_npy, zoo_dir
 
 log = logging.getLogger("zoo.autoencoder")
 MINUTES = 15.0
@@ -134,8 +134,9 @@ class Autoencoder(nn.Module):
 
     @classmethod
     def load(cls, path: Path | None = None) -> Autoencoder:
-        """Read a saved autoencoder (default: the zoo's) for inference, float32, on the CPU."""
-        state = load_file(str(path or default_path()))
+        """Read a saved autoencoder for inference, float32, on the CPU; default: the one trained here, else the shipped."""
+        path = path or (default_path() if default_path().exists() else models_dir() / "emoji_vae.safetensors")
+        state = load_file(str(path))
         model = cls()
         model.load_state_dict({k: v.float() for k, v in state.items() if not k.startswith("vae_")})
         return model.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -232,6 +233,7 @@ def precompute_latents(processes: int = 2) -> None:
     from zoo.pictures import Pictures
 
     n = len(Pictures.load().rows)
+    log.info("latents of %d pictures: a few minutes", n)
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         z = np.concatenate(list(pool.imap(_encode_rows, [(s.start, s.stop) for s in _batches(n, 256)])))
     write_npy(zoo_dir() / "latents.npy", z)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autolora_core.encode.response import TextStates
+from autolora_core.encode.input_states import TextStates
 from zoo.mmdit import MMDiT
 from zoo.multi_lora import target_layers
 from zoo.text_bank import encode, tower

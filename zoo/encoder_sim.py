@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from autolora_core.encode.response import leading_rows
+from autolora_core.encode.response_factors import leading_rows
 from autolora_core.retrieve.words import content_stems
 from zoo.base_probe import SPACES
 from zoo.captions import subject_name, with_article

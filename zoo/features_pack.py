@@ -25,9 +25,9 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
+from autolora_core.encode.factor_table import quantised
 from autolora_core.encode.features import size_for
 from autolora_core.encode.generic import GENERIC_PROMPTS
-from autolora_core.encode.response import quantised
 from autolora_core.retrieve.words import content_stems
 from zoo.base_probe import SPACES, BaseProbe
 from zoo.cache import REPO, write_atomic, write_json, write_npy, zoo_dir

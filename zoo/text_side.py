@@ -15,8 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from autolora_core.encode.factor_table import FactorTable, quantised
 from autolora_core.encode.generic import GENERIC_PROMPTS
-from autolora_core.encode.response import FactorTable, TextStates, quantised, response
+from autolora_core.encode.input_states import TextStates, UsualStates
+from autolora_core.encode.response import response
 from autolora_core.errors import AutoLoRAError
 from zoo.base_probe import SPACES, BaseProbe
 from zoo.cache import write_atomic, zoo_dir
@@ -130,15 +132,15 @@ def factor_table(rows: np.ndarray) -> FactorTable:
     """``σ_k v_kᵀ`` (n, spaces, r, d) as the response score wants them; all-zero spaces are absent."""
     files = {}
     for i, own in enumerate(rows):
-        there = [s for s in range(len(SPACES)) if own[s].any()]
-        files[str(i)] = (tuple(SPACES[s] for s in there), *quantised(own[there]))
+        files[str(i)] = {name: quantised(own[s]) for s, name in enumerate(SPACES) if own[s].any()}
     return FactorTable.packed(files)
 
 
 def response_scores(table: FactorTable, texts: Texts) -> np.ndarray:
-    """(texts, n): the training-free response; NaN for a LoRA that changes no text-fed layer."""
-    generic = texts.states.part(texts.rows(GENERIC_PROMPTS))
-    return response(table, texts.states, generic.mean()).T
+    """(texts, n): the training-free response; NaN for a LoRA that changes no text-side layer."""
+    usual = UsualStates()
+    usual.add(texts.states.part(texts.rows(GENERIC_PROMPTS)))
+    return response(table, texts.states, usual.means()).T
 
 
 def draw_scores(pack: Pack, texts: Texts) -> np.ndarray:

@@ -4,7 +4,7 @@
     encoder-<encoder id>.safetensors   the fitted encoders (see fit.py)
     vectors-<encoder id>.faiss         a cache of one encoder's vectors (see vectors.py)
     texts.sqlite                       a cache of text vectors (see texts.py)
-    states.sqlite                      a cache of base models' text states (see states.py)
+    answers.sqlite                     a cache of what LoRAs answer inside a base model (see answers.py)
     writer.lock                        one writer at a time (see locks.py)
 
 Everything is incremental; LoRA folders are only read. :class:`Library` is a ``retrieve.view.LibraryView``.
@@ -20,14 +20,16 @@ from pathlib import Path
 import numpy as np
 
 from ..encode.encoder import WeightEncoder
+from ..encode.factor_table import FactorTable
 from ..encode.features import ModuleFeatures
-from ..encode.response import FactorTable
 from ..encode.text_cache import CachedTower
 from ..encode.threads import one_thread
 from ..encode.towers import TextTower
 from ..errors import AutoLoRAError, LibraryError
 from ..lora.file import LoraFile
 from . import duplicates, encoders, fit, pairs
+from .answer_store import AnswerStore
+from .answers import CachedAnswers, StateSource, shared_memory
 from .content import Content, modules_of, read_entries
 from .duplicates import Pair
 from .entries import Entry, ScanReport
@@ -36,7 +38,6 @@ from .locks import writer_lock
 from .responses import answered, compute_response, has_response, held_responses, response_id
 from .scan import Progress, Scanner
 from .sketches import ENCODABLE_KINDS, compute_sketch, read_sketches, sketch_id, sketched
-from .states import CachedStates, StateSource, StateStore, shared_memory
 from .store import Store, sweep
 from .texts import TextStore
 from .unencoded import why_not_encoded
@@ -59,7 +60,7 @@ class Library:
     def __init__(self, store: Store, scope: Scope | None = None, wait: float = 30.0):
         self.store, self.scope, self.wait = store, scope, wait
         self._texts: TextStore | None = None
-        self._states: StateStore | None = None
+        self._answers: AnswerStore | None = None
 
     @classmethod
     def open(cls, folder: str | os.PathLike, *, wait: float = 30.0) -> Library:
@@ -114,15 +115,15 @@ class Library:
             self._texts = TextStore(self.folder)
         return CachedTower(tower.tower if isinstance(tower, CachedTower) else tower, self._texts)
 
-    def text_states(self, base: StateSource) -> CachedStates:
-        """``base`` with this library's own store of text states behind it."""
-        if self._states is None:
-            self._states = StateStore(self.folder)
-        return CachedStates(base, self._states, shared_memory(base.id))
+    def asking(self, base: StateSource) -> CachedAnswers:
+        """``base`` with this library's own store of answers behind it."""
+        if self._answers is None:
+            self._answers = AnswerStore(self.folder)
+        return CachedAnswers(base, self._answers, shared_memory(base.id))
 
     def close(self) -> None:
         self.store.close()
-        for cache in (self._texts, self._states):
+        for cache in (self._texts, self._answers):
             if cache is not None:
                 cache.close()
 
@@ -238,10 +239,10 @@ class Library:
         hashes = sorted({entry.hash for entry in self.entries(family) if entry.hash})
         return read_sketches(self.store.db, hashes, family)
 
-    def responses(self, family: str, width: int | None = None) -> FactorTable:
-        """What the present files of one family do to text, by hash; ``width`` is that of the base's text states."""
+    def responses(self, family: str) -> FactorTable:
+        """What the present files of one family do to prompts, by hash."""
         hashes = tuple(sorted({entry.hash for entry in self.entries(family) if entry.hash}))
-        return held_responses(self.store.db, (str(self.folder), self.generation), hashes, family, width)
+        return held_responses(self.store.db, (str(self.folder), self.generation), hashes, family)
 
     def encoder(self, family: str, tower_id: str | None = None) -> WeightEncoder | None:
         """The encoder fitted for a family and text tower (any tower when None), or None."""

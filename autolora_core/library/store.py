@@ -20,7 +20,7 @@ from ..errors import LibraryError, LibraryVersionError
 
 log = logging.getLogger(__name__)
 DATABASE_NAME = "library.sqlite"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -55,11 +55,13 @@ CREATE TABLE pairs (
 
 # What a library of an older version lacks, by the version that brought it; a new one gets them all.
 _ADDED = {
-    2: """
--- what a content does to text (see responses.py): int8 rows of (spaces, depth, width), their float32 scale
+    # 2 had these in another form; whatever it held is read from the files again.
+    3: """
+DROP TABLE IF EXISTS responses;
+-- what a content does to prompts (see responses.py): per space its name and shape, int8 rows, their float32 scale
 CREATE TABLE responses (
-    hash TEXT NOT NULL, response_id TEXT NOT NULL, spaces TEXT NOT NULL, depth INTEGER NOT NULL, width INTEGER NOT NULL,
-    rows BLOB NOT NULL, scale BLOB NOT NULL, problem TEXT, date TEXT NOT NULL, PRIMARY KEY (hash, response_id));
+    hash TEXT NOT NULL, response_id TEXT NOT NULL, spaces TEXT NOT NULL, rows BLOB NOT NULL, scale BLOB NOT NULL,
+    problem TEXT, date TEXT NOT NULL, PRIMARY KEY (hash, response_id));
 """,
 }
 

@@ -15,7 +15,7 @@ from ..encode.generic import GENERIC_PROMPTS
 from ..encode.text_cache import CachedTower
 from ..encode.threads import one_thread
 from ..encode.towers import TextTower
-from ..library.states import CachedStates
+from ..library.answers import CachedAnswers
 from ..wording import counted, listed
 from .candidates import candidates, is_for
 from .neighbours import Neighbourhood
@@ -58,14 +58,14 @@ def prepare(
     use_weights: bool = True,
     use_text: bool = True,
     progress: Progress | None = None,
-    states: CachedStates | None = None,
+    asking: CachedAnswers | None = None,
 ) -> Prepared:
     """Make a family ready, or take it from the cache when nothing it depends on has changed.
 
-    With ``states`` of the base model the LoRAs are asked through it, too.
+    With ``asking`` a base model the LoRAs are asked through it, too.
     """
     encoder = view.encoder(family, tower.id)
-    base = states.id if states is not None else None
+    base = asking.id if asking is not None else None
     state = [view.handle, family, tower.id, encoder.id if encoder else None, use_weights, use_text, base]
     key = json.dumps(state, sort_keys=True, default=str) if view.handle else None
     with _cache_lock:
@@ -74,7 +74,7 @@ def prepare(
             return _cache[key]
     store = view.text_tower(tower)
     _encode_words(store, candidates(view, family), _portion(progress, *WORDS))
-    prepared = _prepare_cold(view, family, store, encoder, use_weights, use_text, states, progress)
+    prepared = _prepare_cold(view, family, store, encoder, use_weights, use_text, asking, progress)
     if key is not None:
         with _cache_lock:
             _cache[key] = prepared
@@ -84,7 +84,7 @@ def prepare(
 
 
 def _prepare_cold(
-    view, family, store: CachedTower, encoder: WeightEncoder | None, use_weights, use_text, states, progress
+    view, family, store: CachedTower, encoder: WeightEncoder | None, use_weights, use_text, asking, progress
 ) -> Prepared:
     notes = []
     if use_weights and encoder is None:
@@ -100,10 +100,10 @@ def _prepare_cold(
     if use_weights:
         grid = view.grid(family, _ticking(_portion(progress, *COMPARING)))
         near = Neighbourhood(scorer.entries, scorer.phrases, grid)
-    if states is not None:
-        scorer.responder = Responder.measure(view, family, scorer.entries, states, _portion(progress, *ASKING))
+    if asking is not None:
+        scorer.responder = Responder.measure(view, family, scorer.entries, asking, _portion(progress, *ASKING))
         notes.append(_asked_note(scorer))
-    calibration = calibrate(scorer, groups, weights, use_text, states, _portion(progress, *CALIBRATING))
+    calibration = calibrate(scorer, groups, weights, use_text, asking, _portion(progress, *CALIBRATING))
     if weights:
         share = f"{scorer.weight_claim:.0%}"
         notes.append(f"Weights count for at most {share}: so often they put the right LoRA first without its words.")
@@ -141,7 +141,7 @@ def _unencoded_note(view: LibraryView, family: str) -> list[str]:
 def _asked_note(scorer: Scorer) -> str:
     count = int(scorer.answers.sum())
     if not count:
-        return "The LoRAs could not be asked through the model: none changes a layer of it that reads text."
+        return "The LoRAs could not be asked through the model: none changes a layer of it that a prompt reaches."
     return f"Asked through the model and the CLIP: {count} of {counted(len(scorer.entries), 'LoRA')}."
 
 

@@ -1,4 +1,4 @@
-"""What the LoRAs of a library answer to a phrase, asked of a live base model: the score's part ``response``.
+"""What the LoRAs of a library answer to a phrase inside a live base model: the score's part ``response``.
 
 Nothing is learned and no LoRA needs a description (:mod:`..encode.response`). What a LoRA answers to the generic
 prompts is its own ruler; a phrase's z-score on it becomes a probability by a logistic that starts as stated and is
@@ -13,16 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..encode.calibrate import Logistic, Ruler
+from ..encode.factor_table import FactorTable
 from ..encode.generic import GENERIC_PROMPTS
-from ..encode.response import FactorTable, response
-from ..library.states import CachedStates
+from ..library.answers import CachedAnswers
 from .view import EntryLike, LibraryView
 
 # On the z-score, one LoRA against one stranger, as if it were normal around 0 for strangers and above 4 for the right
 # LoRA, with a longer tail than that: phrases near its subject move it too.
 RESPONSE_PRIOR = Logistic(-7.0, np.array([3.0]))
 DEVIATION_FLOOR = 1e-3
-# A phrase costs a pass of the text encoder and of the first blocks; of a very long prompt the whole phrases come first.
+# A phrase costs a run of the text encoder and of the base; of a very long prompt the whole phrases come first.
 MAX_PHRASES = 64
 Progress = Callable[[int, int, str], None]
 
@@ -31,11 +31,10 @@ Progress = Callable[[int, int, str], None]
 class Responder:
     """A family's LoRAs measured on a base model; the model itself is not held, so that it can be unloaded.
 
-    ``rows`` (N,) is each LoRA's row of ``table``, −1 where it has none; ``mean`` is what is taken off every state.
+    ``rows`` (N,) is each LoRA's row of ``table``, −1 where it has none.
     """
 
     table: FactorTable
-    mean: dict[str, np.ndarray]
     ruler: Ruler
     rows: np.ndarray
 
@@ -45,43 +44,34 @@ class Responder:
         view: LibraryView,
         family: str,
         entries: Sequence[EntryLike],
-        states: CachedStates,
+        base: CachedAnswers,
         progress: Progress | None = None,
     ) -> Responder | None:
-        """Ask the base for the generic prompts and measure every LoRA on them; None when no LoRA fits this base.
+        """Ask for the generic prompts and measure every LoRA on them; None when no LoRA fits this base.
 
-        One family may have bases of several widths (SD3 medium and large): only LoRAs of this one's width take part.
+        One family may have bases of several widths (SD3 medium and large): LoRAs of another width have no answer.
         """
         table = view.responses(family)
-        generic = states.states(GENERIC_PROMPTS, table.spaces, True, progress)
-        widths = {tokens.shape[1] for tokens in generic.tokens.values()}
-        if widths and table.rows.shape[3] not in widths:
-            table = view.responses(family, next(iter(widths)))
-            generic = states.states(GENERIC_PROMPTS, table.spaces, True, progress)
-        mean = generic.mean()
-        usual = response(table, generic, mean).astype(np.float64)
+        usual = base.answers(table, GENERIC_PROMPTS, True, progress).astype(np.float64)
         row_of = {digest: row for row, digest in enumerate(table.hashes) if np.isfinite(usual[row]).all()}
         rows = np.array([row_of.get(entry.hash, -1) for entry in entries], int)
         if not (rows >= 0).any():
             return None
         # Mean and deviation rather than the robust ruler of the other parts: on the demo LoRAs they find more.
         usual = np.nan_to_num(usual)
-        return cls(table, mean, Ruler(usual.mean(axis=1), np.maximum(usual.std(axis=1), DEVIATION_FLOOR)), rows)
+        return cls(table, Ruler(usual.mean(axis=1), np.maximum(usual.std(axis=1), DEVIATION_FLOOR)), rows)
 
     @property
     def has(self) -> np.ndarray:
-        """(N,) bool: which LoRAs change layers that read text in this base."""
+        """(N,) bool: which LoRAs change layers of this base that a prompt reaches."""
         return self.rows >= 0
 
     def z(
-        self, texts: Sequence[str], states: CachedStates, keep: bool = False, progress: Progress | None = None
+        self, texts: Sequence[str], base: CachedAnswers, keep: bool = False, progress: Progress | None = None
     ) -> np.ndarray:
         """z-scores (texts, N) float64; NaN for LoRAs that have no response. ``keep`` texts are stored on disk."""
-        unique = list(dict.fromkeys(texts))
-        asked = states.states(unique, self.table.spaces, keep, progress)
-        found = self.ruler.z(response(self.table, asked, self.mean).astype(np.float64)).T
-        at = {text: row for row, text in enumerate(unique)}
-        return np.where(self.has[None], found[[at[text] for text in texts]][:, self.rows], np.nan)
+        found = self.ruler.z(base.answers(self.table, texts, keep, progress).astype(np.float64)).T
+        return np.where(self.has[None], found[:, self.rows], np.nan)
 
 
 def either(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..encode.threads import one_thread
 from ..encode.towers import TextTower, default_tower
 from ..errors import SelectionError
-from ..library.states import StateSource
+from ..library.answers import StateSource
 from ..wording import listed
 from . import explain
 from .candidates import USABLE_KINDS, is_for, is_for_shared_encoders
@@ -55,12 +55,12 @@ def retrieve(
     _check(top_k, threshold, strength)
     everything = list(library.entries())
     family, notes = _family(everything, family)
-    states = library.text_states(base) if base is not None and use_weights else None
-    prepared = prepare(library, family, tower or default_tower(), use_weights, use_text, progress, states)
+    asking = library.asking(base) if base is not None and use_weights else None
+    prepared = prepare(library, family, tower or default_tower(), use_weights, use_text, progress, asking)
     scorer = prepared.scorer
     taken, shut, said = read_wishes(scorer.entries, everything, family, pinned, banned, strength)
     spans = decompose(prompt)
-    evidence = scorer.evidence(spans, prepared.use_weights, prepared.use_text, states, progress)
+    evidence = scorer.evidence(spans, prepared.use_weights, prepared.use_text, asking, progress)
     chosen = choose(
         scorer, spans, evidence, prepared.calibration, prepared.groups,
         top_k=max(0, top_k - len(taken)), threshold=threshold, taken=[lora for lora, _ in taken], banned=shut,

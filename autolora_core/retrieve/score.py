@@ -29,11 +29,11 @@ from ..encode.encoder import WeightEncoder
 from ..encode.generic import GENERIC_MANNERS, GENERIC_PROMPTS, GENERIC_SUBJECTS
 from ..encode.text_cache import CachedTower, cached
 from ..encode.towers import LexicalTower, TextTower
-from ..library.states import CachedStates
+from ..library.answers import CachedAnswers
 from .lexicon import Lexicon, Phrase
 from .odds import UNKNOWN_HIT_RATE, bounded, combine, hit_rate, weight_prior
 from .responding import MAX_PHRASES, RESPONSE_PRIOR, Progress, Responder, either
-from .spans import Span
+from .spans import Span, as_picture
 from .view import EntryLike, VectorsLike
 from .words import MANNERS, content_stems, words_of
 
@@ -160,10 +160,10 @@ class Scorer:
         spans: Sequence[Span],
         use_weights: bool = True,
         use_text: bool = True,
-        states: CachedStates | None = None,
+        asking: CachedAnswers | None = None,
         progress: Progress | None = None,
     ) -> Evidence:
-        """Score every span against every LoRA; ``states`` are the base model's, for the responder."""
+        """Score every span against every LoRA; ``asking`` is for the responder."""
         if len(self._asking.store) > MAX_REMEMBERED:
             self._asking.store.clear()
         asked = self._asking.encode([span.text for span in spans])
@@ -174,16 +174,17 @@ class Scorer:
         else:
             text = lexical = np.full(weights.shape, np.nan)
             phrase = np.full(weights.shape, -1)
-        response = self._responses(spans, states, progress)
+        response = self._responses(spans, asking, progress)
         logit = combine(either(weights, response), text, lexical) + self._adjustment(spans)
         return Evidence(weights, text, lexical, response, logit, phrase)
 
-    def _responses(self, spans: Sequence[Span], states: CachedStates | None, progress: Progress | None) -> np.ndarray:
+    def _responses(self, spans: Sequence[Span], asking: CachedAnswers | None, progress: Progress | None) -> np.ndarray:
         """(S, N), NaN where absent. Of very many spans those that leave out the most words are not asked."""
         found = np.full((len(spans), len(self.entries)), np.nan)
         first = sorted(range(len(spans)), key=lambda i: (spans[i].headless, spans[i].partial, i))[:MAX_PHRASES]
-        if self.responder is not None and states is not None and first:
-            z = self.responder.z([spans[i].text for i in first], states, progress=progress)
+        if self.responder is not None and asking is not None and first:
+            texts = [as_picture(spans[i].text) if spans[i].hint == "style" else spans[i].text for i in first]
+            z = self.responder.z(texts, asking, progress=progress)
             found[first] = self.response_evidence(z)
         return found
 

@@ -56,6 +56,17 @@ class Span:
     stems: frozenset[str] = frozenset()
 
 
+def as_picture(words: str) -> str:
+    """How a base model is asked for a manner of drawing: LoRAs answer a picture in that manner more than its bare
+    name (on the shipped styles half a deviation to one and a half)."""
+    return f"a picture in {words}" if says_style(words) else f"a picture in {words} style"
+
+
+def says_style(words: str) -> bool:
+    """Whether a phrase calls itself a style."""
+    return words.split()[-1:] != [] and words.split()[-1].lower() in _STYLE_WORDS
+
+
 def tokenise(prompt: str) -> list[Token]:
     """Words of a prompt without weights, brackets and ``<lora:…>`` marks."""
     text = _NOISE.sub(" ", _LITERAL.sub(r"\1", prompt))

@@ -14,11 +14,12 @@ import numpy as np
 
 from ..encode.calibrate import NoneFits, Ruler, fit_logistic
 from ..encode.generic import GENERIC_PROMPTS
+from ..library.answers import CachedAnswers
 from ..library.linked import linked_groups
-from ..library.states import CachedStates
 from .odds import MAX_LOGIT, WEIGHT_PRIOR, among, combine, hit_rate
 from .responding import RESPONSE_PRIOR, Progress, either
 from .score import Scorer
+from .spans import as_picture, says_style
 
 MAX_OWN_PROMPTS = 200
 BLOCK = 32
@@ -54,7 +55,7 @@ def calibrate(
     groups: np.ndarray,
     use_weights: bool,
     use_text: bool,
-    states: CachedStates | None = None,
+    asking: CachedAnswers | None = None,
     progress: Progress | None = None,
 ) -> Calibration:
     """Fit the weights and response parts of ``scorer`` (in place) and :class:`NoneFits` on the library itself."""
@@ -63,7 +64,7 @@ def calibrate(
     same = groups[None] == groups[owners][:, None] if len(owners) else np.zeros((0, len(groups)), bool)
     if use_weights and len(owners):
         _calibrate_weights(scorer, asked, owners, same)
-    own_z, generic_z = (_answers(scorer, prompts, states, progress) for prompts in (texts, GENERIC_PROMPTS))
+    own_z, generic_z = (_answers(scorer, prompts, asking, progress) for prompts in (texts, GENERIC_PROMPTS))
     if scorer.responder is not None:
         _calibrate_response(scorer, own_z, owners, same)
     generic = _Parts.of(
@@ -170,23 +171,27 @@ def _calibrate_weights(scorer: Scorer, asked: np.ndarray, owners: np.ndarray, sa
 
 
 def _answers(
-    scorer: Scorer, texts: Sequence[str], states: CachedStates | None, progress: Progress | None
+    scorer: Scorer, texts: Sequence[str], asking: CachedAnswers | None, progress: Progress | None
 ) -> np.ndarray:
     """(texts, N) z-scores of the responses; the library's own texts are stored."""
-    if scorer.responder is None or states is None or not len(texts):
+    if scorer.responder is None or asking is None or not len(texts):
         return np.full((len(texts), len(scorer.entries)), np.nan)
-    return scorer.responder.z(texts, states, True, progress)
+    return scorer.responder.z([as_picture(t) if says_style(t) else t for t in texts], asking, True, progress)
 
 
 def _calibrate_response(scorer: Scorer, z: np.ndarray, owners: np.ndarray, same: np.ndarray) -> None:
-    """As the weights part; nothing was fitted on these files, so how often they come first says it all."""
-    own = z[np.arange(len(owners)), owners]
-    rows = np.flatnonzero(np.isfinite(own))
-    model = fit_logistic(own[rows, None], z[~same & np.isfinite(z)][:, None], RESPONSE_PRIOR)
-    scorer.response_model = among(model, int(scorer.answers.sum()))
+    """As the weights part; nothing was fitted on these files, so how often they come first says it all.
+
+    The claim is about whether a LoRA answers its own words at all: many names say nothing of what a file shows. How
+    surely it does when it does is learnt from those that come first alone.
+    """
+    rows = np.flatnonzero(np.isfinite(z[np.arange(len(owners)), owners]))
     first = np.where(np.isfinite(z[rows]), z[rows], -np.inf).argmax(axis=1)
-    right = int(same[rows, first].sum())
-    scorer.response_claim = (right + PRIOR_RIGHT) / (len(rows) + PRIOR_ASKS)
+    right = same[rows, first]
+    own = z[rows[right], owners[rows[right]], None]
+    model = fit_logistic(own, z[~same & np.isfinite(z)][:, None], RESPONSE_PRIOR)
+    scorer.response_model = among(model, int(scorer.answers.sum()))
+    scorer.response_claim = (int(right.sum()) + PRIOR_RIGHT) / (len(rows) + PRIOR_ASKS)
 
 
 def _variants(words: np.ndarray, owners: np.ndarray, scorer: Scorer, use_weights: bool) -> list[np.ndarray]:

@@ -9,11 +9,11 @@ from typing import Protocol
 import numpy as np
 
 from ..encode.encoder import WeightEncoder
-from ..encode.response import FactorTable
+from ..encode.factor_table import FactorTable
 from ..encode.text_cache import CachedTower, cached
 from ..encode.towers import TextTower
+from ..library.answers import CachedAnswers, StateSource
 from ..library.grid import WIDTH, Grid
-from ..library.states import CachedStates, StateSource
 
 
 class TextLike(Protocol):
@@ -80,12 +80,12 @@ class LibraryView(Protocol):
         """``tower`` with this library's own store of text vectors behind it."""
         ...
 
-    def responses(self, family: str, width: int | None = None) -> FactorTable:
-        """What the files of a family do to text states of ``width`` (the commonest one when None)."""
+    def responses(self, family: str) -> FactorTable:
+        """What the files of a family do to prompts."""
         ...
 
-    def text_states(self, base: StateSource) -> CachedStates:
-        """``base`` with this library's own store of text states behind it."""
+    def asking(self, base: StateSource) -> CachedAnswers:
+        """``base`` with this library's own store of answers behind it."""
         ...
 
 
@@ -132,6 +132,7 @@ class MemoryView:
     factors: FactorTable = field(default_factory=lambda: FactorTable.packed({}))
     grids: dict[str, Grid] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)  # hash → why its weights are not encoded
+    remembered: dict[str, dict] = field(default_factory=dict)  # base → what it answered
 
     def entries(self, family: str | None = None, include_missing: bool = False) -> Sequence[EntryLike]:
         """See :class:`LibraryView`."""
@@ -162,10 +163,10 @@ class MemoryView:
         """See :class:`LibraryView`."""
         return cached(tower)
 
-    def responses(self, family: str, width: int | None = None) -> FactorTable:
+    def responses(self, family: str) -> FactorTable:
         """See :class:`LibraryView`."""
-        return self.factors if width in (None, self.factors.rows.shape[3]) else FactorTable.packed({})
+        return self.factors
 
-    def text_states(self, base: StateSource) -> CachedStates:
+    def asking(self, base: StateSource) -> CachedAnswers:
         """See :class:`LibraryView`."""
-        return CachedStates(base)
+        return CachedAnswers(base, memory=self.remembered.setdefault(base.id, {}))

@@ -1,0 +1,109 @@
+"""What of a LoRA file its response (:mod:`.response`) is reckoned from: a few rows of every space it changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .canonical import factors, has_linear_part
+from .sketch import leading_factors
+from .spaces import CONTEXT, Space, space_of
+
+if TYPE_CHECKING:
+    from ..lora.adapters import Update
+
+# Part of every stored id: raise it when the numbers of `response_factors` change.
+RESPONSE_VERSION = 2
+# One byte a number: what one file may take. On the demo LoRAs four rows a space find what more of them find, and more
+# spaces find more; only a text input that the whole of a UNet shares is worth many rows, and at most half of the bytes.
+MAX_BYTES, ROWS, FEW_ROWS, SHARED_ROWS = 64_000, 4, 3, 48
+# Matrices up to this size on the shorter side are decomposed exactly; of larger stacks the leading rows are found.
+EXACT_SIDE, POWER_STEPS = 512, 6
+
+
+@dataclass(frozen=True)
+class ResponseFactors:
+    """``rows[space]`` (r, d) float32: the leading rows ``σ_k v_kᵀ`` of R there, in order of preference."""
+
+    rows: Mapping[str, np.ndarray]
+
+
+def kept(widths: Mapping[Space, int]) -> dict[Space, int]:
+    """Which of a file's spaces, with inputs that wide, it keeps and how many rows of each: at most :data:`MAX_BYTES`.
+
+    Spaces are taken in order until the next one does not fit. The demo base's 29 take four rows each; of FLUX it is
+    three rows of seven.
+    """
+    ordered = sorted(widths, key=lambda space: space.order)
+    wanted = {space: min(SHARED_ROWS, MAX_BYTES // 2 // widths[space]) for space in ordered if space.name == CONTEXT}
+    wanted = {space: wanted.get(space, ROWS) for space in ordered}
+    if sum(rows * widths[space] for space, rows in wanted.items()) > MAX_BYTES:
+        wanted = {space: rows if space.name == CONTEXT else FEW_ROWS for space, rows in wanted.items()}
+    chosen: dict[Space, int] = {}
+    left = MAX_BYTES
+    for space, rows in wanted.items():
+        left -= rows * widths[space]
+        if left < 0:
+            break
+        chosen[space] = rows
+    return chosen
+
+
+def response_factors(updates: Iterable[Update], family: str) -> ResponseFactors | None:
+    """What a file (``LoraFile.updates()``) is kept as, or None when no prompt reaches what it changes.
+
+    Exactly invariant, to rounding, to another factorisation of the same ΔW, to its sign and to its scale.
+    """
+    stacks: dict[Space, list[Tensor]] = {}
+    for update in updates:
+        space = space_of(family, update.module.partition("[")[0])
+        if space is not None and has_linear_part(update):
+            rows = input_rows(update)
+            if torch.isfinite(rows).all():
+                stacks.setdefault(space, []).append(rows)
+    found = {space: torch.cat(rows) for space, rows in stacks.items() if any(part.any() for part in rows)}
+    chosen = kept({space: rows.shape[1] for space, rows in found.items()})
+    if not chosen:
+        return None
+    return ResponseFactors(
+        {space.name: leading_rows(found[space], most).float().numpy() for space, most in chosen.items()}
+    )
+
+
+def input_rows(update: Update) -> Tensor:
+    """(r, in) float64 with ``rowsᵀ rows = ΔWᵀ ΔW``: what ‖ΔW x‖ needs, without the outputs.
+
+    A dense update of more than 32 rows and columns is read through its leading directions.
+    """
+    up, down = leading_factors(update.dense) if update.dense is not None else factors(update)
+    return torch.linalg.qr(up, mode="r").R @ down
+
+
+def leading_rows(matrix: Tensor, count: int) -> Tensor:
+    """The leading ``count`` rows ``σ_k v_kᵀ`` of ``matrix / ‖matrix‖_F``, (≤ count, in) float64, largest first.
+
+    Exact SVD, or for a large stack subspace iteration from fixed signs (Halko, Martinsson and Tropp, arXiv 0909.4061,
+    algorithm 4.4): both are functions of ``matrixᵀ matrix`` alone.
+    """
+    matrix = matrix / torch.linalg.matrix_norm(matrix)
+    if min(matrix.shape) > EXACT_SIDE:
+        matrix = _reduced(matrix, min(2 * count + 8, min(matrix.shape)))
+    _, sigma, vt = torch.linalg.svd(matrix, full_matrices=False)
+    keep = min(count, int((sigma > 1e-9 * sigma[0]).sum()))
+    rows = sigma[:keep, None] * vt[:keep]
+    # Singular vectors come in either sign: the largest entry is made positive.
+    return rows * torch.sign(rows.gather(1, rows.abs().argmax(dim=1, keepdim=True)))
+
+
+def _reduced(matrix: Tensor, width: int) -> Tensor:
+    """(width, in): ``matrix`` seen in the subspace of inputs that it stretches most."""
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.randn(matrix.shape[1], width, generator=generator, dtype=torch.float64)
+    for _ in range(POWER_STEPS):
+        basis, _ = torch.linalg.qr(matrix.T @ (matrix @ basis))
+    return torch.linalg.qr(matrix @ basis, mode="r").R @ basis.T

@@ -1,0 +1,95 @@
+"""The phrases of a prompt in the words in which captions say them: "an otter", not "otter"; "pixel art style", not
+"pixel art".
+
+A LoRA answers loudest to the very form it was trained on, so the form decides how well its answer can be told from
+those of strangers. Grammar alone: a determiner opens a noun phrase, which goes on over "of", "with", "over" until the
+next determiner ("a notebook with decorative cover" | "on our invitation card"), a comma, or a manner.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from .spans import Token, _by_manner, _meaning, _phrases, tokenise
+from .words import MANNERS, stem
+
+DETERMINERS = frozenset("a an the this that these those some my your his her its our their".split())
+JOINING = frozenset("of with without over under".split())
+# Words of asking: never part of what is asked for when they come first.
+ASKING = frozenset(
+    """please show give make draw paint create generate need want like could can would will should must say see think
+    imagine get let""".split()
+)
+_COMPOUND = re.compile(r"[^\W_]+(?:-[^\W_]+)+")
+
+
+@dataclass(frozen=True)
+class Form:
+    """``text`` to ask the LoRAs for, its ``role`` by grammar, the indices of its meaningful ``words``."""
+
+    text: str
+    role: Literal["style", "subject"]
+    words: frozenset[int]
+
+
+def caption_forms(prompt: str) -> list[Form]:
+    """Every phrase of ``prompt`` once, as captions would say it, in the order of the prompt."""
+    glued: dict[str, str] = {}
+    tokens = tokenise(_COMPOUND.sub(lambda found: _glue(found.group(), glued), prompt))
+    pieces = [piece for phrase in _phrases(tokens) for piece in _by_manner(tokens, *phrase)]
+    found: dict[str, Form] = {}
+
+    def offer(start: int, stop: int, role: Literal["style", "subject"]) -> None:
+        text = " ".join(glued.get(token.text, token.text) for token in tokens[start:stop])
+        text = f"{text} style" if role == "style" else text
+        found.setdefault(text, Form(text, role, _meaning(tokens, start, stop)))
+
+    for start, stop, hint in pieces:
+        if hint == "style":
+            offer(start, stop, "style")
+    for start, stop in _noun_phrases(tokens, [piece[:2] for piece in pieces if piece[2] != "style"]):
+        offer(start, stop, "subject")
+    return sorted((form for form in found.values() if form.words), key=lambda form: (min(form.words), form.text))
+
+
+def _glue(compound: str, glued: dict[str, str]) -> str:
+    """"washed-out" is one word, though "out" alone would end a phrase; manners ("black-and-white") are known apart."""
+    if " ".join(stem(word) for word in compound.lower().split("-")) in MANNERS:
+        return compound
+    whole = compound.replace("-", "'")  # an apostrophe joins a word
+    glued[whole.lower()] = compound.lower()
+    return whole
+
+
+def _noun_phrases(tokens: list[Token], matter: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """[start, stop) of noun phrases with their determiner."""
+    matter = [(_asked(tokens, *piece), piece[1]) for piece in matter]
+    matter = [piece for piece in matter if piece[0] < piece[1]]
+    while matter:
+        start, stop = matter.pop(0)
+        joined = False
+        while matter and (link := _link(tokens, stop, matter[0][0])) and (joined or link != "and"):
+            stop, joined = matter.pop(0)[1], True
+        before = tokens[start - 1] if start else None
+        opened = before is not None and before.text in DETERMINERS and before.clause == tokens[start].clause
+        yield start - opened, stop
+
+
+def _asked(tokens: list[Token], start: int, stop: int) -> int:
+    """Where a phrase begins without the words of asking."""
+    while start < stop and tokens[start].text in ASKING:
+        start += 1
+    return start
+
+
+def _link(tokens: list[Token], stop: int, start: int) -> str:
+    """The word that keeps two neighbouring phrases together, or nothing: "and" only does inside "with … and …"."""
+    between = [token.text for token in tokens[stop:start]]
+    if not between or tokens[stop - 1].clause != tokens[start].clause:
+        return ""
+    if between == ["of", "the"] or (len(between) == 1 and between[0] in JOINING):
+        return "of"
+    return "and" if between == ["and"] else ""
