@@ -56,7 +56,7 @@ class DemoStates:
             self.network(noise.expand(count, -1, -1, -1), torch.full((count,), SIGMA), context, pooled)
         tokens = {}
         for name in spaces:
-            for reading in named_space(self.family, name).readings:
-                own = seen[name].flatten(0, 1) if reading.endswith(IMAGE) else seen[name][real]
-                tokens[reading] = own.numpy()
+            reading = named_space(self.family, name).reading
+            own = seen[name].flatten(0, 1) if reading.endswith(IMAGE) else seen[name][real]
+            tokens[reading] = own.numpy()
         return TextStates(real.sum(dim=1).numpy(), tokens)

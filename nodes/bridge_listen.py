@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..autolora_core.encode.spaces import IMAGE, Space
+from ..autolora_core.encode.spaces import Space
 from ..autolora_core.errors import AutoLoRAError
 
 # Image tokens that are recorded of a layer.
@@ -30,7 +30,7 @@ class Listener:
         self.heard: list[dict[str, Tensor]] = [
             {space.name: cond[0][0][0].float().cpu() for space in wanted if space.probe is None} for cond in conds
         ]
-        self._awaited = {reading for space in self.wanted for reading in space.readings}
+        self._awaited = {space.reading for space in self.wanted}
         self._rows: list[int] = []
 
     @contextmanager
@@ -57,13 +57,14 @@ class Listener:
 
     def _hear(self, space: Space, args: tuple) -> None:
         states = args[0].detach()
-        if states.ndim > 3 and space.tokens == "image":
+        image = space.tokens != "text"
+        if states.ndim > 3 and image:
             states = states.flatten(1, -2)  # rows and columns (and frames) of the picture apart
         if states.ndim == 3 and states.shape[0] == 1 and states.shape[1] % len(self._rows) == 0:
             states = states.reshape(len(self._rows), -1, states.shape[2])  # PixArt lays its batch in one line
         if states.ndim != 3 or states.shape[0] != len(self._rows):
-            if space.tokens == "image":  # the text's layers say most; these are done without
-                self._awaited -= set(space.readings)
+            if image:  # the text's layers say most; these are done without
+                self._awaited.discard(space.reading)
                 return
             raise AutoLoRAError(
                 f"the layers of this model are fed in a way this pack does not know: {tuple(states.shape)}",
@@ -71,16 +72,15 @@ class Listener:
                 fix="disconnect the CLIP from Retrieve LoRAs from Prompt",
             )
         for row, text in enumerate(self._rows):
-            for reading in space.readings:
-                own = _image_tokens(states[row], space) if reading.endswith(IMAGE) else states[row]
-                self.heard[text][reading] = own.float().cpu()
+            own = _image_tokens(states[row], space) if image else states[row]
+            self.heard[text][space.reading] = own.float().cpu()
         if all(self._awaited <= self.heard[text].keys() for text in self._rows):
             raise _Reached
 
 
 def _image_tokens(states: Tensor, space: Space) -> Tensor:
     """At most ``MAX_TOKENS`` of the picture's tokens of (T, d), evenly; behind a text they are the last."""
-    if space.tokens == "joined":
+    if space.tokens == "tail":
         return states[-MAX_TOKENS:]
     return states[:: max(1, len(states) // MAX_TOKENS)][:MAX_TOKENS]
 

@@ -140,7 +140,7 @@ def _collected(inputs: list[dict[str, Tensor]], marks: list[np.ndarray], wanted:
     """The marked tokens of every text, one after another, and the image tokens; readings that some text lacks or broke
     are left out."""
     tokens: dict[str, np.ndarray] = {}
-    for reading in (name for space in wanted for name in space.readings):
+    for reading in (space.reading for space in wanted):
         own = [found.get(reading) for found in inputs]
         image = reading.endswith(IMAGE)
         rows = [_numbers(one) if image else _marked(one, mark) for one, mark in zip(own, marks, strict=True)]

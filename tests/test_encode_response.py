@@ -18,6 +18,7 @@ from autolora_core.encode.input_states import TextStates, UsualStates
 from autolora_core.encode.response import response
 from autolora_core.encode.response_factors import (
     MAX_BYTES,
+    MAX_SPACES,
     ResponseFactors,
     input_rows,
     kept,
@@ -26,7 +27,7 @@ from autolora_core.encode.response_factors import (
 )
 from autolora_core.encode.spaces import CONTEXT, Space
 
-PICTURE, PLACES = "joint_blocks.0.x_block.attn.qkv", 5
+PICTURE, PLACES = "joint_blocks.0.x_block.attn.proj", 5
 IMAGE = f"{PICTURE}@image"
 QKV, FC1 = "joint_blocks.0.context_block.attn.qkv", "joint_blocks.0.context_block.mlp.fc1"
 WIDTH = 24
@@ -156,13 +157,13 @@ def test_a_file_is_kept_small(width):
         for widths in ({space: width for space in spaces}, {space: width for space in spaces[1:]}):
             rows = kept(widths)
             assert rows and sum(widths[space] * most for space, most in rows.items()) <= MAX_BYTES
-            assert list(rows) == sorted(widths, key=lambda space: space.order)[: len(rows)]
+            assert list(rows) == sorted(widths, key=lambda space: space.order)[: len(rows)] and len(rows) <= MAX_SPACES
             assert min(rows.values()) >= 3
 
 
 def test_narrow_layers_get_four_rows_and_a_shared_text_many():
-    spaces = {Space(f"s{i}", f"s{i}", order=(1, i)): 256 if i % 4 else 1024 for i in range(29)}
-    assert set(kept(spaces).values()) == {4} and len(kept(spaces)) == 29, "the demo base is kept whole"
+    spaces = {Space(f"s{i}", f"s{i}", order=(1, i)): 256 for i in range(29)}
+    assert set(kept(spaces).values()) == {4} and len(kept(spaces)) == MAX_SPACES
     context = Space(CONTEXT, None, order=(0, 0))
     assert kept({context: 768})[context] == 41 and kept({context: 2048})[context] == 15
 
@@ -177,6 +178,13 @@ def test_a_file_keeps_its_first_spaces_and_leading_rows():
     for rows in factors.rows.values():
         lengths = np.linalg.norm(rows, axis=1)
         assert rows.shape == (3, 3072) and (np.diff(lengths) < 0).all() and np.square(lengths).sum() < 1
+
+
+def test_other_layers_are_asked_only_where_the_best_are_not_changed():
+    best, other = f"{PICTURE}", "joint_blocks.0.x_block.attn.qkv"
+    both = [lowrank(name, WIDTH, WIDTH, 2, seed) for seed, name in enumerate((other, best))]
+    assert list(response_factors(both, "emoji").rows) == [best]
+    assert list(response_factors(both[:1], "emoji").rows) == [other]
 
 
 def test_storing_costs_little_precision():

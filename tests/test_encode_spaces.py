@@ -12,7 +12,6 @@ REACHED = [
     ("sd15", "input_blocks.1.1.transformer_blocks.0.attn2.to_k", CONTEXT, None),
     ("sdxl", "middle_block.1.transformer_blocks.9.attn2.to_v", CONTEXT, None),
     ("sd3", "joint_blocks.3.context_block.mlp.fc1", "text"),
-    ("sd3", "joint_blocks.3.context_block.mlp.fc2", "text"),
     ("emoji", "joint_blocks.0.context_block.attn.proj", "text"),
     ("flux", "double_blocks.1.txt_mlp.0", "text"),
     ("chroma", "double_blocks.0.txt_attn.qkv", "text"),
@@ -23,9 +22,11 @@ REACHED = [
     ("anima", "blocks.11.cross_attn.v_proj", CONTEXT, "blocks.0.cross_attn.k_proj"),
     ("z_image", "context_refiner.1.feed_forward.w3", "text", "context_refiner.1.feed_forward.w1"),
     ("aura_flow", "double_layers.0.mlpC.c_fc2", "text", "double_layers.0.mlpC.c_fc1"),
-    ("z_image", "layers.0.attention.qkv", "joined"),
-    ("krea2", "blocks.3.attn.gate", "joined", "blocks.3.attn.wq"),
-    ("flux", "single_blocks.0.linear1", "joined"),
+    ("z_image", "layers.0.attention.qkv", "text"),
+    ("z_image", "layers.0.attention.out", "tail"),
+    ("krea2", "blocks.3.attn.gate", "text", "blocks.3.attn.wq"),
+    ("krea2", "blocks.3.attn.wo", "tail"),
+    ("flux", "single_blocks.0.linear1", "text"),
     ("sd15", f"{UNET}.attn1.to_k", "image", f"{UNET}.attn1.to_q"),
     ("sdxl", "middle_block.1.transformer_blocks.2.ff.net.0.proj", "image"),
     ("emoji", "joint_blocks.3.x_block.attn.qkv", "image"),
@@ -56,9 +57,8 @@ def test_layers_that_a_prompt_reaches(case):
     assert found.probe == probe
     assert found.name == (CONTEXT if tokens == CONTEXT else probe)
     assert found.tokens == ("text" if tokens == CONTEXT else tokens)
-    image = f"{found.name}@image"
-    assert found.readings == {"image": (image,), "joined": (found.name, image)}.get(tokens, (found.name,))
-    assert {space_name(reading) for reading in found.readings} == {found.name}
+    assert found.reading == (f"{found.name}@image" if tokens in ("image", "tail") else found.name)
+    assert space_name(found.reading) == found.name
     assert named_space(family, found.name) == found
 
 
@@ -67,12 +67,14 @@ def test_other_layers(family, name):
     assert space_of(family, name) is None
 
 
-def test_text_comes_before_pictures_of_a_block_and_wide_inputs_last():
+def test_text_comes_before_what_attention_gathered_and_the_others_last():
     def order(*names: str) -> list[str]:
         return sorted(names, key=lambda name: space_of("sd3", f"joint_blocks.{name}").order)
 
-    names = ["1.context_block.attn.qkv", "0.context_block.mlp.fc2", "0.x_block.attn.proj", "0.context_block.mlp.fc1"]
+    names = ["1.context_block.attn.qkv", "0.x_block.attn.qkv", "0.x_block.attn.proj", "0.context_block.mlp.fc1"]
     assert order(*names) == [names[3], names[2], names[0], names[1]]
+    tiers = [space_of("sd3", f"joint_blocks.{name}").tier for name in names]
+    assert tiers == [0, 1, 0, 0]
 
 
 def test_a_unet_is_read_from_its_middle_outwards():

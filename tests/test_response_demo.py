@@ -15,7 +15,7 @@ from benchmarks.library import BASE, SHELF, measure_response, ranked, strangers
 from benchmarks.results_file import REPO
 from zoo.cache import read_json
 
-PARTS = ("context_block.attn.qkv", "context_block.mlp.fc2", "x_block.attn.proj", "x_block.mlp.fc1")
+PARTS = ("context_block.attn.qkv", "context_block.attn.proj", "x_block.attn.proj", "x_block.mlp.fc1")
 SPACES = [f"joint_blocks.{block}.{part}" for block in (0, 2) for part in PARTS]
 
 

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from ..lora.adapters import Update
 
 # Part of every stored id: raise it when the numbers of `response_factors` change.
-RESPONSE_VERSION = 2
-# One byte a number: what one file may take. On the demo LoRAs four rows a space find what more of them find, and more
-# spaces find more; only a text input that the whole of a UNet shares is worth many rows, and at most half of the bytes.
-MAX_BYTES, ROWS, FEW_ROWS, SHARED_ROWS = 64_000, 4, 3, 48
+RESPONSE_VERSION = 3
+# One byte a number: what one file may take. On the demo LoRAs four rows a space find what more of them find, and nine
+# spaces more than fewer or all; only a text input that the whole of a UNet shares is worth many rows, and at most half
+# of the bytes.
+MAX_BYTES, MAX_SPACES, ROWS, FEW_ROWS, SHARED_ROWS = 64_000, 9, 4, 3, 48
 # Matrices up to this size on the shorter side are decomposed exactly; of larger stacks the leading rows are found.
 EXACT_SIDE, POWER_STEPS = 512, 6
 
@@ -36,10 +37,11 @@ class ResponseFactors:
 def kept(widths: Mapping[Space, int]) -> dict[Space, int]:
     """Which of a file's spaces, with inputs that wide, it keeps and how many rows of each: at most :data:`MAX_BYTES`.
 
-    Spaces are taken in order until the next one does not fit. The demo base's 29 take four rows each; of FLUX it is
-    three rows of seven.
+    Only spaces of the best tier that it has, in order until the next one does not fit. Of the demo base four rows of
+    nine, of FLUX three rows of six or seven.
     """
-    ordered = sorted(widths, key=lambda space: space.order)
+    best = min((space.tier for space in widths), default=0)
+    ordered = sorted((space for space in widths if space.tier == best), key=lambda space: space.order)[:MAX_SPACES]
     wanted = {space: min(SHARED_ROWS, MAX_BYTES // 2 // widths[space]) for space in ordered if space.name == CONTEXT}
     wanted = {space: wanted.get(space, ROWS) for space in ordered}
     if sum(rows * widths[space] for space, rows in wanted.items()) > MAX_BYTES:

@@ -1,18 +1,19 @@
 """Through which modules of a base family a LoRA can be asked what it does to a prompt, and which share one input.
 
 A LoRA's update can be asked directly: apply it to the input that its module gets for the prompt. Modules that read one
-input together form a *space*; their updates are stacked into one matrix. There are two kinds of input. *Text*: the
-prompt's own tokens, as the cross-attention of UNets and the text stream of two-stream transformers read them. *Image*:
-the picture's tokens, which the prompt has reached through attention and modulation. Modules further in that read what
-other modules made (attention outputs, the second layer of an MLP) are spaces of their own.
-
-On the demo base image-side spaces find as much as text-side ones, and LoRAs that change image layers only are found by
-nothing else (docs/retrieval.md); for other families the same parts are taken in the same order.
+input together form a *space*; their updates are stacked into one matrix. Two kinds of input tell prompts apart best:
+*text* tokens, as the cross-attention of UNets and the text stream of two-stream transformers read them, and, on the
+image side, what attention has gathered for the picture's tokens, which is mostly text: the input of the attention's
+output projection. Other inputs (queries, keys and values of the picture, its MLP) are told apart much less and blur
+the rest, so a file is asked through them only when it changes none of the former. On the demo base's LoRAs the two
+kinds together find more than either, and more than all layers (docs/retrieval.md); for other families the same parts
+are taken in the same order.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -25,20 +26,20 @@ MAX_BLOCK = 7
 @dataclass(frozen=True)
 class Space:
     """One input. ``name`` is stored; ``probe`` is the base module whose input is recorded, None where that input is
-    the conditioning itself. ``tokens``: ``text``, ``image``, or ``joined`` (text tokens followed by image tokens).
+    the conditioning itself. ``tokens``: ``text`` (alone or before the picture's), ``image``, or ``tail``: those of the
+    picture behind the text's. Spaces of ``tier`` 0 tell prompts apart best.
     """
 
     name: str
     probe: str | None
     tokens: str = "text"
+    tier: int = 0
     order: tuple[int, ...] = ()
 
     @property
-    def readings(self) -> tuple[str, ...]:
-        """Under which names its inputs are recorded: text tokens by the space's own name, image tokens apart."""
-        return {"text": (self.name,), "image": (self.name + IMAGE,), "joined": (self.name, self.name + IMAGE)}[
-            self.tokens
-        ]
+    def reading(self) -> str:
+        """Under which name its inputs are recorded: image tokens are marked, they are read place by place."""
+        return self.name if self.tokens == "text" else self.name + IMAGE
 
 
 def space_name(reading: str) -> str:
@@ -48,14 +49,15 @@ def space_name(reading: str) -> str:
 
 @dataclass(frozen=True)
 class _Rule:
-    """Modules ``block.modules``: ``{n}`` in ``block`` is the block's number, ``{b}`` a UNet's place. Spaces of a later
-    ``tier`` come after all of earlier ones: their inputs are several times as wide."""
+    """Modules ``block.modules``: ``{n}`` in ``block`` is the block's number, ``{b}`` a UNet's place. Their input is
+    recorded at ``block.probe``; all ``shared`` ones read one and the same text."""
 
     block: str
     modules: str
     probe: str | None
-    tokens: str = "text"
-    tier: int = 0
+    tokens: str
+    tier: int
+    shared: bool = False
 
     @property
     def pattern(self) -> str:
@@ -63,106 +65,95 @@ class _Rule:
         block = re.escape(self.block).replace(r"\{n\}", r"(?P<n>\d+)").replace(r"\{b\}", place)
         return rf"{block}\.(?:{self.modules})"
 
-    def named(self, groups: dict[str, str]) -> tuple[str, str | None]:
-        """``(name, probe)`` of the space."""
-        if self.probe is None or "{" not in self.block or self.tokens == CONTEXT:
-            return CONTEXT, self.probe
-        name = f"{self.block}.{self.probe}".format(**groups)
-        return name, name
 
-
-Parts = tuple[tuple[str, str], ...]  # (pattern of the modules' last names, the one whose input is recorded)
-
-
-def _rules(block: str, tokens: str, parts: Parts, wide: Parts = ()) -> list[_Rule]:
-    first = [_Rule(block, modules, probe, tokens) for modules, probe in parts]
-    return first + [_Rule(block, modules, probe, tokens, 1) for modules, probe in wide]
+def _rules(block: str, tokens: str, *tiers: Sequence[str | tuple[str, str]]) -> list[_Rule]:
+    """A part is the last names of one module, or (pattern of the modules that share an input, the one to record)."""
+    found = []
+    for tier, parts in enumerate(tiers):
+        for part in parts:
+            modules, probe = part if isinstance(part, tuple) else (re.escape(part), part)
+            found.append(_Rule(block, modules, probe, tokens, tier))
+    return found
 
 
 def _shared(block: str, modules: str, probe: str | None) -> list[_Rule]:
     """Cross-attention: every block reads one and the same text, so the whole file is one space."""
-    return [_Rule(block, modules, probe, CONTEXT)]
+    return [_Rule(block, modules, probe, "text", 0, shared=True)]
 
 
-def _one(*names: str) -> Parts:
-    """Modules that share their input with no other."""
-    return tuple((re.escape(name), name) for name in names)
+def _crossed(block: str, text: list[_Rule], gathered: str, *others: str | tuple[str, str]) -> list[_Rule]:
+    """Blocks with a cross-attention of their own: its output projection reads what was ``gathered`` of the text."""
+    return text + _rules(block, "image", [gathered], others)
 
 
 _UNET_BLOCK = "{b}.transformer_blocks.{n}"
-_UNET = _shared(_UNET_BLOCK, r"attn2\.to_[kv]", None) + _rules(
+_UNET = _crossed(
     _UNET_BLOCK,
-    "image",
-    (
-        *_one("attn2.to_out.0"),
-        (r"attn1\.to_[qkv]", "attn1.to_q"),
-        *_one("attn2.to_q", "attn1.to_out.0", "ff.net.0.proj"),
-    ),
-    _one("ff.net.2"),
+    _shared(_UNET_BLOCK, r"attn2\.to_[kv]", None),
+    "attn2.to_out.0",
+    "attn2.to_q",
+    (r"attn1\.to_[qkv]", "attn1.to_q"),
+    "attn1.to_out.0",
+    "ff.net.0.proj",
 )
-_SD3 = _rules(
-    "joint_blocks.{n}.context_block", "text", _one("attn.qkv", "mlp.fc1"), _one("attn.proj", "mlp.fc2")
-) + _rules("joint_blocks.{n}.x_block", "image", _one("attn.proj", "attn.qkv", "mlp.fc1"), _one("mlp.fc2"))
-_FLUX_DOUBLE = _rules(
-    "double_blocks.{n}", "text", _one("txt_attn.qkv", "txt_mlp.0"), _one("txt_attn.proj", "txt_mlp.2")
-) + _rules("double_blocks.{n}", "image", _one("img_attn.proj", "img_attn.qkv", "img_mlp.0"), _one("img_mlp.2"))
-_FLUX = _FLUX_DOUBLE + _rules("single_blocks.{n}", "joined", (), _one("linear1", "linear2"))
+_SD3 = _rules("joint_blocks.{n}.context_block", "text", ["attn.qkv", "mlp.fc1"], ["attn.proj"])
+_SD3 += _rules("joint_blocks.{n}.x_block", "image", ["attn.proj"], ["attn.qkv", "mlp.fc1"], ["mlp.fc2"])
+_FLUX_DOUBLE = _rules("double_blocks.{n}", "text", ["txt_attn.qkv", "txt_mlp.0"], ["txt_attn.proj"])
+_FLUX_DOUBLE += _rules("double_blocks.{n}", "image", ["img_attn.proj"], ["img_attn.qkv", "img_mlp.0"])
+_FLUX = _FLUX_DOUBLE + _rules("single_blocks.{n}", "text", [], ["linear1"])
 _QWEN = _rules(
-    "transformer_blocks.{n}",
-    "text",
-    ((r"attn\.add_[qkv]_proj", "attn.add_q_proj"), *_one("txt_mlp.net.0.proj")),
-    _one("attn.to_add_out", "txt_mlp.net.2"),
-) + _rules(
-    "transformer_blocks.{n}",
-    "image",
-    (*_one("attn.to_out.0"), (r"attn\.to_[qkv]", "attn.to_q"), *_one("img_mlp.net.0.proj")),
-    _one("img_mlp.net.2"),
-)
-_LUMINA_PARTS = (*_one("attention.qkv"), (r"feed_forward\.w[13]", "feed_forward.w1"))
-_LUMINA = _rules("context_refiner.{n}", "text", _LUMINA_PARTS) + _rules(
-    "layers.{n}", "joined", (*_LUMINA_PARTS, *_one("attention.out")), _one("feed_forward.w2")
-)
-_WAN = _shared("blocks.{n}", r"cross_attn\.[kv]", "blocks.0.cross_attn.k") + _rules(
-    "blocks.{n}",
-    "image",
-    (*_one("cross_attn.o"), (r"self_attn\.[qkv]", "self_attn.q"), *_one("self_attn.o", "cross_attn.q", "ffn.0")),
-    _one("ffn.2"),
-)
-_LTXV = _shared("transformer_blocks.{n}", r"attn2\.to_[kv]", "transformer_blocks.0.attn2.to_k") + _rules(
-    "transformer_blocks.{n}",
-    "image",
-    (
-        *_one("attn2.to_out.0"),
-        (r"attn1\.to_[qkv]", "attn1.to_q"),
-        *_one("attn1.to_out.0", "attn2.to_q", "ff.net.0.proj"),
-    ),
-    _one("ff.net.2"),
-)
-_PIXART = _shared("blocks.{n}", r"cross_attn\.kv_linear", "blocks.0.cross_attn.kv_linear") + _rules(
-    "blocks.{n}", "image", _one("cross_attn.proj", "attn.qkv", "attn.proj", "cross_attn.q_linear", "mlp.fc1"),
-    _one("mlp.fc2"),
+    "transformer_blocks.{n}", "text", [(r"attn\.add_[qkv]_proj", "attn.add_q_proj"), "txt_mlp.net.0.proj"],
+    ["attn.to_add_out"],
 )  # fmt: skip
-_ANIMA = _shared("blocks.{n}", r"cross_attn\.[kv]_proj", "blocks.0.cross_attn.k_proj") + _rules(
+_QWEN += _rules(
+    "transformer_blocks.{n}", "image", ["attn.to_out.0"], [(r"attn\.to_[qkv]", "attn.to_q"), "img_mlp.net.0.proj"]
+)
+_LUMINA_TEXT = ["attention.qkv", (r"feed_forward\.w[13]", "feed_forward.w1")]
+_LUMINA = _rules("context_refiner.{n}", "text", _LUMINA_TEXT) + _rules("layers.{n}", "text", _LUMINA_TEXT)
+_LUMINA += _rules("layers.{n}", "tail", ["attention.out"])
+_WAN = _crossed(
     "blocks.{n}",
-    "image",
-    (
-        *_one("cross_attn.output_proj"),
-        (r"self_attn\.[qkv]_proj", "self_attn.q_proj"),
-        *_one("self_attn.output_proj", "cross_attn.q_proj", "mlp.layer1"),
-    ),
-    _one("mlp.layer2"),
+    _shared("blocks.{n}", r"cross_attn\.[kv]", "blocks.0.cross_attn.k"),
+    "cross_attn.o",
+    "cross_attn.q",
+    (r"self_attn\.[qkv]", "self_attn.q"),
+    "self_attn.o",
+    "ffn.0",
 )
-_AURA = _rules(
-    "double_layers.{n}", "text", ((r"attn\.w1[qkv]", "attn.w1q"), (r"mlpC\.c_fc[12]", "mlpC.c_fc1"))
-) + _rules(
-    "double_layers.{n}",
-    "image",
-    (*_one("attn.w2o"), (r"attn\.w2[qkv]", "attn.w2q"), (r"mlpX\.c_fc[12]", "mlpX.c_fc1")),
+_LTXV = _crossed(
+    "transformer_blocks.{n}",
+    _shared("transformer_blocks.{n}", r"attn2\.to_[kv]", "transformer_blocks.0.attn2.to_k"),
+    "attn2.to_out.0",
+    "attn2.to_q",
+    (r"attn1\.to_[qkv]", "attn1.to_q"),
+    "attn1.to_out.0",
+    "ff.net.0.proj",
 )
-_KREA_PARTS = ((r"attn\.(?:w[qkv]|gate)", "attn.wq"), (r"mlp\.(?:gate|up)", "mlp.gate"))
-_KREA = _rules("txtfusion.refiner_blocks.{n}", "text", _KREA_PARTS) + _rules(
-    "blocks.{n}", "joined", (*_KREA_PARTS, *_one("attn.wo")), _one("mlp.down")
+_PIXART = _crossed(
+    "blocks.{n}",
+    _shared("blocks.{n}", r"cross_attn\.kv_linear", "blocks.0.cross_attn.kv_linear"),
+    "cross_attn.proj",
+    "cross_attn.q_linear",
+    "attn.qkv",
+    "attn.proj",
+    "mlp.fc1",
 )
+_ANIMA = _crossed(
+    "blocks.{n}",
+    _shared("blocks.{n}", r"cross_attn\.[kv]_proj", "blocks.0.cross_attn.k_proj"),
+    "cross_attn.output_proj",
+    "cross_attn.q_proj",
+    (r"self_attn\.[qkv]_proj", "self_attn.q_proj"),
+    "self_attn.output_proj",
+    "mlp.layer1",
+)
+_AURA = _rules("double_layers.{n}", "text", [(r"attn\.w1[qkv]", "attn.w1q"), (r"mlpC\.c_fc[12]", "mlpC.c_fc1")])
+_AURA += _rules(
+    "double_layers.{n}", "image", ["attn.w2o"], [(r"attn\.w2[qkv]", "attn.w2q"), (r"mlpX\.c_fc[12]", "mlpX.c_fc1")]
+)
+_KREA_TEXT = [(r"attn\.(?:w[qkv]|gate)", "attn.wq"), (r"mlp\.(?:gate|up)", "mlp.gate")]
+_KREA = _rules("txtfusion.refiner_blocks.{n}", "text", _KREA_TEXT) + _rules("blocks.{n}", "text", _KREA_TEXT)
+_KREA += _rules("blocks.{n}", "tail", ["attn.wo"])
 
 # In order of preference: a file keeps its first few spaces.
 _RULES: dict[str, list[_Rule]] = {
@@ -195,16 +186,21 @@ def space_of(family: str, module: str) -> Space | None:
         match = re.fullmatch(rule.pattern, module)
         if match is None:
             continue
-        if rule.tokens == CONTEXT:
-            return Space(CONTEXT, rule.probe, order=(0, 0, 0, 0))
+        if rule.shared:
+            return _context(rule)
         groups = match.groupdict()
         block = int(groups["n"])
         if block > MAX_BLOCK:
             return None
-        name, probe = rule.named(groups)
+        name = f"{rule.block}.{rule.probe}".format(**groups)
         # Rules alternate by block: all parts of block 0, then those of block 1; in a UNet from the middle outwards.
-        return Space(name, probe, rule.tokens, (rule.tier, block, _place(groups.get("b")), rank))
+        order = (rule.tier, block, _place(groups.get("b")), rank)
+        return Space(name, name, rule.tokens, rule.tier, order)
     return None
+
+
+def _context(rule: _Rule) -> Space:
+    return Space(CONTEXT, rule.probe, "text", 0, (0, 0, 0, 0))
 
 
 def _place(block: str | None) -> int:
@@ -220,6 +216,6 @@ def _place(block: str | None) -> int:
 def named_space(family: str, name: str) -> Space | None:
     """The space called ``name``, as :func:`space_of` gave it."""
     if name == CONTEXT:
-        rule = next((rule for rule in _RULES.get(family, ()) if rule.tokens == CONTEXT), None)
-        return Space(CONTEXT, rule.probe, order=(0, 0, 0, 0)) if rule else None
+        rule = next((rule for rule in _RULES.get(family, ()) if rule.shared), None)
+        return _context(rule) if rule else None
     return space_of(family, name)

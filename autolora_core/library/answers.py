@@ -45,8 +45,8 @@ class StateSource(Protocol):
     def record(
         self, texts: Sequence[str], spaces: Sequence[str], progress: Progress | None = None
     ) -> Iterator[TextStates]:
-        """The inputs of ``spaces`` for the texts, some texts at a time, in order; every reading of each space
-        (``Space.readings``). Spaces that the model does not have are left out."""
+        """The inputs of ``spaces`` for the texts, some texts at a time, in order, by ``Space.reading``. Spaces that
+        the model does not have are left out."""
         ...
 
 
