@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from ..lora.adapters import Update
 
 # Part of every stored id: raise it when the numbers of `response_factors` change.
-RESPONSE_VERSION = 3
-# One byte a number: what one file may take. On the demo LoRAs four rows a space find what more of them find, and nine
-# spaces more than fewer or all; only a text input that the whole of a UNet shares is worth many rows, and at most half
-# of the bytes.
-MAX_BYTES, MAX_SPACES, ROWS, FEW_ROWS, SHARED_ROWS = 64_000, 9, 4, 3, 48
+RESPONSE_VERSION = 4
+# One byte a number: what one file may take. On the demo LoRAs four rows a space find what more of them find, and more
+# spaces find more: where not all fit, twice as many of two rows find more than half as many of four. A text input that
+# all cross-attention of a UNet shares is worth many rows, and at most a third of the bytes.
+MAX_BYTES, ROWS, FEW_ROWS, SHARED_ROWS = 96_000, 4, 2, 48
 # Matrices up to this size on the shorter side are decomposed exactly; of larger stacks the leading rows are found.
 EXACT_SIDE, POWER_STEPS = 512, 6
 
@@ -37,22 +37,19 @@ class ResponseFactors:
 def kept(widths: Mapping[Space, int]) -> dict[Space, int]:
     """Which of a file's spaces, with inputs that wide, it keeps and how many rows of each: at most :data:`MAX_BYTES`.
 
-    Only spaces of the best tier that it has, in order until the next one does not fit. Of the demo base four rows of
-    nine, of FLUX three rows of six or seven.
+    All of the demo base's 29 with four rows each; of FLUX two rows of the first fifteen.
     """
-    best = min((space.tier for space in widths), default=0)
-    ordered = sorted((space for space in widths if space.tier == best), key=lambda space: space.order)[:MAX_SPACES]
-    wanted = {space: min(SHARED_ROWS, MAX_BYTES // 2 // widths[space]) for space in ordered if space.name == CONTEXT}
-    wanted = {space: wanted.get(space, ROWS) for space in ordered}
-    if sum(rows * widths[space] for space, rows in wanted.items()) > MAX_BYTES:
-        wanted = {space: rows if space.name == CONTEXT else FEW_ROWS for space, rows in wanted.items()}
-    chosen: dict[Space, int] = {}
-    left = MAX_BYTES
-    for space, rows in wanted.items():
-        left -= rows * widths[space]
-        if left < 0:
+    ordered = sorted(widths, key=lambda space: space.order)
+    shared = {space: min(SHARED_ROWS, MAX_BYTES // 3 // widths[space]) for space in ordered if space.name == CONTEXT}
+    for most in (ROWS, FEW_ROWS):
+        chosen, left = {}, MAX_BYTES
+        for space in ordered:
+            rows = shared.get(space, most)
+            if rows * widths[space] <= left:
+                chosen[space] = rows
+                left -= rows * widths[space]
+        if len(chosen) == len(ordered):
             break
-        chosen[space] = rows
     return chosen
 
 

@@ -1,19 +1,18 @@
 """Through which modules of a base family a LoRA can be asked what it does to a prompt, and which share one input.
 
 A LoRA's update can be asked directly: apply it to the input that its module gets for the prompt. Modules that read one
-input together form a *space*; their updates are stacked into one matrix. Two kinds of input tell prompts apart best:
-*text* tokens, as the cross-attention of UNets and the text stream of two-stream transformers read them, and, on the
-image side, what attention has gathered for the picture's tokens, which is mostly text: the input of the attention's
-output projection. Other inputs (queries, keys and values of the picture, its MLP) are told apart much less and blur
-the rest, so a file is asked through them only when it changes none of the former. On the demo base's LoRAs the two
-kinds together find more than either, and more than all layers (docs/retrieval.md); for other families the same parts
-are taken in the same order.
+input together form a *space*; their updates are stacked into one matrix. There are two kinds of input. *Text*: the
+prompt's own tokens, as the cross-attention of UNets and the text stream of two-stream transformers read them. *Image*:
+the picture's tokens, which the prompt has reached through attention and modulation.
+
+On the demo base's LoRAs all of them together find more than any choice of them, text or image, early or late
+(docs/retrieval.md); where a base is too wide to keep all, attention of early blocks comes first.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -27,13 +26,12 @@ MAX_BLOCK = 7
 class Space:
     """One input. ``name`` is stored; ``probe`` is the base module whose input is recorded, None where that input is
     the conditioning itself. ``tokens``: ``text`` (alone or before the picture's), ``image``, or ``tail``: those of the
-    picture behind the text's. Spaces of ``tier`` 0 tell prompts apart best.
+    picture behind the text's.
     """
 
     name: str
     probe: str | None
     tokens: str = "text"
-    tier: int = 0
     order: tuple[int, ...] = ()
 
     @property
@@ -50,13 +48,13 @@ def space_name(reading: str) -> str:
 @dataclass(frozen=True)
 class _Rule:
     """Modules ``block.modules``: ``{n}`` in ``block`` is the block's number, ``{b}`` a UNet's place. Their input is
-    recorded at ``block.probe``; all ``shared`` ones read one and the same text."""
+    recorded at ``block.probe``; all ``shared`` ones read one and the same text. ``wide`` inputs come last."""
 
     block: str
     modules: str
     probe: str | None
-    tokens: str
-    tier: int
+    tokens: str = "text"
+    wide: bool = False
     shared: bool = False
 
     @property
@@ -66,94 +64,99 @@ class _Rule:
         return rf"{block}\.(?:{self.modules})"
 
 
-def _rules(block: str, tokens: str, *tiers: Sequence[str | tuple[str, str]]) -> list[_Rule]:
-    """A part is the last names of one module, or (pattern of the modules that share an input, the one to record)."""
+Part = str | tuple[str, str]  # the last names of one module, or (pattern of those that share an input, one to record)
+
+
+def _rules(streams: Mapping[str, str], parts: Sequence[tuple[str, Part]], wide: Sequence[tuple[str, Part]] = ()):
+    """``streams``: tokens → block; ``parts``: (tokens, part) in order of preference."""
     found = []
-    for tier, parts in enumerate(tiers):
-        for part in parts:
+    for late, group in ((False, parts), (True, wide)):
+        for tokens, part in group:
             modules, probe = part if isinstance(part, tuple) else (re.escape(part), part)
-            found.append(_Rule(block, modules, probe, tokens, tier))
+            found.append(_Rule(streams[tokens], modules, probe, tokens, late))
     return found
 
 
-def _shared(block: str, modules: str, probe: str | None) -> list[_Rule]:
-    """Cross-attention: every block reads one and the same text, so the whole file is one space."""
-    return [_Rule(block, modules, probe, "text", 0, shared=True)]
+def _crossed(block: str, modules: str, probe: str | None, parts: Sequence[Part], wide: str) -> list[_Rule]:
+    """Blocks with a cross-attention whose keys and values all read one text; ``parts`` read the picture."""
+    image = [("image", part) for part in parts]
+    return [_Rule(block, modules, probe, shared=True), *_rules({"image": block}, image, [("image", wide)])]
 
 
-def _crossed(block: str, text: list[_Rule], gathered: str, *others: str | tuple[str, str]) -> list[_Rule]:
-    """Blocks with a cross-attention of their own: its output projection reads what was ``gathered`` of the text."""
-    return text + _rules(block, "image", [gathered], others)
-
-
-_UNET_BLOCK = "{b}.transformer_blocks.{n}"
 _UNET = _crossed(
-    _UNET_BLOCK,
-    _shared(_UNET_BLOCK, r"attn2\.to_[kv]", None),
-    "attn2.to_out.0",
-    "attn2.to_q",
-    (r"attn1\.to_[qkv]", "attn1.to_q"),
-    "attn1.to_out.0",
-    "ff.net.0.proj",
+    "{b}.transformer_blocks.{n}",
+    r"attn2\.to_[kv]",
+    None,
+    ["attn2.to_out.0", (r"attn1\.to_[qkv]", "attn1.to_q"), "attn2.to_q", "attn1.to_out.0", "ff.net.0.proj"],
+    "ff.net.2",
 )
-_SD3 = _rules("joint_blocks.{n}.context_block", "text", ["attn.qkv", "mlp.fc1"], ["attn.proj"])
-_SD3 += _rules("joint_blocks.{n}.x_block", "image", ["attn.proj"], ["attn.qkv", "mlp.fc1"], ["mlp.fc2"])
-_FLUX_DOUBLE = _rules("double_blocks.{n}", "text", ["txt_attn.qkv", "txt_mlp.0"], ["txt_attn.proj"])
-_FLUX_DOUBLE += _rules("double_blocks.{n}", "image", ["img_attn.proj"], ["img_attn.qkv", "img_mlp.0"])
-_FLUX = _FLUX_DOUBLE + _rules("single_blocks.{n}", "text", [], ["linear1"])
-_QWEN = _rules(
-    "transformer_blocks.{n}", "text", [(r"attn\.add_[qkv]_proj", "attn.add_q_proj"), "txt_mlp.net.0.proj"],
-    ["attn.to_add_out"],
+_SD3 = _rules(
+    {"text": "joint_blocks.{n}.context_block", "image": "joint_blocks.{n}.x_block"},
+    [("text", "attn.qkv"), ("image", "attn.proj"), ("image", "attn.qkv"), ("text", "attn.proj"), ("text", "mlp.fc1"),
+     ("image", "mlp.fc1")],
+    [("text", "mlp.fc2"), ("image", "mlp.fc2")],
 )  # fmt: skip
-_QWEN += _rules(
-    "transformer_blocks.{n}", "image", ["attn.to_out.0"], [(r"attn\.to_[qkv]", "attn.to_q"), "img_mlp.net.0.proj"]
+_FLUX_DOUBLE = _rules(
+    {"text": "double_blocks.{n}", "image": "double_blocks.{n}"},
+    [("text", "txt_attn.qkv"), ("image", "img_attn.proj"), ("image", "img_attn.qkv"), ("text", "txt_attn.proj"),
+     ("text", "txt_mlp.0"), ("image", "img_mlp.0")],
+    [("text", "txt_mlp.2"), ("image", "img_mlp.2")],
+)  # fmt: skip
+_FLUX = _FLUX_DOUBLE + _rules({"text": "single_blocks.{n}"}, [], [("text", "linear1")])
+_QWEN = _rules(
+    {"text": "transformer_blocks.{n}", "image": "transformer_blocks.{n}"},
+    [("text", (r"attn\.add_[qkv]_proj", "attn.add_q_proj")), ("image", "attn.to_out.0"),
+     ("image", (r"attn\.to_[qkv]", "attn.to_q")), ("text", "attn.to_add_out"), ("text", "txt_mlp.net.0.proj"),
+     ("image", "img_mlp.net.0.proj")],
+    [("text", "txt_mlp.net.2"), ("image", "img_mlp.net.2")],
+)  # fmt: skip
+_LUMINA_MLP = (r"feed_forward\.w[13]", "feed_forward.w1")
+_LUMINA = _rules({"text": "context_refiner.{n}"}, [("text", "attention.qkv"), ("text", _LUMINA_MLP)]) + _rules(
+    {"text": "layers.{n}", "tail": "layers.{n}"},
+    [("text", "attention.qkv"), ("tail", "attention.out"), ("text", _LUMINA_MLP)],
+    [("text", "feed_forward.w2")],
 )
-_LUMINA_TEXT = ["attention.qkv", (r"feed_forward\.w[13]", "feed_forward.w1")]
-_LUMINA = _rules("context_refiner.{n}", "text", _LUMINA_TEXT) + _rules("layers.{n}", "text", _LUMINA_TEXT)
-_LUMINA += _rules("layers.{n}", "tail", ["attention.out"])
 _WAN = _crossed(
     "blocks.{n}",
-    _shared("blocks.{n}", r"cross_attn\.[kv]", "blocks.0.cross_attn.k"),
-    "cross_attn.o",
-    "cross_attn.q",
-    (r"self_attn\.[qkv]", "self_attn.q"),
-    "self_attn.o",
-    "ffn.0",
+    r"cross_attn\.[kv]",
+    "blocks.0.cross_attn.k",
+    ["cross_attn.o", (r"self_attn\.[qkv]", "self_attn.q"), "cross_attn.q", "self_attn.o", "ffn.0"],
+    "ffn.2",
 )
 _LTXV = _crossed(
     "transformer_blocks.{n}",
-    _shared("transformer_blocks.{n}", r"attn2\.to_[kv]", "transformer_blocks.0.attn2.to_k"),
-    "attn2.to_out.0",
-    "attn2.to_q",
-    (r"attn1\.to_[qkv]", "attn1.to_q"),
-    "attn1.to_out.0",
-    "ff.net.0.proj",
+    r"attn2\.to_[kv]",
+    "transformer_blocks.0.attn2.to_k",
+    ["attn2.to_out.0", (r"attn1\.to_[qkv]", "attn1.to_q"), "attn2.to_q", "attn1.to_out.0", "ff.net.0.proj"],
+    "ff.net.2",
 )
 _PIXART = _crossed(
     "blocks.{n}",
-    _shared("blocks.{n}", r"cross_attn\.kv_linear", "blocks.0.cross_attn.kv_linear"),
-    "cross_attn.proj",
-    "cross_attn.q_linear",
-    "attn.qkv",
-    "attn.proj",
-    "mlp.fc1",
+    r"cross_attn\.kv_linear",
+    "blocks.0.cross_attn.kv_linear",
+    ["cross_attn.proj", "attn.qkv", "cross_attn.q_linear", "attn.proj", "mlp.fc1"],
+    "mlp.fc2",
 )
 _ANIMA = _crossed(
     "blocks.{n}",
-    _shared("blocks.{n}", r"cross_attn\.[kv]_proj", "blocks.0.cross_attn.k_proj"),
-    "cross_attn.output_proj",
-    "cross_attn.q_proj",
-    (r"self_attn\.[qkv]_proj", "self_attn.q_proj"),
-    "self_attn.output_proj",
-    "mlp.layer1",
+    r"cross_attn\.[kv]_proj",
+    "blocks.0.cross_attn.k_proj",
+    ["cross_attn.output_proj", (r"self_attn\.[qkv]_proj", "self_attn.q_proj"), "cross_attn.q_proj",
+     "self_attn.output_proj", "mlp.layer1"],
+    "mlp.layer2",
+)  # fmt: skip
+_AURA = _rules(
+    {"text": "double_layers.{n}", "image": "double_layers.{n}"},
+    [("text", (r"attn\.w1[qkv]", "attn.w1q")), ("image", "attn.w2o"), ("image", (r"attn\.w2[qkv]", "attn.w2q")),
+     ("text", (r"mlpC\.c_fc[12]", "mlpC.c_fc1")), ("image", (r"mlpX\.c_fc[12]", "mlpX.c_fc1"))],
+)  # fmt: skip
+_KREA_TEXT: list[tuple[str, Part]] = [
+    ("text", (r"attn\.(?:w[qkv]|gate)", "attn.wq")),
+    ("text", (r"mlp\.(?:gate|up)", "mlp.gate")),
+]
+_KREA = _rules({"text": "txtfusion.refiner_blocks.{n}"}, _KREA_TEXT) + _rules(
+    {"text": "blocks.{n}", "tail": "blocks.{n}"}, [*_KREA_TEXT, ("tail", "attn.wo")]
 )
-_AURA = _rules("double_layers.{n}", "text", [(r"attn\.w1[qkv]", "attn.w1q"), (r"mlpC\.c_fc[12]", "mlpC.c_fc1")])
-_AURA += _rules(
-    "double_layers.{n}", "image", ["attn.w2o"], [(r"attn\.w2[qkv]", "attn.w2q"), (r"mlpX\.c_fc[12]", "mlpX.c_fc1")]
-)
-_KREA_TEXT = [(r"attn\.(?:w[qkv]|gate)", "attn.wq"), (r"mlp\.(?:gate|up)", "mlp.gate")]
-_KREA = _rules("txtfusion.refiner_blocks.{n}", "text", _KREA_TEXT) + _rules("blocks.{n}", "text", _KREA_TEXT)
-_KREA += _rules("blocks.{n}", "tail", ["attn.wo"])
 
 # In order of preference: a file keeps its first few spaces.
 _RULES: dict[str, list[_Rule]] = {
@@ -194,13 +197,13 @@ def space_of(family: str, module: str) -> Space | None:
             return None
         name = f"{rule.block}.{rule.probe}".format(**groups)
         # Rules alternate by block: all parts of block 0, then those of block 1; in a UNet from the middle outwards.
-        order = (rule.tier, block, _place(groups.get("b")), rank)
-        return Space(name, name, rule.tokens, rule.tier, order)
+        order = (int(rule.wide), block, _place(groups.get("b")), rank)
+        return Space(name, name, rule.tokens, order)
     return None
 
 
 def _context(rule: _Rule) -> Space:
-    return Space(CONTEXT, rule.probe, "text", 0, (0, 0, 0, 0))
+    return Space(CONTEXT, rule.probe, order=(0, 0, 0, 0))
 
 
 def _place(block: str | None) -> int:
