@@ -134,7 +134,7 @@ class Autoencoder(nn.Module):
 
     @classmethod
     def load(cls, path: Path | None = None) -> Autoencoder:
-        """Read a saved autoencoder for inference, float32, on the CPU; by default one trained here, else the shipped."""
+        """Read a saved autoencoder for inference, float32, on the CPU; by default the one trained here, if any."""
         path = path or (default_path() if default_path().exists() else models_dir() / "emoji_vae.safetensors")
         state = load_file(str(path))
         model = cls()

@@ -1,0 +1,181 @@
+"""The demo network with a different set of LoRAs, and gates, for every row of a batch: what gates are trained in.
+
+Where a set is routed (SSR-Merge, :mod:`autolora_core.fusion.methods.ssr`), LoRA k's branch is ``B_k (R A x)_k`` instead
+of ``B_k A_k x``: the routers see to it that each LoRA answers its own prompt only, and the gate decides how much
+of that passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autolora_core.fusion.branches import Branch
+from autolora_core.fusion.gate import EPS
+from autolora_core.fusion.methods.ssr import Signals, stack
+from zoo import scale_data
+from zoo.base_probe import STATE_TIME, BaseProbe, recorded
+from zoo.fusion_sets import SLOTS
+from zoo.mmdit import MMDiT
+from zoo.multi_lora import target_layers
+from zoo.text_bank import encode
+
+RANK = 16
+
+
+class Factors:
+    """Down and up factors of many LoRAs, padded to one rank; the last row is "no LoRA"."""
+
+    def __init__(self, model: MMDiT, ids: Sequence[str]):
+        self.layers = {name: model.get_submodule(name) for name in target_layers(model)}
+        self.down = {n: torch.zeros(len(ids) + 1, RANK, layer.in_features) for n, layer in self.layers.items()}
+        self.up = {n: torch.zeros(len(ids) + 1, layer.out_features, RANK) for n, layer in self.layers.items()}
+        for row, tag in enumerate(ids):
+            for name, (down, up) in scale_data.factors(tag).items():
+                if name in self.down:
+                    self.down[name][row, : len(down)], self.up[name][row, :, : up.shape[1]] = down, up
+
+    def __len__(self) -> int:
+        return len(next(iter(self.down.values()))) - 1
+
+
+class Routers:
+    """R of every set and layer, (sets, SLOTS·RANK, SLOTS·RANK), calibrated on what each LoRA goes by."""
+
+    def __init__(self, factors: Factors, texts: Sequence[str], probe: BaseProbe):
+        self.factors = factors
+        self.heard = {text: self._inputs(text, probe) for text in dict.fromkeys(texts)}
+        self.texts = list(texts)
+
+    def _inputs(self, text: str, probe: BaseProbe) -> dict[str, Tensor]:
+        context, pooled = encode([text], probe.minilm)
+        real = context[0].abs().sum(dim=-1) > 0
+        with recorded(probe.model, list(self.factors.layers)) as seen, torch.no_grad():
+            probe.model(STATE_TIME * probe.noise[:1], torch.full((1,), STATE_TIME), context, pooled)
+        return {n: (x[0][real] if ".context_block." in n else x[0]).half() for n, x in seen.items()}
+
+    def of(self, loras: Sequence[int]) -> dict[str, Tensor]:
+        """Layer → R of one set, padded with the identity."""
+        out = {}
+        for name in self.factors.layers:
+            branches = [
+                Branch(name, slot, down=self.factors.down[name][i], up=self.factors.up[name][i])
+                for slot, i in enumerate(loras)
+            ]
+            whole = torch.eye(SLOTS * RANK)
+            if len(branches) > 1:
+                stacked = stack(branches, branches[0].up.shape[0])
+                signals = Signals(stacked.owner)
+                for text, owners in _by_text([self.texts[i] for i in loras]).items():
+                    z = stacked.down @ self.heard[text][name].float().T
+                    signals.add(owners, z @ z.T)
+                whole[: len(stacked.owner), : len(stacked.owner)] = signals.router().float()
+            out[name] = whole
+        return out
+
+
+def _by_text(texts: Sequence[str]) -> dict[str, list[int]]:
+    groups: dict[str, list[int]] = {}
+    for slot, text in enumerate(texts):
+        groups.setdefault(text, []).append(slot)
+    return groups
+
+
+class Gate(nn.Module):
+    """A gate's numbers, for training. ``shared``: five numbers a kind of layer instead of vectors a layer.
+
+    ``timed``: bias and weight_out move along the sampling, linearly in ``2u − 1``, u the share of it that is done.
+    ``counted``: weight_out is multiplied by ``(2/K)^p``, p learnt for each layer.
+    """
+
+    NAMES = ("weight_base", "weight_lora", "weight_cross", "weight_out", "bias")
+
+    def __init__(self, layers: Mapping[str, nn.Linear], shared: bool, timed: bool, counted: bool, noise: float):
+        super().__init__()
+        self.shared, self.timed, self.counted = shared, timed, counted
+        self.numbers, self.moves, self.powers, self.norms = (nn.ParameterDict() for _ in range(4))
+        generator = torch.Generator().manual_seed(0)
+        for name, layer in layers.items():
+            key, parts = self.key(name), parts_of(name)
+            shape = (parts, 1) if shared else (parts, layer.out_features // parts)
+            if key in self.numbers:
+                continue
+            start = torch.zeros(5, *shape) + noise * torch.randn(5, *shape, generator=generator)
+            start[3] = 1.0 if noise else 2.0  # sigmoid(0) · 2: the plain sum
+            self.numbers[key] = nn.Parameter(start)
+            self.moves[key] = nn.Parameter(torch.zeros(2, *shape), requires_grad=timed)
+            self.powers[key] = nn.Parameter(torch.zeros(()), requires_grad=counted)
+            if not shared:
+                unit = torch.stack([torch.ones(shape), torch.zeros(shape)] * 2)
+                self.norms[key] = nn.Parameter(unit)
+
+    def key(self, name: str) -> str:
+        """Kinds of layers are told apart by stream and part, not by block."""
+        return name.split(".", 2)[2].replace(".", "/") if self.shared else name.replace(".", "/")
+
+    def update(self, name: str, y0: Tensor, y: Tensor, u: Tensor, count: Tensor) -> Tensor:
+        """``y0`` (b, L, d), ``y`` (b, S, L, d), ``u`` and ``count`` (b,) → what is added to ``y0``."""
+        key, parts = self.key(name), parts_of(name)
+        w_base, w_lora, w_cross, w_out, bias = self.numbers[key].unbind(0)
+        y0, y = y0.unflatten(-1, (parts, -1)), y.unflatten(-1, (parts, -1))
+        base, lora = _normed(y0)[:, None], _normed(y)
+        if not self.shared:
+            base_scale, base_bias, lora_scale, lora_bias = self.norms[key].unbind(0)
+            base, lora = base * base_scale + base_bias, lora * lora_scale + lora_bias
+        if self.timed:
+            way = (2 * u - 1).view(-1, 1, 1, 1, 1)
+            bias, w_out = bias + way * self.moves[key][0], w_out + way * self.moves[key][1]
+        logits = lora * (w_lora + base * w_cross) + base * w_base + bias
+        strength = (2 / count.clamp_min(1)).view(-1, 1, 1, 1, 1) ** self.powers[key] if self.counted else 1.0
+        return (strength * w_out * torch.sigmoid(logits) * y).sum(dim=1).flatten(-2)
+
+
+def parts_of(name: str) -> int:
+    """A fused qkv is gated in three parts, as the three layers that it is."""
+    return 3 if name.endswith("attn.qkv") else 1
+
+
+def _normed(x: Tensor) -> Tensor:
+    return F.layer_norm(x.float(), x.shape[-1:], eps=EPS)
+
+
+class FusedLayers:
+    """Wraps the network's layers. Before a forward pass set ``ids`` (b, SLOTS), ``count`` (b,), ``u`` (b,) and
+    ``routes`` (layer → (b, R, R)); without ``gate`` LoRAs are summed."""
+
+    def __init__(self, factors: Factors):
+        self.factors, self.gate = factors, None
+        self.ids = torch.zeros(1, SLOTS, dtype=torch.long)
+        self.count = self.u = torch.ones(1)
+        self.routes: dict[str, Tensor] | None = None
+        for name, layer in factors.layers.items():
+            layer.forward = self._forward(name, layer)  # type: ignore[method-assign]
+
+    def _forward(self, name: str, layer: nn.Linear):
+        def forward(x: Tensor) -> Tensor:
+            y0 = F.linear(x, layer.weight, layer.bias)
+            b, length = x.shape[:2]
+            down, up = self.factors.down[name][self.ids], self.factors.up[name][self.ids]
+            heard = torch.bmm(x, down.flatten(1, 2).to(x.dtype).mT)
+            if self.routes is not None:
+                heard = torch.bmm(heard, self.routes[name].to(x.dtype).mT)
+            heard = heard.view(b, length, SLOTS, RANK).transpose(1, 2)
+            y = torch.matmul(heard, up.to(x.dtype).mT)
+            if self.gate is None:
+                return y0 + y.sum(dim=1)
+            return y0 + self.gate.update(name, y0, y, self.u, self.count).to(y0.dtype)
+
+        return forward
+
+
+def padded(loras: Sequence[int], none: int) -> list[int]:
+    return [*loras, *[none] * (SLOTS - len(loras))]
+
+
+def share_done(t: np.ndarray) -> np.ndarray:
+    """How much of the sampling is done at flow time ``t`` (1 = noise), with SD3's shift of 3: t = 3s / (1 + 2s)."""
+    return 1 - t / (3 - 2 * t)
