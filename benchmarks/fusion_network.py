@@ -1,0 +1,180 @@
+"""The demo network with fused LoRAs in it, as fast as a CPU allows.
+
+Whatever is linear in a layer's input is merged into its weight for the pictures of one case: the sum of branches
+beside a layer and a changed weight are the same layer (a test compares with ``eager.fuse``). Switch, K-LoRA and
+Composite are changed weights too, others at other moments. Only what depends on the activations (gates, energy) runs
+beside the layers, through ``eager.fuse`` itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autolora_core.fusion.eager import fuse
+from autolora_core.fusion.gate import GateVectors, gated_update
+from autolora_core.fusion.moment import Moment
+from autolora_core.fusion.plan import FusionPlan, Group, ModulePlan
+from autolora_core.fusion.rules import energy_sum
+from zoo.autoencoder import Autoencoder, decode_latents
+from zoo.mmdit import MMDiT
+from zoo.multi_lora import target_layers
+from zoo.sampler import sample
+from zoo.text_bank import encode
+
+Weights = Mapping[str, Tensor]  # module → (out, in); modules that are absent keep the base's
+Passes = Callable[[Moment], Sequence[Weights]]
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a set of LoRAs is run: at every step the mean prediction over ``passes``, with ``plan`` beside the layers."""
+
+    passes: Passes = lambda moment: ({},)
+    plan: FusionPlan | None = None
+
+
+class Network:
+    """The base with exchangeable weights. ``dtype`` of linear layers and activations; norms stay in float32."""
+
+    def __init__(self, model: MMDiT, dtype: torch.dtype = torch.bfloat16, compiled: bool = False):
+        self.model, self.dtype, self.compiled = model.eval().requires_grad_(False), dtype, compiled
+        self.layers: dict[str, nn.Linear] = {n: model.get_submodule(n) for n in target_layers(model)}  # type: ignore[misc]
+        self.base = {name: layer.weight.detach().clone() for name, layer in self.layers.items()}
+        self.channels = {name: layer.out_features for name, layer in self.layers.items()}
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.data = module.weight.data.to(dtype)
+        self._own = {name: layer.weight.data for name, layer in self.layers.items()}
+
+    def weights(self, updates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Base weight plus update (out, in) of each module, rounded once."""
+        return {name: (self.base[name] + update).to(self.dtype) for name, update in updates.items()}
+
+    @contextmanager
+    def running(self, course: Course, steps: int) -> Iterator[Callable[..., Tensor]]:
+        """Gives ``velocity(x, t, context, pooled)``, to be called once a step."""
+        moment, hooks = Moment(0, steps), []
+        for name, plan in (course.plan.modules if course.plan else {}).items():
+            hooks.append(self.layers[name].register_forward_hook(beside(plan, moment, self.dtype, self.compiled)))
+
+        def velocity(*inputs: Tensor) -> Tensor:
+            passes, total = course.passes(moment), None
+            for weights in passes:
+                self._install(weights)
+                out = self.model(*inputs)
+                total = out if total is None else total + out
+            moment.step += 1
+            return total / len(passes)
+
+        try:
+            yield velocity
+        finally:
+            self._install({})
+            for hook in hooks:
+                hook.remove()
+
+    def _install(self, weights: Weights) -> None:
+        for name, layer in self.layers.items():
+            layer.weight.data = weights.get(name, self._own[name])
+
+    def computing(self):
+        """Autocast where the network computes in half precision."""
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast("cpu", self.dtype)
+
+
+def beside(plan: ModulePlan, moment: Moment, dtype: torch.dtype, compiled: bool) -> Callable[..., Tensor]:
+    """A forward hook that fuses the branches of one module to its output, as ``eager.fuse`` does.
+
+    All down factors are one product, and the arithmetic over channels is one loop where it may be compiled: an eager
+    gate passes over every branch output a dozen times.
+    """
+    down = torch.cat([b.down for b in plan.branches]).to(dtype)
+    ups = [(b.up * b.scale).to(dtype) for b in plan.branches]
+    ranks = [up.shape[1] for up in ups]
+    stacks = [None if group.vectors is None else group.vectors.stack() for group in plan.groups]
+
+    def hook(_: nn.Module, args: tuple, out: Tensor) -> Tensor:
+        heard = F.linear(args[0].to(dtype), down).split(ranks, -1)
+        outputs = [F.linear(h, up) for h, up in zip(heard, ups, strict=True)]
+        if not compiled:
+            vectors = [group.vectors for group in plan.groups]
+            return fuse(out, plan, outputs.__getitem__, vectors.__getitem__, moment=moment)
+        whole = out.clone()
+        for group, stack in zip(plan.groups, stacks, strict=True):
+            base, values = (
+                out[..., group.start : group.stop],
+                [_side_by_side(out, plan, g, outputs, group) for g in group.loras],
+            )
+            update = (
+                sum(values)
+                if stack is None and group.rule is None
+                else pointwise(stack is not None)(base, values, stack)
+            )
+            whole[..., group.start : group.stop] += update.to(out.dtype)
+        return whole
+
+    return hook
+
+
+def _side_by_side(
+    out: Tensor, plan: ModulePlan, lora: Sequence[int], outputs: Sequence[Tensor], group: Group
+) -> Tensor:
+    """One LoRA's output over a group's channels, from the slices that it has."""
+    if len(lora) == 1 and outputs[lora[0]].shape[-1] == group.stop - group.start:
+        return outputs[lora[0]]
+    value = out.new_zeros(*out.shape[:-1], group.stop - group.start)
+    for index in lora:
+        start, stop = plan.branches[index].span(plan.channels)
+        value[..., start - group.start : stop - group.start] += outputs[index]
+    return value
+
+
+@cache
+def pointwise(gated: bool) -> Callable[[Tensor, list[Tensor], Tensor | None], Tensor]:
+    """``gated_update`` or ``energy_sum``, compiled."""
+
+    def gate(base: Tensor, values: list[Tensor], stack: Tensor) -> Tensor:
+        return gated_update(base, values, GateVectors.from_stack(stack))
+
+    def energy(base: Tensor, values: list[Tensor], stack: Tensor | None) -> Tensor:
+        return energy_sum(values)
+
+    return torch.compile(gate if gated else energy, dynamic=True)
+
+
+class Painter:
+    """Pictures of prompts by a course. The states of a text are computed once."""
+
+    def __init__(self, network: Network, decoder: Autoencoder, steps: int, cfg: float = 4.0):
+        self.network, self.decoder, self.steps, self.cfg = network, decoder, steps, cfg
+        self._states: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def states(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Context (n, 24, 384) and pooled (n, 384)."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._states]
+        if new:
+            context, pooled = encode(new)
+            self._states |= {text: (c, p) for text, c, p in zip(new, context, pooled, strict=True)}
+        rows = [self._states[text] for text in texts]
+        return torch.stack([c for c, _ in rows]), torch.stack([p for _, p in rows])
+
+    def forget(self) -> None:
+        self._states.clear()
+
+    def latents(self, course: Course, prompts: Sequence[str], seed: int) -> Tensor:
+        """(n, 16, 16, 16); sample i starts from the noise of ``seed`` + i."""
+        empty = self.states([""])
+        with self.network.running(course, self.steps) as velocity, self.network.computing():
+            return sample(velocity, *self.states(prompts), empty, steps=self.steps, cfg=self.cfg, seed=seed).float()
+
+    def draw(self, course: Course, prompts: Sequence[str], seed: int) -> np.ndarray:
+        """uint8 (n, 128, 128, 3)."""
+        return decode_latents(self.latents(course, prompts, seed), self.decoder, batch=8)
