@@ -24,8 +24,18 @@ import torch
 
 from autolora_core.encode.set_encoder import MODULES, SetEncoder
 from benchmarks.results_file import REPO, RESULTS, write_results
+from benchmarks.retrieval_choose import Chooser
+from benchmarks.retrieval_claims import (
+    CHOSEN,
+    WITNESSED,
+    add_chosen,
+    none_fits,
+    none_fits_plain,
+    plain_picks,
+    set_figures,
+)
 from benchmarks.retrieval_curves import pool_curve, training_curve
-from benchmarks.retrieval_measure import Asked, interval, none_evidence, none_figures, ranks, shares
+from benchmarks.retrieval_measure import Asked, interval, ranks, shares
 from benchmarks.retrieval_metadata import metadata_figures
 from benchmarks.retrieval_plots import plot_curves, plot_methods
 from benchmarks.retrieval_study import (
@@ -53,7 +63,7 @@ from zoo.text_side import TextReader, Texts
 from zoo.train_encoder import texts_needed, train
 
 log = logging.getLogger("benchmarks.retrieval")
-SEED, PICKS = 0, 3
+SEED = 0
 RIDGE = "ridge on our tokens, all"
 CANDIDATES = (
     (RESPONSE, ENCODER), (RESPONSE, PROFILE, DRAWN), (RESPONSE, PROFILE, DRAWN, DRAWN_LEARNT),
@@ -97,61 +107,48 @@ def method_row(study: Study, name: str, groups: dict[str, np.ndarray]) -> dict[s
 
 
 def choose_ours(study: Study) -> str:
-    """The combination that is best on validation becomes "ours", or the response alone; returns its parts."""
+    """The method or combination that is best on validation becomes "ours"; returns its parts."""
     asked = study.asked["validation"]
     which = asked.of("name", *HEADLINE, "style")
-    best = (-1.0, "", study.scores[RESPONSE])
-    for number, names in enumerate(((RESPONSE,), *CANDIDATES)):
-        name = RESPONSE if len(names) == 1 else f"combination {number}"
+    best = (-1.0, "", RESPONSE)
+    alone = [(name,) for name in (RESPONSE, CHOSEN, WITNESSED) if name == RESPONSE or (name, "test") in study.prompted]
+    for number, names in enumerate((*alone, *CANDIDATES)):
+        name = names[0] if len(names) == 1 else f"combination {number}"
         if len(names) > 1:
             study.combine(names, name)
         found = study.recall(name, "validation", which)
         value = found["recall_at_5"] + found["recall_at_1"]
         log.info("combination of %s: validation %s", names, found)
         if value > best[0]:
-            best = (value, " + ".join(names), study.scores[name])
-    study.scores[OURS] = best[2]
+            best = (value, " + ".join(names), name)
+    if best[2] in study.scores:
+        study.scores[OURS] = study.scores[best[2]]
+    else:
+        study.prompted |= {(OURS, part): study.asking(best[2], part) for part in study.asked}
     return best[1]
 
 
-def set_recall(study: Study, name: str) -> tuple[float, np.ndarray]:
-    """Share of subject-and-style prompts for which both are among the three picks: the best LoRA of each phrase first,
-    then the best of the rest."""
-    asked, pack = study.asked["test"], study.pack
-    pool = np.flatnonzero(asked.pool)
-    subject, style = pack.column("subject")[pool], pack.column("style")[pool]
-    hits = []
-    for prompt in (p for p in asked.prompts if p.kind == "set"):
-        parts = prompt.phrases[1:] or prompt.phrases
-        scores = np.nan_to_num(study.scores[name][study.texts.rows(parts)][:, pool], nan=-1e9)
-        firsts = sorted({int(row.argmax()) for row in scores}, key=lambda i: -scores[:, i].max())[:PICKS]
-        rest = [int(i) for i in np.argsort(-scores.max(axis=0))[: PICKS + len(firsts)] if i not in firsts]
-        picks = [*firsts, *rest][:PICKS]
-        hits.append(prompt.subject in subject[picks] and prompt.style in style[picks])
-    return (float(np.mean(hits)) if hits else float("nan")), np.array(hits)
-
-
-def none_fits(study: Study, name: str) -> dict[str, float]:
-    """Headline and style prompts with their LoRAs present, and the same with them taken out."""
-    evidence, right = {}, np.zeros(0, bool)
-    for part in ("validation", "test"):
-        asked = study.asked[part]
-        which = asked.of(*HEADLINE, "style") & ~asked.trigger_only
-        logits, mine = study.asking(name, part)[which], asked.part(which)
-        evidence[part] = tuple(none_evidence(logits, mine, study.data.thing, removed) for removed in (False, True))
-        right = ranks(logits, mine) < 1
-    return none_figures(evidence, right)
+def chosen_figures(study: Study, parts: str, choosers: dict[tuple[str, str], Chooser]) -> dict[str, float]:
+    """Sets and "none fits" of ours, and under ``_plain`` names of the response by its largest scores."""
+    plain = plain_picks(study, RESPONSE, study.asked["test"].pool)
+    chooser = choosers.get((parts, "test"))
+    mine = set_figures(study, "test", (lambda p: chooser.picks(p.text)) if chooser else plain)
+    before = set_figures(study, "test", plain) | none_fits_plain(study, RESPONSE)
+    return mine | none_fits(study, OURS) | {f"{name}_plain": value for name, value in before.items()}
 
 
 def figures_of(study: Study, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The figures that the README quotes."""
+    """The figures that the README quotes; ``_plain``: of the response as it was read before."""
     by = {row["method"]: row for row in rows}
     ours = by[OURS]
     out = {f"zs_{k}": ours[f"zs_{k}"] for k in ("recall_at_1", "recall_at_5", "mrr")}
+    out |= {f"zs_{k}_plain": by[RESPONSE][f"zs_{k}"] for k in ("recall_at_1", "recall_at_5", "mrr")}
+    out["zs_recall_at_5_no_drawing"] = by[CHOSEN]["zs_recall_at_5"]
+    out["zs_recall_at_1_no_drawing"] = by[CHOSEN]["zs_recall_at_1"]
     for cell in REPORTED:
         key = f"{cell}_recall_at_5"
         if key in ours:
-            out[key] = ours[key]
+            out[key], out[f"{key}_plain"] = ours[key], by[RESPONSE][key]
     if "zs_trigger_only_recall_at_5" in out:
         out["zs_recall_at_5_trigger_only"] = out.pop("zs_trigger_only_recall_at_5")
     out["zs_recall_at_5_low"], out["zs_recall_at_5_high"] = ours["zs_recall_at_5_interval"]
@@ -163,8 +160,7 @@ def figures_of(study: Study, rows: Sequence[dict[str, Any]]) -> dict[str, float]
     out["retrieve_node_zs_recall_at_5"] = by[RESPONSE_NODE]["zs_recall_at_5"]
     out["encoder_zs_recall_at_5"] = by[ENCODER]["zs_recall_at_5"]
     out["encoder_file_only_zs_recall_at_5"] = by[FILE_ONLY]["zs_recall_at_5"]
-    out["set_recall_at_3"] = set_recall(study, OURS)[0]
-    return out | none_fits(study, OURS) | metadata_figures(study)
+    return out | metadata_figures(study)
 
 
 def sizes(pack: Pack, asked: Asked) -> dict[str, float]:
@@ -180,7 +176,7 @@ def sizes(pack: Pack, asked: Asked) -> dict[str, float]:
     }  # fmt: skip
 
 
-def run(name: str, epochs: int) -> tuple[Study, SetEncoder, str]:
+def run(name: str, epochs: int) -> tuple[Study, SetEncoder, str, dict[str, float]]:
     pack = read(name)
     texts = texts_of_run(pack)
     study = begin(pack, texts)
@@ -190,7 +186,9 @@ def run(name: str, epochs: int) -> tuple[Study, SetEncoder, str]:
     study.add_encoder(FILE_ONLY, encoder, (MODULES,))
     add_untrained_and_baselines(study)
     add_published(study, epochs)
-    return study, encoder, choose_ours(study)
+    choosers = add_chosen(study)
+    parts = choose_ours(study)
+    return study, encoder, parts, chosen_figures(study, parts, choosers)
 
 
 def texts_of_run(pack: Pack) -> Texts:
@@ -208,12 +206,12 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     began, name = time.time(), "retrieval_small" if args.small else "retrieval"
-    study, encoder, parts = run(name, args.epochs)
+    study, encoder, parts, figures = run(name, args.epochs)
     groups = cells(study)
-    methods = [OURS, RESPONSE, RESPONSE_TEXT, RESPONSE_NODE, DRAWN, DRAWN_LEARNT, PROFILE, "draw",
+    methods = [OURS, WITNESSED, CHOSEN, RESPONSE, RESPONSE_TEXT, RESPONSE_NODE, DRAWN, DRAWN_LEARNT, PROFILE, "draw",
                *study.encoders, RIDGE, "ridge on our tokens, file only", *study.baselines, *study.controls]  # fmt: skip
     rows = [method_row(study, method, groups) for method in methods]
-    figures = figures_of(study, rows) | sizes(study.pack, study.asked["test"])
+    figures |= figures_of(study, rows) | sizes(study.pack, study.asked["test"])
     rows.append({"method": "parts of ours", "names": parts})
     if not args.small:
         plot_methods(rows, name)

@@ -91,7 +91,7 @@ class Combination:
         """``scores[name]`` (q, n) for the prompts of ``asked`` (validation)."""
         x = np.stack([scores[name] for name in names], axis=-1)[:, asked.pool]
         right = asked.right[:, asked.pool]
-        heard = (x[..., 0] > ABSENT / 2)
+        heard = x[..., 0] > ABSENT / 2
         prior = Logistic(-4.0, np.ones(len(names)))
         full = _fit(x[heard & right], x[heard & ~right], prior)
         rest = Logistic(-4.0, np.ones(len(names) - 1))

@@ -11,6 +11,7 @@ import numpy as np
 from autolora_core.encode.generic import GENERIC_PROMPTS
 from autolora_core.encode.set_encoder import MODULES, SetEncoder
 from autolora_core.encode.spaces import space_of
+from autolora_core.retrieve.forms import caption_forms
 from autolora_core.retrieve.words import content_stems
 from autolora_core.train.steps import joined
 from autolora_core.train.trainer import TextSide
@@ -88,19 +89,23 @@ def written_words(row: dict) -> str | None:
 
 @dataclass
 class Study:
-    """``scores``: method -> (texts, n) z-scores (or the method's own). ``asked``: validation and test."""
+    """``scores``: method -> (texts, n) z-scores (or the method's own). ``asked``: validation and test. ``prompted``:
+    (method, part) -> (q, n), for methods that score prompts rather than texts."""
 
     pack: Pack
     texts: Texts
     data: EncoderData
     asked: dict[str, Asked]
     scores: dict[str, np.ndarray] = field(default_factory=dict)
+    prompted: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
     encoders: list[str] = field(default_factory=list)
     baselines: list[str] = field(default_factory=list)
     controls: list[str] = field(default_factory=list)
 
     def asking(self, name: str, part: str = "test", how: str = "best") -> np.ndarray:
         """(q, n) scores of one method for a part's prompts."""
+        if (name, part) in self.prompted:
+            return self.prompted[name, part]
         return by_prompt(self.scores[name], self.asked[part], self.texts, how)
 
     def z(self, cosines: np.ndarray) -> np.ndarray:
@@ -185,14 +190,18 @@ def add_published(study: Study, epochs: int) -> None:
 
 def phrases_needed(pack: Pack, more: Callable[[Pack], list[str]]) -> list[str]:
     """Every text of a run: prompts and their phrases, what training reads, what files may say."""
-    asked = [phrase for part in ("validation", "test") for p in prompts_of(pack, part) for phrase in p.phrases]
+    asked = asked_phrases(pack)
     labels = [row["label"] for row in pack.rows] + [f"{row['label']} style" for row in pack.rows if not row["subject"]]
     return [*asked, *labels, *more(pack)]
 
 
 def asked_phrases(pack: Pack) -> list[str]:
-    """Every prompt of validation and test, and its phrases."""
-    return [phrase for part in ("validation", "test") for p in prompts_of(pack, part) for phrase in p.phrases]
+    """Every prompt of validation and test, its phrases, and its forms as captions have them."""
+    prompts = [p for part in ("validation", "test") for p in prompts_of(pack, part)]
+    asked = list(dict.fromkeys(phrase for p in prompts for phrase in p.phrases))
+    known = {text.lower() for text in asked}
+    forms = dict.fromkeys(form.text for p in prompts for form in caption_forms(p.text))
+    return asked + [text for text in forms if text not in known]
 
 
 def drawn_texts(pack: Pack) -> list[str]:

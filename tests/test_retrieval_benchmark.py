@@ -245,7 +245,7 @@ def test_ours_is_the_response_alone_where_no_combination_beats_it():
         """A study whose recalls are given."""
 
         def __init__(self, better: str | None):
-            self.better, self.scores = better, {"response": np.zeros(1)}
+            self.better, self.scores, self.prompted = better, {"response": np.zeros(1)}, {}
             self.asked = {"validation": asked_of(np.eye(2, dtype=bool))}
 
         def combine(self, names, out):

@@ -6,9 +6,9 @@ Scores (texts, LoRAs) of any training-free kind, such as the z-scores of :mod:`.
 1. *Standardised*: each text's scores about their mean over the LoRAs, in their deviations. Loud texts no longer win.
 2. *Residual*: ``r_t = s_t − wᵀ S_G``, where ``S_G`` (G, N) are the standardised scores of the generic prompts and
    ``w = (S_G S_Gᵀ/N + λI)⁻¹ S_G s_t/N``. What a LoRA answers to "a dog" and "a cat" explains its answer to "an otter",
-   unless it is of one: under a normal law of strangers this is the log-likelihood's part that the generic prompts leave.
-3. *Own ruler*: the :data:`OWN_TAIL` quantile of a LoRA's residuals over a wide bank of words. A LoRA that answers loudly
-   to many things has to answer louder still.
+   unless it is of one: for strangers under a normal law this is what the generic prompts leave unexplained.
+3. *Own ruler*: the :data:`OWN_TAIL` quantile of a LoRA's residuals over a wide bank of words. A LoRA that answers to
+   many things loudly has to answer louder still.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Chosen on the validation part of the retrieval benchmark; between 0.3 and 3, and between 0.99 and 0.998, little changes.
+# Chosen on the validation part of the retrieval benchmark; from 0.5 to 3, and from 0.988 to 0.997, little changes.
 RIDGE, OWN_TAIL = 1.0, 0.994
 # The lead that tells "fits" from "none fits" is over the mean of so many runners-up: one twin does not spoil it.
 RUNNERS_UP = 10
