@@ -19,7 +19,7 @@ import time
 import torch
 
 from benchmarks.fusion_cases import Case, draw_cases, zoo_answers
-from benchmarks.fusion_methods import Entry, entries
+from benchmarks.fusion_entries import Entry, entries
 from benchmarks.fusion_run import Runner, Scope
 from benchmarks.fusion_shelf import TEST, VALIDATION, Shelf, open_shelf
 from benchmarks.fusion_store import Verdicts
@@ -44,10 +44,6 @@ def all_cases(shelf: Shelf, part: str, limit: int | None = None) -> list[Case]:
     return draw_cases(shelf, part, exists, zoo_answers() if shelf.name == "scale" else None, limit)
 
 
-def ready(shelf: Shelf, case: Case, most: int) -> bool:
-    return all(map(shelf.ready, {*case.loras(most), *case.strangers(most)}))
-
-
 def chosen(names: str | None, known: dict[str, Entry]) -> dict[str, Entry]:
     return {name: known[name] for name in names.split(",")} if names else known
 
@@ -60,8 +56,8 @@ def run(args: argparse.Namespace, command: str) -> None:
     """Draw what is missing, then write the table."""
     shelf, known = open_shelf(args.shelf), entries()
     every = all_cases(shelf, args.part, args.pairs)
-    there = [(i, case) for i, case in enumerate(every) if ready(shelf, case, max(args.k))]
-    log.info("%d pairs, the LoRAs of %d are there", len(every), len(there))
+    there = [(i, case) for i, case in enumerate(every) if all(map(shelf.ready, case.wanted))]
+    log.info("%d pairs, both LoRAs of %d are trained", len(every), len(there))
     name = f"{args.shelf}-{args.part}-{args.steps}"
     if not args.table:
         mine, of = args.shard

@@ -1,19 +1,18 @@
 """Every mode of the Apply node, at the node's defaults, as courses of the demo network; and the gates beside them.
 
-A method is a function of a workbench and the ids of the LoRAs. ``entries`` names all; a later gate is one more file.
+A method is a function of a workbench and the ids of the LoRAs; ``fusion_entries`` names all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from autolora_core.encode.towers import file_sha256
 from autolora_core.fusion.branches import Branch
 from autolora_core.fusion.files import read_gate
 from autolora_core.fusion.gate import GateVectors
@@ -26,7 +25,6 @@ from autolora_core.fusion.plan import FusionPlan, ModulePlan, build_plan, by_mod
 from autolora_core.fusion.rules import Alone, Energy, Switch, Timed
 from benchmarks.fusion_network import Course, Network, Weights
 from benchmarks.fusion_shelf import Shelf
-from zoo.cache import models_dir, zoo_dir
 from zoo.sampler import SHIFT
 from zoo.text_bank import encode
 
@@ -210,27 +208,3 @@ def _spoken(plan: FusionPlan, alone: Sequence[Weights], moment: Moment) -> Weigh
 
 def _speaker(plan: ModulePlan, moment: Moment) -> int:
     return plan.groups[0].rule.live(moment)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """``key``: under which verdicts are stored; it changes when the method does. ``ours``: not a baseline."""
-
-    build: Method
-    key: str
-    ours: bool = False
-
-
-def entries() -> dict[str, Entry]:
-    """Every method by name: the node's modes, then the gates that are there."""
-    out = {name: Entry(mode(name), name) for name in MODES}
-    for name, path in gate_files().items():
-        if path.exists():
-            out[name] = Entry(gate(path), f"{name}@{file_sha256(path)[:8]}", ours=True)
-    return out
-
-
-def gate_files() -> dict[str, Path]:
-    """The shipped gate, and those that wait in the cache to be compared: ``fusion/gates/<name>.safetensors``."""
-    waiting = {path.stem: path for path in sorted(zoo_dir("fusion", "gates").glob("*.safetensors"))}
-    return {"gate": models_dir() / "emoji_gate.safetensors", **waiting}

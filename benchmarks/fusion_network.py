@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
@@ -35,10 +35,14 @@ Passes = Callable[[Moment], Sequence[Weights]]
 
 @dataclass(frozen=True)
 class Course:
-    """How a set of LoRAs is run: at every step the mean prediction over ``passes``, with ``plan`` beside the layers."""
+    """How a set of LoRAs is run: at every step the mean prediction over ``passes``, with ``plan`` beside the layers.
+
+    ``hooks``: module → what makes a forward hook of the moment, for what no plan can say.
+    """
 
     passes: Passes = lambda moment: ({},)
     plan: FusionPlan | None = None
+    hooks: Mapping[str, Callable[[Moment], Callable]] = field(default_factory=dict)
 
 
 class Network:
@@ -74,6 +78,7 @@ class Network:
             moment.step += 1
             return total / len(passes)
 
+        hooks += [self.layers[name].register_forward_hook(make(moment)) for name, make in course.hooks.items()]
         try:
             yield velocity
         finally:

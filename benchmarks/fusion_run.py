@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from benchmarks.fusion_cases import Case
+from benchmarks.fusion_entries import Entry
 from benchmarks.fusion_judge import Critic, Wanted
-from benchmarks.fusion_methods import Entry, Workbench, single
+from benchmarks.fusion_methods import Workbench, single
 from benchmarks.fusion_network import Course, Network, Painter
 from benchmarks.fusion_shelf import Shelf
 from benchmarks.fusion_store import ALONE, FUSED, UNASKED, Cell, Verdicts
@@ -71,13 +72,17 @@ class Runner:
         weigh = number % WEIGHED_EVERY == 0
         wanted = Wanted(case.subject, case.style, true_picture(self.pictures, case.subject, case.style))
         self._alone(case, wanted, scope.seeds)
-        for k in scope.ks:
+        for k in self._possible(scope.ks, case.loras):
             for entry in scope.entries.values():
                 cell, ids = Cell(case.name, FUSED, k, entry.key), case.loras(k)
                 self._cell(cell, case.prompts, case.noise, scope.seeds, lambda e=entry, i=ids: e.build(self.bench, i),
                            lambda images, _: self.critic.notes(images, wanted), weigh)  # fmt: skip
         if number % UNASKED_EVERY == 0:
             self._unasked(case, scope)
+
+    def _possible(self, ks: Iterable[int], loras: Callable[[int], Sequence[str]]) -> list[int]:
+        """Those of ``ks`` whose LoRAs are trained."""
+        return [k for k in ks if all(map(self.shelf.ready, loras(k)))]
 
     def _alone(self, case: Case, wanted: Wanted, seeds: int) -> None:
         """The real picture, the base without any LoRA, each wanted LoRA alone, and the subject in its own words."""
@@ -109,7 +114,7 @@ class Runner:
 
         self._cell(Cell(case.name, UNASKED, 0, BASE), case.bystander_prompts, case.noise, scope.seeds, Course,
                    lambda images, _: self.critic.notes(images, wanted))  # fmt: skip
-        for k in scope.ks:
+        for k in self._possible(scope.ks, case.strangers):
             for entry in scope.entries.values():
                 cell, ids = Cell(case.name, UNASKED, k, entry.key), case.strangers(k)
                 self._cell(cell, case.bystander_prompts, case.noise, scope.seeds,

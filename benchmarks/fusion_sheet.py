@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from benchmarks.fusion_cases import Case
-from benchmarks.fusion_methods import Entry, Workbench, single
+from benchmarks.fusion_entries import Entry
+from benchmarks.fusion_methods import Workbench, single
 from benchmarks.fusion_network import Network, Painter
 from benchmarks.fusion_shelf import TEST, Shelf
 from zoo.cache import REPO, write_atomic, zoo_dir
@@ -27,7 +28,8 @@ LARGEST = 400 << 10
 def write_sheet(shelf: Shelf, cases: Sequence[Case], methods: Mapping[str, Entry], args: argparse.Namespace) -> Path:
     """One sheet for the smallest and one for the largest K of ``args.k``, one above the other."""
     rng = np.random.default_rng(SEED)
-    some = [cases[i] for i in sorted(rng.permutation(len(cases))[:ROWS])]
+    whole = [case for case in cases if all(map(shelf.ready, case.loras(max(args.k))))]
+    some = [whole[i] for i in sorted(rng.permutation(len(whole))[:ROWS])]
     ks = sorted({min(args.k), max(args.k)})
     names = ["real", "subject", "style", *methods]
     sheet = Image.new("RGB", (LEFT + len(names) * (SIDE + GAP), len(ks) * (HEAD + len(some) * (SIDE + GAP))), "white")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import emoji_factors
+from safetensors.torch import save_file
 from torch import nn
 
 from autolora_core.fusion.branches import Branch
@@ -16,6 +17,7 @@ from autolora_core.fusion.moment import Moment
 from autolora_core.fusion.plan import build_plan
 from benchmarks import fusion_methods
 from benchmarks.fusion_cases import Case, draw_cases
+from benchmarks.fusion_entries import recipe
 from benchmarks.fusion_judge import MEASURES, Critic, Wanted, right
 from benchmarks.fusion_methods import MODES, Workbench, merged, mode, routes
 from benchmarks.fusion_network import Course, Network, _side_by_side
@@ -23,11 +25,13 @@ from benchmarks.fusion_run import REAL, STYLE, SUBJECT, runs
 from benchmarks.fusion_shelf import TEST, TRAIN, VALIDATION, Lora, ScaleShelf
 from benchmarks.fusion_store import ALONE, FUSED, UNASKED, Cell, Verdicts
 from benchmarks.fusion_table import Table, report
+from zoo.fused_layers import Gate
 from zoo.judge import Judge, default_path
 from zoo.mmdit import MMDiT
 from zoo.sampler import sample
 from zoo.scale_plan import content_subjects, style_family
 from zoo.splits import Splits, stem
+from zoo.train_fusion import RECIPES
 
 STEPS, CLOSE = 4, 2e-4
 IDS = ["pig", "ink", "cup"]
@@ -163,6 +167,18 @@ def test_branches_in_slices_are_laid_side_by_side():
     group = plan.groups[0]
     laid = _side_by_side(torch.zeros(3, 6), plan, group.loras[0], outputs, group)
     assert torch.allclose(laid, x @ whole.delta().float().T, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ours", "scalar-unrouted"])
+def test_a_gate_of_training_starts_as_what_it_stands_on(bench, name, tmp_path):
+    """Before its first step a gate is the plain sum, or ssr where it stands on routed branches."""
+    own = RECIPES[name]
+    save_file(
+        dict(Gate(bench.network.layers, own.shared, own.timed, own.counted, own.noise).state_dict()), tmp_path / "g"
+    )
+    ours = latents(bench.network, recipe(name, tmp_path / "g")(bench, IDS))
+    start = latents(bench.network, mode("ssr" if own.routed else "sum")(bench, IDS))
+    assert (ours - start).abs().max() < CLOSE * start.abs().max()
 
 
 # cases
