@@ -30,8 +30,7 @@ from zoo.cache import read_json, write_atomic, write_json, zoo_dir
 from zoo.lora_export import DTYPES
 from zoo.mmdit import Mlp, MMDiT
 from zoo.multi_lora import StackedAdam, StackedAdapters
-from zoo.pictures import Pictures
-from zoo.pictures import build as draw_pictures
+from zoo.pictures import Pictures, build
 from zoo.scale_plan import ScaleSpec, plan
 from zoo.scale_sets import TrainingSet, all_captions, build_look, is_made, load, look_path
 from zoo.text_bank import TextBank
@@ -235,10 +234,9 @@ def compile_worker(_: int, shapes: Sequence[Shape]) -> None:
 
 def prepare(compiled: bool) -> None:
     """Everything that does not depend on the base's weights; pictures and latents too, where this is the first run."""
-    if not (zoo_dir() / "pictures.json").exists():
-        draw_pictures(PROCESSES)
-    if not (zoo_dir() / "latents.npy").exists():
-        precompute_latents(PROCESSES)
+    for name, make in (("pictures.json", build), ("latents.npy", precompute_latents)):
+        if not (zoo_dir() / name).exists():
+            make(PROCESSES)
     firsts = {look_path(s): s for s in plan() if s.style and is_made(s.style)}
     absent = [spec for path, spec in firsts.items() if not path.exists()]
     if absent:

@@ -33,6 +33,7 @@ from .answers import CachedAnswers, StateSource, shared_memory
 from .content import Content, modules_of, read_entries
 from .duplicates import Pair
 from .entries import Entry, ScanReport
+from .fit_report import FitReport
 from .grid import Grid, held_grid
 from .locks import writer_lock
 from .responses import answered, compute_response, has_response, held_responses, response_id
@@ -194,7 +195,7 @@ class Library:
         progress: Progress | None = None,
         should_stop: Callable[[], bool] | None = None,
         shipped: Mapping[str, WeightEncoder] | None = None,
-    ) -> fit.FitReport:
+    ) -> FitReport:
         """Fit (or keep) one weight encoder per family against ``tower`` and bring all vectors up to date.
 
         ``shipped`` encoders (family → encoder, see :func:`.encoders.find_encoders`) are extended with its own files.

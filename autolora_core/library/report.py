@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ..wording import counted, shown
 from .duplicates import Pair, describe
 from .entries import Entry, ScanReport
-from .fit import FitReport
+from .fit_report import FitReport
 from .unencoded import KIND_NAMES
 
 MAX_LINES = 20
