@@ -21,7 +21,7 @@ import torch
 from benchmarks.fusion_cases import Case, draw_cases, zoo_answers
 from benchmarks.fusion_entries import Entry, entries
 from benchmarks.fusion_run import Runner, Scope
-from benchmarks.fusion_shelf import TEST, VALIDATION, Shelf, open_shelf
+from benchmarks.fusion_shelf import SAMPLE, SCALE, TEST, VALIDATION, Shelf, open_shelf
 from benchmarks.fusion_store import Verdicts
 from benchmarks.fusion_table import write_table
 from zoo.budget import positive_int
@@ -41,7 +41,7 @@ def all_cases(shelf: Shelf, part: str, limit: int | None = None) -> list[Case]:
     def exists(subject: str, style: str) -> bool:
         return (subject, DEFAULT_STYLE if style in TRANSFORMS else style) in pictures.index
 
-    return draw_cases(shelf, part, exists, zoo_answers() if shelf.name == "scale" else None, limit)
+    return draw_cases(shelf, part, exists, None if shelf.name == "shipped" else zoo_answers(), limit)
 
 
 def chosen(names: str | None, known: dict[str, Entry]) -> dict[str, Entry]:
@@ -83,7 +83,7 @@ def main() -> None:
     """Command line."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--shelf", choices=("scale", "shipped"), default="scale")
+    parser.add_argument("--shelf", choices=(SAMPLE, SCALE, "shipped"), default=SAMPLE)
     parser.add_argument("--part", choices=(VALIDATION, TEST), default=TEST)
     parser.add_argument("--pairs", type=positive_int, default=200)
     parser.add_argument("--seeds", type=positive_int, default=4)

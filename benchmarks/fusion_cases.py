@@ -1,9 +1,9 @@
 """What the fusion benchmark asks for: pairs of a subject and a style whose real picture exists, and who stands beside.
 
-Drawn by hash, once and for ever: a pair (subject, style) needs a subject and a style that the base never saw, so both
-LoRAs are wanted, and its composite must be in nobody's training. Distractors are LoRAs that nobody asked for: for half
-of the cases any, for the other half those that answer most loudly to the prompt's phrases, the retriever's near misses.
-Nobody looks at whether a LoRA is good.
+Drawn by hash, once and for ever for a shelf: a pair (subject, style) needs a subject and a style that the base never
+saw, so both LoRAs are wanted, and its composite must be in nobody's training. Distractors are LoRAs that nobody asked
+for: for half of the cases any, for the other half those that answer most loudly to the prompt's phrases, the
+retriever's near misses. Nobody looks at whether a LoRA is good.
 """
 
 from __future__ import annotations

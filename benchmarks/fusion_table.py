@@ -1,7 +1,8 @@
 """From stored verdicts to figures: shares, retention against one LoRA alone, differences with paired intervals.
 
 Every figure is a mean over pairs of means over a pair's seeds; intervals (95 %) and differences resample pairs, the
-same draws for both sides. Worst retention is the smaller of two quotients, subject right under the method over subject
+same draws for both sides. Pairs of one subject stand or fall together, so rows also have the wider interval that comes
+of resampling subjects. Worst retention is the smaller of two quotients, subject right under the method over subject
 right with that LoRA alone, and likewise the style. A cell that nobody drew is absent.
 """
 
@@ -59,9 +60,13 @@ class Means:
     rows: np.ndarray
     pictures: int
 
-    def only(self, cases: Sequence[str]) -> np.ndarray:
+    def only(self, cases: Sequence[str]) -> Means:
         at = {case: i for i, case in enumerate(self.cases)}
-        return self.rows[[at[case] for case in cases]]
+        return Means(list(cases), self.rows[[at[case] for case in cases]], self.pictures)
+
+    @property
+    def subjects(self) -> list[str]:
+        return [case.split("|")[0] for case in self.cases]
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -69,11 +74,18 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return round(float(low), 4), round(float(high), 4)
 
 
-def resampled(rows: np.ndarray, seed: int = 0) -> np.ndarray:
-    """(RESAMPLES, columns): means of pairs drawn with replacement; the same draws for tables of equal length."""
-    n = len(rows)
-    counts = np.random.default_rng((seed, n)).multinomial(n, np.full(n, 1 / n), RESAMPLES)
-    return counts @ rows / n
+def resampled(rows: np.ndarray, clusters: Sequence[str] | None = None) -> np.ndarray:
+    """(RESAMPLES, columns): means of pairs, or of whole ``clusters`` of them, drawn with replacement; the same draws
+    for tables of the same pairs."""
+    which = np.arange(len(rows)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
+    n = int(which.max()) + 1
+    counts = np.random.default_rng(n).multinomial(n, np.full(n, 1 / n), RESAMPLES)[:, which]
+    return counts @ rows / counts.sum(axis=1, keepdims=True)
+
+
+def spreads(means: Means) -> tuple[np.ndarray, np.ndarray]:
+    """Draws of pairs, and draws of subjects."""
+    return resampled(means.rows), resampled(means.rows, means.subjects)
 
 
 class Table:
@@ -139,6 +151,14 @@ class Report:
         self.rows.append({"figure": name, "value": self.figures[name], "low": low, "high": high, "pairs": pairs,
                           "pictures": pictures, **more})  # fmt: skip
 
+    def note_all(self, means: Means, measures: Iterable[str], name: Callable[[str], str]) -> None:
+        """Every measure of one cell, under ``name(measure)``."""
+        pairs, subjects = spreads(means)
+        for measure in measures:
+            statistic = STATISTICS[measure]
+            self.note(name(measure), statistic(means.rows.mean(0)), statistic(pairs), len(means.rows), means.pictures,
+                      by_subject=interval(statistic(subjects)))  # fmt: skip
+
 
 def report(table: Table, methods: Mapping[str, str], ours: Sequence[str], ks: Iterable[int]) -> Report:
     """``methods``: name → key in the store."""
@@ -147,10 +167,7 @@ def report(table: Table, methods: Mapping[str, str], ours: Sequence[str], ks: It
     for k in ks:
         found = {name: means for name, key in methods.items() if (means := table.means(FUSED, k, key)) is not None}
         for name, means in found.items():
-            spread = resampled(means.rows)
-            for measure, statistic in STATISTICS.items():
-                value = statistic(means.rows.mean(0))
-                out.note(f"{measure}_k{k}_{name}", value, statistic(spread), len(means.rows), means.pictures)
+            out.note_all(means, STATISTICS, lambda measure, k=k, name=name: f"{measure}_k{k}_{name}")
             _costs(table, out, k, name, methods[name])
         _differences(out, found, ours, k)
         for name, key in methods.items():
@@ -161,13 +178,9 @@ def report(table: Table, methods: Mapping[str, str], ours: Sequence[str], ks: It
 def _references(table: Table, out: Report) -> None:
     """What can be had at all: the judge on the real pictures, the base alone, one LoRA alone."""
     for k, method in ((0, REAL), (0, BASE), (1, SUBJECT), (1, STYLE), (1, OWN)):
-        means = table.means(ALONE, k, method)
-        if means is None:
-            continue
-        spread = resampled(means.rows)
-        for measure in ("subject", "style", "joint", "distance"):
-            value = column(measure)(means.rows.mean(0))
-            out.note(f"{measure}_alone_{method}", value, column(measure)(spread), len(means.rows), means.pictures)
+        if (means := table.means(ALONE, k, method)) is not None:
+            measures = ("subject", "style", "joint", "distance")
+            out.note_all(means, measures, lambda measure, method=method: f"{measure}_alone_{method}")
     ceiling, pictures = table.ceiling()
     if ceiling:
         rows = np.array(ceiling)[:, None]
@@ -192,10 +205,10 @@ def difference(name: str, mine: Means, against: str, theirs: Means, measure: str
     """One row: how much higher ``name`` is than ``against``, with the interval of the paired bootstrap."""
     both = [case for case in mine.cases if case in set(theirs.cases)]
     a, b, statistic = mine.only(both), theirs.only(both), STATISTICS[measure]
-    value = statistic(a.mean(0)) - statistic(b.mean(0))
-    low, high = interval(statistic(resampled(a)) - statistic(resampled(b)))
+    value = statistic(a.rows.mean(0)) - statistic(b.rows.mean(0))
+    pairs, subjects = (interval(statistic(x) - statistic(y)) for x, y in zip(spreads(a), spreads(b), strict=True))
     return {"difference": measure, "k": k, "method": name, "against": against, "value": round(float(value), 4),
-            "low": low, "high": high, "pairs": len(both)}  # fmt: skip
+            "low": pairs[0], "high": pairs[1], "by_subject": subjects, "pairs": len(both)}  # fmt: skip
 
 
 def _costs(table: Table, out: Report, k: int, name: str, key: str) -> None:
@@ -232,10 +245,10 @@ def write_table(
     verdicts: Verdicts, cases: Sequence[Case], methods: Mapping[str, str], ours: Sequence[str], command: str,
     args: argparse.Namespace,
 ) -> Path:  # fmt: skip
-    """``fusion.json`` of the test part of the large zoo; of anything else a file beside the verdicts."""
+    """``fusion.json`` of the test part of the large zoo or its sample; of anything else a file beside the verdicts."""
     made = report(Table(verdicts, cases, args.seeds), methods, ours, args.k)
     about = {"shelf": args.shelf, "part": args.part, "sampler_steps": args.steps, "seeds": args.seeds,
              "pairs": len(cases), "near_misses": sum(c.near for c in cases)}  # fmt: skip
-    published = args.shelf == "scale" and args.part == TEST
+    published = args.shelf != "shipped" and args.part == TEST
     name, folder = ("fusion", RESULTS) if published else (verdicts.path.stem, verdicts.path.parent)
     return write_results(name, command, 0, made.figures, [about, *made.rows], folder)
