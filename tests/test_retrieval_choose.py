@@ -7,7 +7,7 @@ import pytest
 
 from autolora_core.encode.generic import GENERIC_PROMPTS
 from autolora_core.retrieve.forms import caption_forms
-from autolora_core.retrieve.standout import Standouts, lead, residuals, standardised
+from autolora_core.retrieve.standout import Standouts, lead, standardised
 from benchmarks.retrieval_choose import Chooser, groups_of, parts_of
 from benchmarks.retrieval_claims import evidence, relatives, set_figures
 from benchmarks.retrieval_measure import Asked
@@ -62,9 +62,8 @@ def test_standardised_takes_loudness_off_a_text():
 
 
 def test_residuals_are_ridge_regression_and_leave_one_out_for_the_generic_prompts():
-    pool = np.ones(120, bool)
-    standard, generic, ridge = standardised(made_up(), pool), list(range(10)), 0.7
-    found = residuals(standard, generic, pool, ridge)
+    standard, generic, ridge = standardised(made_up(), np.ones(120, bool)), list(range(10)), 0.7
+    found = Standouts.read(made_up(), generic, generic, ridge=ridge).residual
 
     def left(text: int, known: list[int]) -> np.ndarray:
         x, y = standard[known], standard[text]

@@ -26,6 +26,37 @@ DEVIATION_FLOOR = 1e-3
 
 
 @dataclass(frozen=True)
+class Stranger:
+    """What strangers of a library answer, learnt once: ``known`` (G, N) the standardised generic answers, ``inverse``
+    (G, G) of their ridged covariance over the ``pool`` (N,)."""
+
+    known: np.ndarray
+    inverse: np.ndarray
+    pool: np.ndarray
+
+    @classmethod
+    def learn(cls, generic: np.ndarray, pool: np.ndarray | None = None, ridge: float = RIDGE) -> Stranger:
+        """``generic`` (G, N): every LoRA's scores for the generic prompts. ``pool`` (N,) bool: the LoRAs whose spread
+        counts, all by default."""
+        pool = np.ones(generic.shape[1], bool) if pool is None else pool
+        known = standardised(generic, pool)
+        covariance = known[:, pool] @ known[:, pool].T / max(int(pool.sum()), 1)
+        return cls(known, np.linalg.inv(covariance + ridge * np.eye(len(known))), pool)
+
+    def residual(self, standard: np.ndarray) -> np.ndarray:
+        """(T, N) standardised scores of other texts → what the generic answers leave of them, in deviations."""
+        shared = standard[:, self.pool] @ self.known[:, self.pool].T / max(int(self.pool.sum()), 1)
+        return self._scaled(standard - shared @ self.inverse @ self.known)
+
+    def own_residual(self) -> np.ndarray:
+        """(G, N): the same of each generic prompt by the others (leave-one-out by the inverse)."""
+        return self._scaled(self.inverse @ self.known / np.diag(self.inverse)[:, None])
+
+    def _scaled(self, left: np.ndarray) -> np.ndarray:
+        return left / np.maximum(left[:, self.pool].std(axis=1), DEVIATION_FLOOR)[:, None]
+
+
+@dataclass(frozen=True)
 class Standouts:
     """``standard`` and ``residual`` (T, N) of all texts, ``own`` (N,) each LoRA's ruler, in residuals."""
 
@@ -43,11 +74,11 @@ class Standouts:
         ridge: float = RIDGE,
         tail: float = OWN_TAIL,
     ) -> Standouts:
-        """``scores`` (T, N) without NaN; ``generic`` and ``bank`` are rows of it. ``pool`` (N,) bool: the LoRAs whose
-        spread counts (all by default)."""
-        pool = np.ones(scores.shape[1], bool) if pool is None else pool
-        standard = standardised(scores, pool)
-        residual = residuals(standard, generic, pool, ridge)
+        """``scores`` (T, N) without NaN; ``generic`` and ``bank`` are rows of it."""
+        stranger = Stranger.learn(scores[list(generic)], pool, ridge)
+        standard = standardised(scores, stranger.pool)
+        residual = stranger.residual(standard)
+        residual[list(generic)] = stranger.own_residual()
         return cls(standard, residual, np.quantile(residual[list(bank)], tail, axis=0))
 
 
@@ -55,18 +86,6 @@ def standardised(scores: np.ndarray, pool: np.ndarray) -> np.ndarray:
     """(T, N) about each text's mean over the pool, in its deviations."""
     mean, deviation = scores[:, pool].mean(axis=1), scores[:, pool].std(axis=1)
     return (scores - mean[:, None]) / np.maximum(deviation, DEVIATION_FLOOR)[:, None]
-
-
-def residuals(standard: np.ndarray, generic: Sequence[int], pool: np.ndarray, ridge: float = RIDGE) -> np.ndarray:
-    """(T, N): what the generic prompts' scores leave of each text's, again in deviations over the pool. A generic
-    prompt is explained by the others (leave-one-out by the inverse)."""
-    known, rows = standard[list(generic)], list(generic)
-    count = max(int(pool.sum()), 1)
-    inverse = np.linalg.inv(known[:, pool] @ known[:, pool].T / count + ridge * np.eye(len(rows)))
-    explained = (standard[:, pool] @ known[:, pool].T / count) @ inverse @ known
-    left = standard - explained
-    left[rows] = inverse @ known / np.diag(inverse)[:, None]
-    return left / np.maximum(left[:, pool].std(axis=1), DEVIATION_FLOOR)[:, None]
 
 
 def lead(scores: np.ndarray, runners_up: int = RUNNERS_UP) -> np.ndarray:
