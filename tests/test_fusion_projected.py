@@ -171,3 +171,19 @@ def test_ssr_keeps_what_factors_do_not_tell():
 def test_only_modules_where_loras_meet_need_a_router():
     stacks = ssr_stacks([lora(0), lora(1), lora(0, module="n")], {"m": OUT, "n": OUT})
     assert set(stacks) == {"m"} and stacks["m"].down.shape == (6, N_IN)
+
+
+def test_ssr_lora_by_lora_adds_up_to_the_merge():
+    """For a gate: each LoRA's routed branch apart, whatever its factors tell; with R = I each is that LoRA itself."""
+    branches = [lora(0), dense(1), lokr(2), lora(3, span=(2, 7))]
+    stacked = ssr.stack(branches, OUT)
+    routes = torch.eye(len(stacked.owner), dtype=torch.float64) + 0.3 * normal(*[len(stacked.owner)] * 2).double()
+    apart = ssr.route(stacked, routes)
+    assert gap(whole(apart), whole(ssr.merge(stacked, routes))) <= CLOSE
+    mine = ssr.route(stacked, torch.eye(len(stacked.owner), dtype=torch.float64))
+    for index, branch in enumerate(branches):
+        own = [part for part in mine if part.lora_index == index]
+        assert gap(whole(own), whole([branch])) <= CLOSE
+    down = routes @ stacked.down.double()
+    first = [part for part in apart if part.lora_index == 0]
+    assert gap(whole(first), stacked.up[:, :3].double() @ down[:3]) <= CLOSE

@@ -103,6 +103,22 @@ def merge(stacked: Stack, routes: Tensor) -> list[Branch]:
     return [merged, *(branch for branch, _ in stacked.rest)]
 
 
+def route(stacked: Stack, routes: Tensor) -> list[Branch]:
+    """The same sum, LoRA by LoRA: B_k (R A)_k, for a gate that weighs each of them.
+
+    A LoRA that its factors do not tell wholly keeps its own branch, and what they tell of it is taken out once.
+    """
+    down = (routes.double() @ stacked.down.flatten(1).double()).float().view_as(stacked.down)
+    branches = []
+    for lora in stacked.owner.unique().tolist():
+        mine = stacked.owner == lora
+        branches.append(Branch(stacked.module, lora, down=down[mine], up=stacked.up[:, mine]))
+    for branch, rows in stacked.rest:
+        told = Branch(stacked.module, branch.lora_index, down=stacked.down[rows], up=-stacked.up[:, rows])
+        branches += [branch, told]
+    return branches
+
+
 def mean_shift(routes: Iterable[Tensor]) -> float:
     """How far routers are from the plain sum: root mean square of ‖R − I‖_F / ‖I‖_F over modules, for the report."""
     shares = [float((one - torch.eye(len(one), dtype=one.dtype)).square().sum()) / len(one) for one in routes]
