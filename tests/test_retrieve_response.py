@@ -163,6 +163,30 @@ def test_z_scores_are_those_of_the_formula(library):
         assert found == pytest.approx(wanted, abs=0.02), "int8 rows"
 
 
+def test_in_a_large_library_a_lora_must_stand_out_of_what_strangers_answer(library, monkeypatch):
+    monkeypatch.setattr(responding, "ENOUGH_STRANGERS", len(THINGS))
+    asking, texts = library.asking(WordBase()), ["a yurt", GENERIC_PROMPTS[5]]
+    found = Responder.measure(library, "emoji", library.held, asking)
+    plain = replace(found, stranger=None)
+    has = found.has
+    assert plain.has.sum() == len(THINGS) and found.stranger is not None
+    z, known = (plain.z(asked, asking)[:, has] for asked in (texts, GENERIC_PROMPTS))
+    standard, known = ((x - x.mean(axis=1, keepdims=True)) / x.std(axis=1, keepdims=True) for x in (z, known))
+    covariance = known @ known.T / len(THINGS) + np.eye(len(known))
+    left = standard[0] - standard[0] @ known.T / len(THINGS) @ np.linalg.solve(covariance, known)
+    assert np.allclose(found.z(texts, asking)[0, has], left / left.std(), atol=1e-6)
+    others = np.delete(known, 5, axis=0)
+    inside = others @ others.T / len(THINGS) + np.eye(len(others))
+    left = standard[1] - standard[1] @ others.T / len(THINGS) @ np.linalg.solve(inside, others)
+    mine = found.z(texts, asking)
+    assert np.allclose(mine[1, has], left / left.std(), atol=1e-6), "a generic prompt by the others"
+    assert np.isnan(mine[:, ~has]).all() and mine[0, has].argmax() == THINGS.index("yurt")
+
+
+def test_small_libraries_have_no_strangers_to_speak_of(library):
+    assert Responder.measure(library, "emoji", library.held, library.asking(WordBase())).stranger is None
+
+
 def test_the_answer_does_not_depend_on_what_was_asked_before(library):
     library.handle = {"folder": "here"}
     base = WordBase()
