@@ -20,7 +20,7 @@ from benchmarks.fusion_cases import Case, draw_cases
 from benchmarks.fusion_entries import recipe
 from benchmarks.fusion_judge import MEASURES, Critic, Wanted, right
 from benchmarks.fusion_methods import MODES, Workbench, merged, mode, routes
-from benchmarks.fusion_network import Course, Network, _side_by_side
+from benchmarks.fusion_network import Course, Network, _side_by_side, pointwise
 from benchmarks.fusion_run import REAL, STYLE, SUBJECT, runs
 from benchmarks.fusion_shelf import TEST, TRAIN, VALIDATION, Lora, ScaleShelf
 from benchmarks.fusion_store import ALONE, FUSED, UNASKED, Cell, Verdicts
@@ -33,6 +33,7 @@ from zoo.sampler import sample
 from zoo.scale_plan import content_subjects, style_family
 from zoo.splits import Splits, stem
 from zoo.train_fusion import RECIPES
+from zoo.train_gate import spans
 
 STEPS, CLOSE = 4, 2e-4
 IDS = ["pig", "ink", "cup"]
@@ -139,6 +140,28 @@ def test_a_course_is_the_mode_as_the_node_runs_it(bench, name):
     bare = latents(bench.network, Course())
     assert (ours - theirs).abs().max() < CLOSE * theirs.abs().max()
     assert (ours - bare).abs().max() > 100 * CLOSE, "the LoRAs must change the picture, or nothing is shown"
+
+
+@pytest.mark.parametrize("name", ["energy", "gate"])
+def test_arithmetic_that_may_be_compiled_is_the_eager_one(bench, name, monkeypatch):
+    """The loop over groups that replaces ``eager.fuse`` where it is compiled; gates in thirds of a qkv, as shipped."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    pointwise.cache_clear()
+    if name == "gate":
+        entries = [span for n, layer in bench.network.layers.items() for span in spans(n, layer.out_features)]
+        gates = {entry: random_gate(stop - start) for entry, start, stop in entries}
+        course = Course(plan=build_plan(bench.branches(IDS), bench.network.channels, gates=gates))
+    else:
+        course = mode(name)(bench, IDS)
+    eager = latents(bench.network, course)
+    monkeypatch.setattr(bench.network, "compiled", True)
+    fast = latents(bench.network, course)
+    pointwise.cache_clear()
+    assert (fast - eager).abs().max() < CLOSE * eager.abs().max()
+
+
+def random_gate(channels: int) -> GateVectors:
+    return GateVectors.from_stack(torch.randn(9, channels) * 0.5)
 
 
 def test_running_leaves_the_base_as_it_was(bench):
