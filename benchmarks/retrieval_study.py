@@ -10,8 +10,8 @@ import numpy as np
 
 from autolora_core.encode.generic import GENERIC_PROMPTS
 from autolora_core.encode.set_encoder import MODULES, SetEncoder
-from autolora_core.encode.spaces import space_of
 from autolora_core.retrieve.forms import caption_forms
+from autolora_core.retrieve.standout import Stranger, standardised
 from autolora_core.retrieve.words import content_stems
 from autolora_core.train.steps import joined
 from autolora_core.train.trainer import TextSide
@@ -19,7 +19,6 @@ from benchmarks.retrieval_autolora import train_published
 from benchmarks.retrieval_measure import Asked, Combination, by_prompt, ranks, shares
 from benchmarks.retrieval_methods import Learner, baseline_scores, drawn_as
 from benchmarks.retrieval_texts import Prompt, set_prompts, style_prompts, subject_prompts
-from zoo.base_probe import SPACES
 from zoo.encoder_data import GROUPS, EncoderData, encoder_data, texts_of
 from zoo.features_pack import Pack
 from zoo.responses_pack import read_responses
@@ -140,13 +139,11 @@ def learner_of(study: Study) -> Learner:
 def add_untrained_and_baselines(study: Study) -> None:
     """Everything that needs no gradient step."""
     pack, texts = study.pack, study.texts
-    text_fed = np.array([space_of("emoji", name) is not None for name in SPACES])[None, :, None, None]
-    rows = pack.arrays["text_rows"]
-    for name, own in ((RESPONSE_TEXT, rows), (RESPONSE_NODE, rows * text_fed)):
-        heard = response_scores(factor_table(own), texts)
-        study.scores[name] = spread_z(heard, heard[texts.rows(GENERIC_PROMPTS)])
+    heard = response_scores(factor_table(pack.arrays["text_rows"]), texts)
+    study.scores[RESPONSE_TEXT] = spread_z(heard, heard[texts.rows(GENERIC_PROMPTS)])
     whole = pack.info.get("name") == "retrieval"  # of the shipped LoRAs alone, only the text side is kept
     study.scores[RESPONSE] = read_responses(pack, texts.texts) if whole else study.scores[RESPONSE_TEXT]
+    study.scores[RESPONSE_NODE] = as_retrieve_reads(study)
     learner = learner_of(study)
     for name, cosines in baseline_scores(learner).items():
         study.add_vectors(name, cosines)
@@ -162,6 +159,19 @@ def add_untrained_and_baselines(study: Study) -> None:
     study.scores[DRAWN] = draw_scores(pack, texts) / COSINE_UNIT
     study.scores[DRAWN_LEARNT] = learner.drawing() / COSINE_UNIT
     study.scores["draw"] = study.z(learner.cosine(learner.ridge(joined(study.data.groups, ("draw",)))))
+
+
+def as_retrieve_reads(study: Study) -> np.ndarray:
+    """(texts, n): ``retrieve.responding`` in a large library, what strangers' answers leave of each; NaN as before."""
+    scores = study.scores[RESPONSE]
+    has = np.isfinite(scores).any(axis=0)
+    known = np.isfinite(scores[:, has]).all(axis=1)
+    filled = np.nan_to_num(scores)
+    generic = study.texts.rows(GENERIC_PROMPTS)
+    stranger = Stranger.learn(filled[generic], has & study.asked["test"].pool)
+    left = stranger.residual(standardised(filled, stranger.pool))
+    left[generic] = stranger.own_residual()
+    return np.where(known[:, None] & has, left, np.nan).astype(np.float32)
 
 
 def profile_vectors(study: Study) -> np.ndarray:
