@@ -31,7 +31,7 @@ from .bridge_loras import PREFIX, LoadedLora
 from .bridge_once import COMPILED, latent_shape, quiet_clone, run_once
 from .bridge_states import ModelStates
 
-VERSION = 2  # part of a router's key: raise it when routers would differ
+VERSION = 3  # part of a router's key: raise it when routers would differ
 SIDE, PIXEL_SIDE = 32, 128  # of the latent the base runs on, where the network takes it
 REMEMBERED = 256 << 20  # bytes of routers kept in memory
 ROUTERS = ".routers"  # beside the libraries, under a name that none of them can have

@@ -21,8 +21,10 @@ from torch import Tensor
 from ..branches import Branch
 from .factors import Factors, factors_of
 
-# Relative to the mean power of a row of Z: far below any signal, far above float32 rounding of the Gram matrices.
-RIDGE = 1e-4
+# Relative to the power of a row of Z. The paper has none; with next to none (1e-4) the routers fit the few tokens they
+# were shown and shout elsewhere: worse than the plain sum. On true composites of the demo base's training part the flow
+# loss is 0.253 summed, and routed 0.237, 0.230, 0.2275, 0.228, 0.231 for ridges of 0.03, 0.1, 0.3, 1 and 3.
+RIDGE = 0.3
 
 
 @dataclass(frozen=True)
