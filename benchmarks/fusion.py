@@ -45,7 +45,9 @@ def all_cases(shelf: Shelf, part: str, limit: int | None = None) -> list[Case]:
 
 
 def chosen(names: str | None, known: dict[str, Entry]) -> dict[str, Entry]:
-    return {name: known[name] for name in names.split(",")} if names else known
+    if not names:
+        return {name: entry for name, entry in known.items() if not entry.asked}
+    return {name: known[name] for name in names.split(",")}
 
 
 def numbers(text: str) -> list[int]:
@@ -88,7 +90,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=positive_int, default=200)
     parser.add_argument("--seeds", type=positive_int, default=4)
     parser.add_argument("--k", type=numbers, default=[2, 3, 5, 8], help="numbers of LoRAs, as 2,3,5,8")
-    parser.add_argument("--methods", help="names, as sum,ssr,gate; default all")
+    parser.add_argument("--methods", help="names, as sum,ssr,gate; default all but gates in training")
     parser.add_argument("--steps", type=positive_int, default=STEPS)
     parser.add_argument("--minutes", type=float, help="begin no new pair after this long")
     parser.add_argument("--shard", type=shard, default=(0, 1), help="as 0/2 and 1/2, for two processes")

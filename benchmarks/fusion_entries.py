@@ -26,11 +26,15 @@ from zoo.train_fusion import RECIPES, folder
 
 @dataclass(frozen=True)
 class Entry:
-    """``key``: under which verdicts are stored; it changes when the method does. ``ours``: not a baseline."""
+    """``key``: under which verdicts are stored; it changes with the gate's file. ``ours``: not a baseline.
+
+    ``asked``: drawn only when named on the command line, as a gate still in training changes by the minute.
+    """
 
     build: Method
     key: str
     ours: bool = False
+    asked: bool = False
 
 
 def entries() -> dict[str, Entry]:
@@ -50,7 +54,7 @@ def trained() -> dict[str, Entry]:
         return {}
     paths = {name: shelf / f"{name}.safetensors" for name in RECIPES}
     return {
-        name: Entry(recipe(name, path), f"{name}@{file_sha256(path)[:8]}", ours=True)
+        name: Entry(recipe(name, path), f"{name}@{file_sha256(path)[:8]}", ours=True, asked=True)
         for name, path in paths.items()
         if path.exists()
     }

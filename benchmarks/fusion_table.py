@@ -23,7 +23,7 @@ from benchmarks.fusion_shelf import TEST
 from benchmarks.fusion_store import ALONE, FUSED, UNASKED, Cell, Verdicts
 from benchmarks.results_file import RESULTS, write_results
 
-RESAMPLES, TINY = 2000, 1e-9
+RESAMPLES, TINY, OURS = 2000, 1e-9, "ours"
 COLUMNS = ("subject", "style", "joint", "distance", "pixels", "edges", "alone_subject", "alone_style")
 AT = {name: i for i, name in enumerate(COLUMNS)}
 Statistic = Callable[[np.ndarray], np.ndarray]  # (…, columns) → (…,)
@@ -195,6 +195,9 @@ def _differences(out: Report, found: Mapping[str, Means], ours: Sequence[str], k
     best = max(rivals, key=lambda name: rivals[name].rows[:, AT["joint"]].mean())
     out.note(f"best_baseline_joint_k{k}", rivals[best].rows[:, AT["joint"]].mean(), None, len(rivals[best].rows),
              rivals[best].pictures, method=best)  # fmt: skip
+    if OURS in found:
+        out.note(f"ours_joint_k{k}", found[OURS].rows[:, AT["joint"]].mean(), None, len(found[OURS].rows),
+                 found[OURS].pictures, method=OURS)  # fmt: skip
     for against in dict.fromkeys((best, "sum")):
         for name, means in found.items():
             if against in found and name != against:
