@@ -15,6 +15,7 @@ from torch import Tensor
 from autolora_core.encode.towers import file_sha256
 from autolora_core.errors import AutoLoRAError
 from autolora_core.fusion.branches import Branch
+from autolora_core.fusion.methods.ssr import RIDGE
 from autolora_core.fusion.moment import Moment
 from autolora_core.fusion.plan import by_module
 from benchmarks.fusion_methods import MODES, Method, Workbench, gate, mode, routes
@@ -26,7 +27,7 @@ from zoo.train_fusion import RECIPES, folder
 
 @dataclass(frozen=True)
 class Entry:
-    """``key``: under which verdicts are stored; it changes with the gate's file. ``ours``: not a baseline.
+    """``key``: under which verdicts are stored; it changes with a gate's file. ``ours``: not a baseline.
 
     ``asked``: drawn only when named on the command line, as a gate still in training changes by the minute.
     """
@@ -40,6 +41,7 @@ class Entry:
 def entries() -> dict[str, Entry]:
     """Every method by name: the node's modes, the shipped gate, then the gates in training that are there."""
     out = {name: Entry(mode(name), name) for name in MODES}
+    out["ssr"] = Entry(mode("ssr"), f"ssr@{RIDGE:g}")
     shipped = models_dir() / "emoji_gate.safetensors"
     if shipped.exists():
         out["gate"] = Entry(gate(shipped), f"gate@{file_sha256(shipped)[:8]}", ours=True)
