@@ -188,11 +188,13 @@ def _references(table: Table, out: Report) -> None:
 
 
 def _differences(out: Report, found: Mapping[str, Means], ours: Sequence[str], k: int) -> None:
-    """The best baseline by joint, and every method against it and against the sum, on the pairs both have."""
+    """The best baseline by joint (of those drawn for nearly all pairs), and every method against it and against the sum, on the pairs both have."""
     rivals = {name: means for name, means in found.items() if name not in ours}
     if not rivals:
         return
-    best = max(rivals, key=lambda name: rivals[name].rows[:, AT["joint"]].mean())
+    most = max(len(means.cases) for means in rivals.values())
+    whole = {name: means for name, means in rivals.items() if len(means.cases) >= 0.9 * most}
+    best = max(whole, key=lambda name: whole[name].rows[:, AT["joint"]].mean())
     out.note(f"best_baseline_joint_k{k}", rivals[best].rows[:, AT["joint"]].mean(), None, len(rivals[best].rows),
              rivals[best].pictures, method=best)  # fmt: skip
     if OURS in found:
@@ -251,7 +253,7 @@ def write_table(
     """``fusion.json`` of the test part of the large zoo or its sample; of anything else a file beside the verdicts."""
     made = report(Table(verdicts, cases, args.seeds), methods, ours, args.k)
     about = {"shelf": args.shelf, "part": args.part, "sampler_steps": args.steps, "seeds": args.seeds,
-             "pairs": len(cases), "near_misses": sum(c.near for c in cases)}  # fmt: skip
+             "pairs_planned": len(cases), "near_misses": sum(c.near for c in cases)}  # fmt: skip
     published = args.shelf != "shipped" and args.part == TEST
     name, folder = ("fusion", RESULTS) if published else (verdicts.path.stem, verdicts.path.parent)
     return write_results(name, command, 0, made.figures, [about, *made.rows], folder)
