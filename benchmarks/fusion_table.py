@@ -188,7 +188,9 @@ def _references(table: Table, out: Report) -> None:
 
 
 def _differences(out: Report, found: Mapping[str, Means], ours: Sequence[str], k: int) -> None:
-    """The best baseline by joint (of those drawn for nearly all pairs), and every method against it and against the sum, on the pairs both have."""
+    """The best baseline by joint, of those drawn for nearly all pairs; every method against it and against the sum, on
+    the pairs that both have.
+    """
     rivals = {name: means for name, means in found.items() if name not in ours}
     if not rivals:
         return
