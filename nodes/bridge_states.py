@@ -49,7 +49,7 @@ class ModelStates:
         self.family = model_family(model).name
         self.lasting = not any(_own_changes(patcher) for patcher in (model, clip.patcher))
         made = f"{VERSION} {sigma_of(model)!r} {self.family} {fingerprint(model)} {fingerprint(clip.patcher)}"
-        self.id = hashlib.sha256(f"{made} {_options(clip)}".encode()).hexdigest()[:24]
+        self.id = hashlib.sha256(f"{made} {clip_options(clip)}".encode()).hexdigest()[:24]
         self.group = GROUP
 
     @property
@@ -185,6 +185,6 @@ def _own_changes(patcher: Any) -> str:
     return " ".join([*named, *sorted(getattr(patcher, "injections", {}))])
 
 
-def _options(clip: Any) -> str:
+def clip_options(clip: Any) -> str:
     """What else decides a CLIP's states: the layer it stops at, its tokenizer's options."""
     return f"{clip.layer_idx} {sorted(clip.tokenizer_options.items())}"

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..autolora_core.encode.spaces import FAMILIES as FAMILIES_THAT_ANSWER
+from ..autolora_core.library.encoders import OF_CLIP, known_towers
 from ..autolora_core.library.index import Library
 from ..autolora_core.retrieve.selection import Pick, Selection
 from ..autolora_core.wording import shown
@@ -60,6 +61,19 @@ def _model_states(model: Any, clip: Any) -> Any:
     from .bridge_states import ModelStates
 
     return ModelStates(model, clip)
+
+
+def _tower_for(library: Library, family: str | None, clip: Any) -> Any:
+    """The CLIP as a text tower, where an encoder was trained for it (Train LoRA Encoder with this CLIP)."""
+    if clip is None or family is None:
+        return None
+    if not any(name.startswith(OF_CLIP) for name in known_towers(library.store, family)):
+        return None
+    from .clip_tower import ClipTower
+
+    tower = ClipTower(clip)
+    found = library.encoder(family, tower.id)
+    return tower if found is not None and found.usable else None
 
 
 def lines_of(text: str) -> tuple[str, ...]:
@@ -180,7 +194,7 @@ class AutoLoRARetrieve:
                 use_weights=use_weights,
                 use_text=use_text,
                 strength=strength,
-                tower=shared_tower(model_folders()),
+                tower=_tower_for(library, chosen, clip) or shared_tower(model_folders()),
                 base=None if unasked else _model_states(model, clip),
                 progress=bar,
             )

@@ -19,6 +19,12 @@ from .tower import shared_tower, tower_state
 STEPS = (0.9, 0.1)  # training, encoding the index again
 
 
+def _clip_tower(clip: Any) -> Any:
+    from .clip_tower import ClipTower
+
+    return ClipTower(clip)
+
+
 class AutoLoRATrainEncoder:
     """Learns from a library's own captioned files what weights show, and says honestly how well."""
 
@@ -44,6 +50,13 @@ class AutoLoRATrainEncoder:
         return {
             "required": {"index": ("LORA_INDEX", {"tooltip": "The index from Encode LoRA Library."})},
             "optional": {
+                "clip": (
+                    "CLIP",
+                    {
+                        "tooltip": "Optional. A text encoder whose space is learnt, in place of MiniLM; Retrieve uses "
+                        "what was learnt when the same one is connected there."
+                    },
+                ),
                 "family": (
                     [AUTO, *FAMILIES],
                     {"tooltip": "Base model to train an encoder for. auto: one for each in the index."},
@@ -95,12 +108,12 @@ class AutoLoRATrainEncoder:
 
     def train(
         self, index: dict, family: str = AUTO, captions_csv: str = "", minutes: float = MINUTES, epochs: int = EPOCHS,
-        encoder_name: str = "",
+        encoder_name: str = "", clip: Any = None,
     ) -> dict[str, Any]:  # fmt: skip
         from .bridge_paths import model_folders
 
         folders, bar = [*model_folders(), PACK_MODELS], Bar(STEPS)
-        tower = shared_tower(model_folders())
+        tower = shared_tower(model_folders()) if clip is None else _clip_tower(clip)
         options = Options(tuple(read_table(captions_csv)), epochs, minutes, encoder_name)
         with Library.from_handle(index) as library:
             families = families_of(library, None if family == AUTO else family)

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 MAX_LOADED = 8
 # Metadata of an encoder file that was trained for one library: its folder's name, and when (UTC, ISO).
 LIBRARY_KEY, WHEN_KEY = "library", "trained"
+# How the id of a text tower begins that is a CLIP of ComfyUI (``nodes.clip_tower``).
+OF_CLIP = "comfy-"
 _loaded: dict[str, WeightEncoder] = {}
 
 
@@ -60,6 +62,12 @@ def load_encoder(store: Store, encoder_id: str) -> WeightEncoder | None:
             return None
         remember(found)
     return _loaded[encoder_id]
+
+
+def known_towers(store: Store, family: str) -> set[str]:
+    """Ids of the text towers that a family has an encoder for."""
+    rows = store.db.execute("SELECT DISTINCT tower_id FROM encoders WHERE family = ? AND current = 1", (family,))
+    return {row[0] for row in rows}
 
 
 def current_encoder(store: Store, family: str, tower_id: str | None = None) -> WeightEncoder | None:
