@@ -24,7 +24,8 @@ def roots(tmp_path):
     root = tmp_path / "loras"
     write_lora(root / "whole.safetensors", emoji_factors(1))
     down, up = torch.randn(2, 256), torch.randn(1536, 2)
-    write_lora(root / "last.safetensors", {f"joint_blocks.{n}.x_block.adaLN_modulation.1": (down, up) for n in range(4)})
+    layers = [f"joint_blocks.{n}.x_block.adaLN_modulation.1" for n in range(4)]
+    write_lora(root / "last.safetensors", dict.fromkeys(layers, (down, up)))
     return {"loras": root}
 
 
