@@ -1,7 +1,7 @@
 """Which LoRAs answer a prompt, phrase by phrase: the way of reading scores that the validation part preferred.
 
-A prompt is asked in the forms in which captions speak (:mod:`autolora_core.retrieve.forms`). Every form's scores are
-read by how far they stand out (:mod:`autolora_core.retrieve.standout`); what a LoRA draws unasked is a second witness,
+A prompt is asked in the forms in which captions speak (:mod:`benchmarks.retrieval_forms`). Every form's scores are
+read by how far they stand out (:mod:`benchmarks.retrieval_standouts`); what a LoRA draws unasked is a second witness,
 read in the same way, that needs no captions. What was tried, and what validation said of it, stands in
 ``docs/retrieval.md``.
 """
@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from autolora_core.encode.generic import GENERIC_PROMPTS
-from autolora_core.retrieve.forms import DETERMINERS, Form, caption_forms
-from autolora_core.retrieve.standout import Standouts
+from benchmarks.retrieval_forms import DETERMINERS, Form, caption_forms
+from benchmarks.retrieval_standouts import Standouts
 from benchmarks.retrieval_texts import Prompt
 
 # How much the whole prompt says beside its best phrase; "Y" beside "Y style"; how much of a LoRA's own ruler a style

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 
 from autolora_core.encode.calibrate import Logistic, fit_logistic
-from autolora_core.retrieve.standout import lead
 from autolora_core.retrieve.words import content_stems
 from benchmarks.retrieval_choose import PICKS, Chooser
 from benchmarks.retrieval_measure import Asked, auroc, none_evidence, none_figures, ranks
+from benchmarks.retrieval_standouts import lead
 from benchmarks.retrieval_study import DRAWN, RESPONSE, Study, prompts_of
 from benchmarks.retrieval_texts import HEADLINE, Prompt
 

@@ -10,12 +10,12 @@ import numpy as np
 
 from autolora_core.encode.generic import GENERIC_PROMPTS
 from autolora_core.encode.set_encoder import MODULES, SetEncoder
-from autolora_core.retrieve.forms import caption_forms
 from autolora_core.retrieve.standout import Stranger, standardised
 from autolora_core.retrieve.words import content_stems
 from autolora_core.train.steps import joined
 from autolora_core.train.trainer import TextSide
 from benchmarks.retrieval_autolora import train_published
+from benchmarks.retrieval_forms import caption_forms
 from benchmarks.retrieval_measure import Asked, Combination, by_prompt, ranks, shares
 from benchmarks.retrieval_methods import Learner, baseline_scores, drawn_as
 from benchmarks.retrieval_texts import Prompt, set_prompts, style_prompts, subject_prompts

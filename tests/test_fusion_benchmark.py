@@ -27,7 +27,7 @@ from benchmarks.fusion_store import ALONE, FUSED, UNASKED, Cell, Verdicts
 from benchmarks.fusion_table import Table, report
 from zoo.cache import read_json, shelf_table
 from zoo.fused_layers import Gate
-from zoo.judge import Judge, default_path
+from zoo.judge import Judge
 from zoo.mmdit import MMDiT
 from zoo.sampler import sample
 from zoo.scale_plan import content_subjects, style_family
@@ -322,7 +322,6 @@ def test_differences_are_paired(tmp_path):
     assert (subject["value"], subject["low"], subject["high"]) == (0, 0, 0), "both are right in every case"
 
 
-@pytest.mark.skipif(not default_path().exists(), reason="the judge is not there")
 def test_notes_of_pictures():
     critic, rng = Critic(Judge.load()), np.random.default_rng(0)
     images = rng.integers(0, 255, (2, 128, 128, 3), dtype=np.uint8)

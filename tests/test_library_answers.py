@@ -131,6 +131,13 @@ def test_a_part_of_the_library_needs_no_model_and_more_of_it_does(store):
     assert source.asked == ["otter"] and np.allclose(found[:2], whole, atol=1e-5)
 
 
+def test_answers_of_loras_that_were_read_otherwise_are_not_believed(store):
+    CachedAnswers(Source(), store).answers(LORAS, ["otter"], keep=True)
+    assert store.read("base", LORAS.part([1]).id, LORAS.hashes[1:], ["otter"])
+    other = f"0-{LORAS.part([1]).id.partition('-')[2]}"
+    assert not store.read("base", other, LORAS.hashes[1:], ["otter"])
+
+
 def test_loras_of_another_width_have_no_answer(store):
     narrow = ResponseFactors({FIRST: np.ones((1, WIDTH - 1), np.float32)})
     wide = ResponseFactors({FIRST: np.ones((1, WIDTH), np.float32)})

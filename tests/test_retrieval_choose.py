@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from autolora_core.encode.generic import GENERIC_PROMPTS
-from autolora_core.retrieve.forms import caption_forms
-from autolora_core.retrieve.standout import Standouts, lead, standardised
+from autolora_core.retrieve.standout import standardised
 from benchmarks.retrieval_choose import Chooser, groups_of, parts_of
 from benchmarks.retrieval_claims import evidence, relatives, set_figures
+from benchmarks.retrieval_forms import caption_forms
 from benchmarks.retrieval_measure import Asked
+from benchmarks.retrieval_standouts import Standouts, lead
 from benchmarks.retrieval_texts import Prompt
 
 FORMS = {

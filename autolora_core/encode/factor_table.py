@@ -39,8 +39,8 @@ class FactorTable:
 
     @cached_property
     def id(self) -> str:
-        """Says which files, read how: two tables of one id give the same answers."""
-        return hashlib.sha256(f"{RESPONSE_VERSION} {' '.join(self.hashes)}".encode()).hexdigest()[:24]
+        """Says which files, read how (before the dash): two tables of one id give the same answers."""
+        return f"{RESPONSE_VERSION}-{hashlib.sha256(' '.join(self.hashes).encode()).hexdigest()[:24]}"
 
     @classmethod
     def of(cls, files: Mapping[str, ResponseFactors]) -> FactorTable:

@@ -83,13 +83,14 @@ def _crossed(block: str, modules: str, probe: str | None, parts: Sequence[Part],
     return [_Rule(block, modules, probe, shared=True), *_rules({"image": block}, image, [("image", wide)])]
 
 
-_UNET = _crossed(
-    "{b}.transformer_blocks.{n}",
-    r"attn2\.to_[kv]",
-    None,
-    ["attn2.to_out.0", (r"attn1\.to_[qkv]", "attn1.to_q"), "attn2.to_q", "attn1.to_out.0", "ff.net.0.proj"],
-    "ff.net.2",
+_DIFFUSERS: tuple[Part, ...] = (
+    "attn2.to_out.0",
+    (r"attn1\.to_[qkv]", "attn1.to_q"),
+    "attn2.to_q",
+    "attn1.to_out.0",
+    "ff.net.0.proj",
 )
+_UNET = _crossed("{b}.transformer_blocks.{n}", r"attn2\.to_[kv]", None, _DIFFUSERS, "ff.net.2")
 _SD3 = _rules(
     {"text": "joint_blocks.{n}.context_block", "image": "joint_blocks.{n}.x_block"},
     [("text", "attn.qkv"), ("image", "attn.proj"), ("image", "attn.qkv"), ("text", "attn.proj"), ("text", "mlp.fc1"),
@@ -124,11 +125,7 @@ _WAN = _crossed(
     "ffn.2",
 )
 _LTXV = _crossed(
-    "transformer_blocks.{n}",
-    r"attn2\.to_[kv]",
-    "transformer_blocks.0.attn2.to_k",
-    ["attn2.to_out.0", (r"attn1\.to_[qkv]", "attn1.to_q"), "attn2.to_q", "attn1.to_out.0", "ff.net.0.proj"],
-    "ff.net.2",
+    "transformer_blocks.{n}", r"attn2\.to_[kv]", "transformer_blocks.0.attn2.to_k", _DIFFUSERS, "ff.net.2"
 )
 _PIXART = _crossed(
     "blocks.{n}",

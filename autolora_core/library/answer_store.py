@@ -37,13 +37,15 @@ class AnswerStore:
         self._file = CacheFile(self.path, _SCHEMA, "answers are not kept")
 
     def read(self, source: str, files: str, hashes: Sequence[str], texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Text → (n,) float32, of those that are there: kept of these very LoRAs, or of more."""
+        """Text → (n,) float32, of those that are there: kept of these very LoRAs, or of more that were read alike."""
         db = self._file.db
         if db is None or not texts:
             return {}
         try:
             kept = db.execute("SELECT id, hashes FROM tables ORDER BY id = ? DESC, used DESC", (files,)).fetchall()
             for table, packed in kept:
+                if table.partition("-")[0] != files.partition("-")[0]:
+                    continue
                 place = {digest: i for i, digest in enumerate(json.loads(packed))}
                 if place.keys() >= set(hashes):
                     rows = np.array([place[digest] for digest in hashes], int)

@@ -64,7 +64,7 @@ def compute_response(db: sqlite3.Connection, digest: str, lora: LoraFile) -> Non
 
 
 def held_responses(db: sqlite3.Connection, state: tuple[str, int], hashes: tuple[str, ...], family: str) -> FactorTable:
-    """:func:`read_responses`, one table for all who ask: of ten thousand files it takes 640 MB at most.
+    """:func:`read_responses`, one table for all who ask: of ten thousand files it takes 960 MB at most.
 
     ``state``: folder and generation of the library. The table must not be changed.
     """

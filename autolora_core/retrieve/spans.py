@@ -64,7 +64,7 @@ def as_picture(words: str) -> str:
 
 def says_style(words: str) -> bool:
     """Whether a phrase calls itself a style."""
-    return words.split()[-1:] != [] and words.split()[-1].lower() in _STYLE_WORDS
+    return bool(_STYLE_WORDS.intersection(words.lower().split()[-1:]))
 
 
 def tokenise(prompt: str) -> list[Token]:

@@ -1,27 +1,21 @@
-"""How far a LoRA's answer to a phrase stands out: of what other LoRAs answer, of what it says to everything, of what it
-says to anything at all.
+"""How far a LoRA's answer to a phrase stands out of what the others answer, in a library that has enough of them.
 
-Scores (texts, LoRAs) of any training-free kind, such as the z-scores of :mod:`.responding`, are read in three steps.
+Scores (texts, LoRAs) of any training-free kind, such as the z-scores of :mod:`.responding`, are read in two steps.
 
 1. *Standardised*: each text's scores about their mean over the LoRAs, in their deviations. Loud texts no longer win.
 2. *Residual*: ``r_t = s_t − wᵀ S_G``, where ``S_G`` (G, N) are the standardised scores of the generic prompts and
    ``w = (S_G S_Gᵀ/N + λI)⁻¹ S_G s_t/N``. What a LoRA answers to "a dog" and "a cat" explains its answer to "an otter",
    unless it is of one: for strangers under a normal law this is what the generic prompts leave unexplained.
-3. *Own ruler*: the :data:`OWN_TAIL` quantile of a LoRA's residuals over a wide bank of words. A LoRA that answers to
-   many things loudly has to answer louder still.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-# Chosen on the validation part of the retrieval benchmark; from 0.5 to 3, and from 0.988 to 0.997, little changes.
-RIDGE, OWN_TAIL = 1.0, 0.994
-# The lead that tells "fits" from "none fits" is over the mean of so many runners-up: one twin does not spoil it.
-RUNNERS_UP = 10
+# Chosen on the validation part of the retrieval benchmark; from 0.5 to 3 little changes.
+RIDGE = 1.0
 DEVIATION_FLOOR = 1e-3
 
 
@@ -56,39 +50,7 @@ class Stranger:
         return left / np.maximum(left[:, self.pool].std(axis=1), DEVIATION_FLOOR)[:, None]
 
 
-@dataclass(frozen=True)
-class Standouts:
-    """``standard`` and ``residual`` (T, N) of all texts, ``own`` (N,) each LoRA's ruler, in residuals."""
-
-    standard: np.ndarray
-    residual: np.ndarray
-    own: np.ndarray
-
-    @classmethod
-    def read(
-        cls,
-        scores: np.ndarray,
-        generic: Sequence[int],
-        bank: Sequence[int],
-        pool: np.ndarray | None = None,
-        ridge: float = RIDGE,
-        tail: float = OWN_TAIL,
-    ) -> Standouts:
-        """``scores`` (T, N) without NaN; ``generic`` and ``bank`` are rows of it."""
-        stranger = Stranger.learn(scores[list(generic)], pool, ridge)
-        standard = standardised(scores, stranger.pool)
-        residual = stranger.residual(standard)
-        residual[list(generic)] = stranger.own_residual()
-        return cls(standard, residual, np.quantile(residual[list(bank)], tail, axis=0))
-
-
 def standardised(scores: np.ndarray, pool: np.ndarray) -> np.ndarray:
     """(T, N) about each text's mean over the pool, in its deviations."""
     mean, deviation = scores[:, pool].mean(axis=1), scores[:, pool].std(axis=1)
     return (scores - mean[:, None]) / np.maximum(deviation, DEVIATION_FLOOR)[:, None]
-
-
-def lead(scores: np.ndarray, runners_up: int = RUNNERS_UP) -> np.ndarray:
-    """(Q, N) → (Q,): the best LoRA's score over the mean of the ``runners_up`` behind it."""
-    best = -np.sort(-scores, axis=1)[:, : runners_up + 1]
-    return best[:, 0] - best[:, 1:].mean(axis=1) if best.shape[1] > 1 else best[:, 0]

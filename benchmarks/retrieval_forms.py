@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from .spans import Hint, Token, _by_manner, _meaning, _phrases, tokenise
-from .words import MANNERS, stem
+from autolora_core.retrieve.spans import Hint, Token, _by_manner, _meaning, _phrases, tokenise
+from autolora_core.retrieve.words import MANNERS, stem
 
 DETERMINERS = frozenset("a an the this that these those some my your his her its our their".split())
 JOINING = frozenset("of with without over under in on at behind between".split())
