@@ -79,6 +79,10 @@ class Case:
         return int(unit("fusion-noise", self.name) * 2**31)
 
     @property
+    def bystander_phrases(self) -> list[str]:
+        return [_subject_phrase(self.bystander)]
+
+    @property
     def phrases(self) -> list[str]:
         return [_subject_phrase(self.subject), _style_phrase(self.style)]
 

@@ -10,18 +10,21 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from autolora_core.encode.calibrate import Logistic
 from autolora_core.fusion.branches import Branch
 from autolora_core.fusion.files import read_gate
 from autolora_core.fusion.gate import GateVectors
 from autolora_core.fusion.methods import dense
 from autolora_core.fusion.methods.planner import METHODS, Member, Routed, Settings, blend, ssr_stacks
 from autolora_core.fusion.methods.rows import parts_of
-from autolora_core.fusion.methods.ssr import Signals, Stack
+from autolora_core.fusion.methods.ssr import Signals, Stack, route
 from autolora_core.fusion.moment import Moment
-from autolora_core.fusion.plan import FusionPlan, ModulePlan, build_plan, by_module
+from autolora_core.fusion.plan import UNASKED, FusionPlan, ModulePlan, Standing, build_plan, by_module
 from autolora_core.fusion.rules import Alone, Energy, Switch, Timed
 from benchmarks.fusion_network import Course, Network, Weights
 from benchmarks.fusion_shelf import Shelf
@@ -29,6 +32,8 @@ from zoo.sampler import SHIFT
 from zoo.text_bank import encode
 
 DEFAULTS = Settings()
+# Of the cosine of two texts in MiniLM's space: as Retrieve believes words until it has measured them.
+WORDS = Logistic(-12 * 0.62, np.array([12.0]))
 MODES = ("sum", *METHODS)  # as the Apply node lists them
 # As ``nodes.bridge_ssr``: one step at 20 % of the denoising, a latent of 32 × 32, the noise of seed 0.
 EARLY, SIDE, NOISE = 0.8, 32, 0
@@ -40,7 +45,24 @@ class Workbench:
     def __init__(self, shelf: Shelf, network: Network):
         self.shelf, self.network = shelf, network
         self.loras = {lora.id: lora for lora in shelf.loras}
+        self.phrases: Sequence[str] = ()
+        self._vectors: dict[str, Tensor] = {}
         self.clear()
+
+    def asked(self, name: str) -> float:
+        """How far the phrases of the prompt ask for this LoRA by its words; 1 where it has none, as in Retrieve."""
+        if not self.loras[name].worded or not self.phrases:
+            return 1.0
+        own = self._vector(self.loras[name].text)
+        return float(WORDS.probability(np.array([max(float(own @ self._vector(p)) for p in self.phrases)])))
+
+    def _vector(self, text: str) -> Tensor:
+        if text not in self._vectors:
+            self._vectors[text] = F.normalize(encode([text])[1][0], dim=0)
+        return self._vectors[text]
+
+    def standings(self, ids: Sequence[str], asked: bool = True) -> dict[int, Standing]:
+        return {i: Standing(self.loras[name].role, self.asked(name) if asked else 1.0) for i, name in enumerate(ids)}
 
     def clear(self) -> None:
         self._branches: dict[str, list[Branch]] = {}
@@ -136,11 +158,29 @@ def mode(name: str, settings: Settings = DEFAULTS) -> Method:
 
 def gate(path: Path) -> Method:
     """A gate file, as mode ``gate`` applies it."""
+    return lambda bench, ids: gated(bench, ids, _gate_vectors(path))
 
-    def build(bench: Workbench, ids: Sequence[str]) -> Course:
-        return Course(plan=build_plan(bench.branches(ids), bench.network.channels, gates=_gate_vectors(path)))
 
-    return build
+def gated(
+    bench: Workbench, ids: Sequence[str], vectors: Mapping[str, GateVectors], asked: bool = True, routed: bool = False
+) -> Course:
+    """``vectors`` on the LoRAs that are ``asked`` for, each on its own or on its routed branch."""
+    standings = bench.standings(ids, asked)
+    branches = bench.branches([name for i, name in enumerate(ids) if standings[i].asked >= UNASKED])
+    kept = [i for i in standings if standings[i].asked >= UNASKED]
+    standings = {place: standings[i] for place, i in enumerate(kept)}
+    if routed and len(kept) > 1:
+        found = routes(bench, [ids[i] for i in kept])
+        own = by_module(branches)
+        branches = [b for name, parts in own.items() for b in (route(*found[name]) if name in found else parts)]
+    return Course(plan=build_plan(branches, bench.network.channels, gates=vectors, standings=standings))
+
+
+def summed(bench: Workbench, ids: Sequence[str]) -> Course:
+    """The plain sum, each LoRA as loud as it is asked for: what that alone brings."""
+    plan = build_plan(bench.branches(ids), bench.network.channels, standings=bench.standings(ids))
+    branches = [branch for own in plan.modules.values() for branch in own.branches]
+    return still(bench.network.weights(updates(branches, bench.network.channels)))
 
 
 @cache

@@ -8,6 +8,7 @@ beside the layers, through ``eager.fuse`` itself.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -19,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autolora_core.fusion.eager import fuse
-from autolora_core.fusion.gate import GateVectors, gated_update
 from autolora_core.fusion.moment import Moment
-from autolora_core.fusion.plan import FusionPlan, Group, ModulePlan
-from autolora_core.fusion.rules import energy_sum
+from autolora_core.fusion.plan import FusionPlan, ModulePlan
+from autolora_core.fusion.rules import Energy, energy_sum
+from benchmarks.fusion_gated import GatedNetwork
 from zoo.autoencoder import Autoencoder, decode_latents
 from zoo.mmdit import MMDiT
 from zoo.multi_lora import target_layers
@@ -57,6 +58,8 @@ class Network:
             if isinstance(module, nn.Linear):
                 module.weight.data = module.weight.data.to(dtype)
         self._own = {name: layer.weight.data for name, layer in self.layers.items()}
+        self._quick = torch.compile(model.forward, dynamic=False) if compiled else model.forward
+        self._gated: GatedNetwork | None = None
 
     def weights(self, updates: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Base weight plus update (out, in) of each module, rounded once."""
@@ -66,16 +69,20 @@ class Network:
     def running(self, course: Course, steps: int) -> Iterator[Callable[..., Tensor]]:
         """Gives ``velocity(x, t, context, pooled)``, to be called once a step."""
         moment, hooks = Moment(0, steps), []
+        if self.compiled and course.plan and GatedNetwork.takes(course.plan):
+            yield self._gated_velocity(course.plan, moment)
+            return
         for name, plan in (course.plan.modules if course.plan else {}).items():
             hooks.append(self.layers[name].register_forward_hook(beside(plan, moment, self.dtype, self.compiled)))
 
         def velocity(*inputs: Tensor) -> Tensor:
             passes, total = course.passes(moment), None
+            run = self.model if hooks else self._quick  # hooks change from case to case: each would be compiled anew
             for weights in passes:
                 self._install(weights)
-                out = self.model(*inputs)
+                out = run(*inputs)
                 total = out if total is None else total + out
-            moment.step += 1
+            moment.go(moment.step + 1, steps)
             return total / len(passes)
 
         hooks += [self.layers[name].register_forward_hook(make(moment)) for name, make in course.hooks.items()]
@@ -85,6 +92,18 @@ class Network:
             self._install({})
             for hook in hooks:
                 hook.remove()
+
+    def _gated_velocity(self, plan: FusionPlan, moment: Moment) -> Callable[..., Tensor]:
+        if self._gated is None:
+            self._gated = GatedNetwork(copy.deepcopy(self.model), self.dtype, self.compiled)
+        self._gated.load(plan)
+
+        def velocity(*inputs: Tensor) -> Tensor:
+            out = self._gated.velocity(moment.progress, *inputs)
+            moment.go(moment.step + 1, moment.steps)
+            return out
+
+        return velocity
 
     def _install(self, weights: Weights) -> None:
         for name, layer in self.layers.items():
@@ -98,61 +117,28 @@ class Network:
 def beside(plan: ModulePlan, moment: Moment, dtype: torch.dtype, compiled: bool) -> Callable[..., Tensor]:
     """A forward hook that fuses the branches of one module to its output, as ``eager.fuse`` does.
 
-    All down factors are one product, and the arithmetic over channels is one loop where it may be compiled: an eager
-    gate passes over every branch output a dozen times.
+    All down factors are one product, and a sum by energy over whole layers is one loop where it may be compiled.
     """
     down = torch.cat([b.down for b in plan.branches]).to(dtype)
     ups = [(b.up * b.scale).to(dtype) for b in plan.branches]
     ranks = [up.shape[1] for up in ups]
-    stacks = [None if group.vectors is None else group.vectors.stack() for group in plan.groups]
+    whole = all(up.shape[0] == plan.channels for up in ups) and len(plan.groups) == 1
+    quick = compiled and whole and isinstance(plan.groups[0].rule, Energy)
+    vectors = [group.vectors for group in plan.groups]
 
     def hook(_: nn.Module, args: tuple, out: Tensor) -> Tensor:
         heard = F.linear(args[0].to(dtype), down).split(ranks, -1)
         outputs = [F.linear(h, up) for h, up in zip(heard, ups, strict=True)]
-        if not compiled:
-            vectors = [group.vectors for group in plan.groups]
-            return fuse(out, plan, outputs.__getitem__, vectors.__getitem__, moment=moment)
-        whole = out.clone()
-        for group, stack in zip(plan.groups, stacks, strict=True):
-            base, values = (
-                out[..., group.start : group.stop],
-                [_side_by_side(out, plan, g, outputs, group) for g in group.loras],
-            )
-            update = (
-                sum(values)
-                if stack is None and group.rule is None
-                else pointwise(stack is not None)(base, values, stack)
-            )
-            whole[..., group.start : group.stop] += update.to(out.dtype)
-        return whole
+        if quick:
+            return out + compiled_energy()(outputs).to(out.dtype)
+        return fuse(out, plan, outputs.__getitem__, vectors.__getitem__, moment=moment)
 
     return hook
 
 
-def _side_by_side(
-    out: Tensor, plan: ModulePlan, lora: Sequence[int], outputs: Sequence[Tensor], group: Group
-) -> Tensor:
-    """One LoRA's output over a group's channels, from the slices that it has."""
-    if len(lora) == 1 and outputs[lora[0]].shape[-1] == group.stop - group.start:
-        return outputs[lora[0]]
-    value = out.new_zeros(*out.shape[:-1], group.stop - group.start)
-    for index in lora:
-        start, stop = plan.branches[index].span(plan.channels)
-        value[..., start - group.start : stop - group.start] += outputs[index]
-    return value
-
-
 @cache
-def pointwise(gated: bool) -> Callable[[Tensor, list[Tensor], Tensor | None], Tensor]:
-    """``gated_update`` or ``energy_sum``, compiled."""
-
-    def gate(base: Tensor, values: list[Tensor], stack: Tensor) -> Tensor:
-        return gated_update(base, values, GateVectors.from_stack(stack))
-
-    def energy(base: Tensor, values: list[Tensor], stack: Tensor | None) -> Tensor:
-        return energy_sum(values)
-
-    return torch.compile(gate if gated else energy, dynamic=True)
+def compiled_energy() -> Callable[[list[Tensor]], Tensor]:
+    return torch.compile(energy_sum, dynamic=True)
 
 
 class Painter:

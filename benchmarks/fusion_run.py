@@ -28,7 +28,7 @@ from zoo.train_loras import load_base
 
 log = logging.getLogger("benchmarks.fusion")
 # Runs that nobody asked for are judged by a distance, which needs fewer pairs than a share; so does memory.
-UNASKED_EVERY, WEIGHED_EVERY = 4, 8
+UNASKED_EVERY, WEIGHED_EVERY = 8, 8
 REAL, BASE, SUBJECT, STYLE, OWN = "real", "base", "subject", "style", "own"
 
 
@@ -68,6 +68,7 @@ class Runner:
     def case(self, number: int, case: Case, scope: Scope) -> None:
         """All cells of one case that are not stored."""
         self.bench.clear()
+        self.bench.phrases = case.phrases
         self.painter.forget()
         weigh = number % WEIGHED_EVERY == 0
         wanted = Wanted(case.subject, case.style, true_picture(self.pictures, case.subject, case.style))
@@ -104,6 +105,7 @@ class Runner:
     def _unasked(self, case: Case, scope: Scope) -> None:
         """LoRAs that the prompt does not ask for; pictures are measured against the base's own."""
         wanted = Wanted(case.bystander, DEFAULT_STYLE, true_picture(self.pictures, case.bystander, DEFAULT_STYLE))
+        self.bench.phrases = case.bystander_phrases
         before: dict[int, np.ndarray] = {}
 
         def base(seeds: list[int]) -> np.ndarray:

@@ -41,6 +41,7 @@ def write_sheet(shelf: Shelf, cases: Sequence[Case], methods: Mapping[str, Entry
     )
     for row, case in enumerate(some):
         bench.clear()
+        bench.phrases = case.phrases
         for block, k in enumerate(ks):
             top = block * (HEAD + len(some) * (SIDE + GAP)) + HEAD + row * (SIDE + GAP)
             for line, text in enumerate((subject_name(case.subject), STYLE_NAMES[case.style], f"K = {k}")):

@@ -27,7 +27,8 @@ SAMPLE, SCALE = "sample", "scale"
 
 @dataclass(frozen=True)
 class Lora:
-    """``text``: what it goes by, its trigger word where its captions held nothing else. ``label``: what it shows."""
+    """``text``: what it goes by, its trigger word where its captions held nothing else, and then it is not ``worded``.
+    ``label``: what it shows."""
 
     id: str
     subject: str | None
@@ -35,6 +36,7 @@ class Lora:
     family: str | None
     label: str
     text: str
+    worded: bool = True
 
     @property
     def kind(self) -> str:
@@ -88,9 +90,12 @@ class ScaleShelf:
     @cached_property
     def loras(self) -> list[Lora]:
         return [
-            Lora(s.id, s.subject, s.style, style_family(s.style) if s.style else None, s.label, s.trigger or s.thing)
+            Lora(
+                s.id, s.subject, s.style, style_family(s.style) if s.style else None, s.label, s.trigger or s.thing,
+                not s.trigger,
+            )
             for s in self._specs.values()
-        ]
+        ]  # fmt: skip
 
     @cached_property
     def _shipped(self) -> set[str]:

@@ -10,7 +10,7 @@ import comfy.lora
 
 from ..autolora_core.fusion.kinds import few_step_reason
 from ..autolora_core.fusion.methods.planner import METHODS, Blend
-from ..autolora_core.fusion.plan import build_plan
+from ..autolora_core.fusion.plan import Standing, build_plan
 from ..autolora_core.fusion.report import LoraOutcome, fusion_report
 from ..autolora_core.fusion.requests import Request, merge_same_files
 from ..autolora_core.lora.families import Family
@@ -20,6 +20,8 @@ from .bridge_gates import GateChoice, choose_gate
 from .bridge_loras import LoadedLora, ModelHalf
 from .bridge_methods import Wishes, attach_blend, blend_with
 from .bridge_paths import model_family, throw_if_interrupted
+
+HARDLY_ASKED = 0.9  # below, the report tells
 
 
 @dataclass
@@ -125,7 +127,13 @@ def _blend(
     chosen = GateChoice(None, "no LoRA for a gate")
     if inside:
         chosen = choose_gate(wishes.gate, wishes.mode, model, family.name, len(inside))
-    return chosen, Blend(build_plan(branches, channels, chosen.gate and chosen.gate.modules, outside))
+    gates, known = chosen.gate and chosen.gate.modules, None
+    if gates is not None:
+        known = {index: Standing(loras[index].request.role, loras[index].request.asked) for index in inside}
+        for index in inside:
+            if loras[index].request.asked < HARDLY_ASKED:
+                outcomes[index].notes.append(f"the prompt hardly asks for it: × {loras[index].request.asked:.2f}")
+    return chosen, Blend(build_plan(branches, channels, gates, outside, standings=known))
 
 
 def _apply_model(model: Any, loras: list[LoadedLora], halves: list[ModelHalf], made: Blend) -> Any:

@@ -89,5 +89,5 @@ def attach_blend(patcher: Any, made: Blend) -> None:
     key = f"autolora_{made.plan.mode}_{uuid.uuid4().hex}"
     if made.plan.mode == "composite":
         compose(patcher, key, moment, made.order)
-    elif made.plan.mode in STEPWISE:
+    elif made.plan.mode in STEPWISE or made.plan.timed:
         follow_steps(patcher, key, moment, made.turns)

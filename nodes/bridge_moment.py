@@ -42,10 +42,11 @@ def _stepper(moment: Moment, turns: Switch | None) -> Callable:
             if turns is not None:
                 moment.only = turns.live(Moment(step, steps))
             else:
-                moment.step, moment.steps = step, steps
+                moment.go(step, steps)
             return executor(x, t, c_concat, c_crossattn, control, options, **others)
         finally:
-            moment.step, moment.steps, moment.only = 0, 1, None
+            moment.go(0, 1)
+            moment.only = None
 
     return with_step
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -19,20 +21,20 @@ from benchmarks import fusion_methods
 from benchmarks.fusion_cases import Case, draw_cases
 from benchmarks.fusion_entries import recipe
 from benchmarks.fusion_judge import MEASURES, Critic, Wanted, right
-from benchmarks.fusion_methods import MODES, Workbench, merged, mode, routes
-from benchmarks.fusion_network import Course, Network, _side_by_side, pointwise
+from benchmarks.fusion_gated import GatedNetwork
+from benchmarks.fusion_methods import MODES, Workbench, gated, merged, mode, routes
+from benchmarks.fusion_network import Course, Network, compiled_energy
 from benchmarks.fusion_run import REAL, STYLE, SUBJECT, runs
 from benchmarks.fusion_shelf import TEST, TRAIN, VALIDATION, Lora, ScaleShelf
 from benchmarks.fusion_store import ALONE, FUSED, UNASKED, Cell, Verdicts
 from benchmarks.fusion_table import Table, report
 from zoo.cache import read_json, shelf_table
-from zoo.fused_layers import Gate
 from zoo.judge import Judge
 from zoo.mmdit import MMDiT
 from zoo.sampler import sample
 from zoo.scale_plan import content_subjects, style_family
 from zoo.splits import Splits, stem
-from zoo.train_fusion import RECIPES
+from zoo.train_fusion import RECIPES, gate_of
 from zoo.train_gate import spans
 
 STEPS, CLOSE = 4, 2e-4
@@ -142,21 +144,14 @@ def test_a_course_is_the_mode_as_the_node_runs_it(bench, name):
     assert (ours - bare).abs().max() > 100 * CLOSE, "the LoRAs must change the picture, or nothing is shown"
 
 
-@pytest.mark.parametrize("name", ["energy", "gate"])
-def test_arithmetic_that_may_be_compiled_is_the_eager_one(bench, name, monkeypatch):
-    """The loop over groups that replaces ``eager.fuse`` where it is compiled; gates in thirds of a qkv, as shipped."""
+def test_arithmetic_that_may_be_compiled_is_the_eager_one(bench, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    pointwise.cache_clear()
-    if name == "gate":
-        entries = [span for n, layer in bench.network.layers.items() for span in spans(n, layer.out_features)]
-        gates = {entry: random_gate(stop - start) for entry, start, stop in entries}
-        course = Course(plan=build_plan(bench.branches(IDS), bench.network.channels, gates=gates))
-    else:
-        course = mode(name)(bench, IDS)
+    compiled_energy.cache_clear()
+    course = mode("energy")(bench, IDS)
     eager = latents(bench.network, course)
     monkeypatch.setattr(bench.network, "compiled", True)
     fast = latents(bench.network, course)
-    pointwise.cache_clear()
+    compiled_energy.cache_clear()
     assert (fast - eager).abs().max() < CLOSE * eager.abs().max()
 
 
@@ -182,27 +177,55 @@ def test_parts_kept_for_a_case_make_the_same_dense_update(bench, method):
         assert torch.allclose(ours[module], own.delta(), atol=1e-6), module
 
 
-def test_branches_in_slices_are_laid_side_by_side():
-    whole = Branch("m", 0, down=torch.randn(2, 5), up=torch.randn(6, 2))
-    pieces = [whole.rows(0, 2), whole.rows(2, 6)]
-    plan = build_plan(pieces, {"m": 6}, gates={"m": GateVectors.identity(6)}).modules["m"]
-    x = torch.randn(3, 5)
-    outputs = [x @ branch.delta().float().T for branch in plan.branches]
-    group = plan.groups[0]
-    laid = _side_by_side(torch.zeros(3, 6), plan, group.loras[0], outputs, group)
-    assert torch.allclose(laid, x @ whole.delta().float().T, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["ours", "scalar-unrouted"])
+@pytest.mark.parametrize("name", ["ours", "ours-routed", "scalar"])
 def test_a_gate_of_training_starts_as_what_it_stands_on(bench, name, tmp_path):
     """Before its first step a gate is the plain sum, or ssr where it stands on routed branches."""
     own = RECIPES[name]
-    save_file(
-        dict(Gate(bench.network.layers, own.shared, own.timed, own.counted, own.noise).state_dict()), tmp_path / "g"
-    )
+    save_file(dict(gate_of(own, bench.network.layers).state_dict()), tmp_path / "g")
     ours = latents(bench.network, recipe(name, tmp_path / "g")(bench, IDS))
     start = latents(bench.network, mode("ssr" if own.routed else "sum")(bench, IDS))
     assert (ours - start).abs().max() < CLOSE * start.abs().max()
+
+
+def tilted_gates(network: Network) -> dict[str, GateVectors]:
+    entries = [span for n, layer in network.layers.items() for span in spans(n, layer.out_features)]
+    return {
+        entry: replace(random_gate(stop - start), roles=torch.randn(2, 2, 2) * 0.3, power=0.3)
+        for entry, start, stop in entries
+    }
+
+
+def test_the_network_that_is_compiled_for_gates_is_eager_fuse(bench, monkeypatch):
+    """Ranks padded, LoRAs side by side, roles and time: the same pictures as the plan beside the layers; another set of
+    LoRAs after it, too."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    gates = tilted_gates(bench.network)
+    for ids in (IDS, IDS[:2], IDS[1:]):
+        course = gated(bench, ids, gates)
+        assert GatedNetwork.takes(course.plan) and course.plan.timed
+        eager = latents(bench.network, course)
+        monkeypatch.setattr(bench.network, "compiled", True)
+        fast = latents(bench.network, course)
+        monkeypatch.setattr(bench.network, "compiled", False)
+        assert (fast - eager).abs().max() < CLOSE * eager.abs().max()
+
+
+def test_who_is_not_asked_for_is_left_out(bench, monkeypatch):
+    monkeypatch.setattr(bench, "phrases", ["a pig"])
+    loud = {"pig": 1.0, "ink": 0.5, "cup": 0.001}
+    monkeypatch.setattr(bench, "asked", loud.__getitem__)
+    plan = gated(bench, IDS, {}).plan
+    scales = {b.lora_index: b.scale for own in plan.modules.values() for b in own.branches}
+    assert scales == {0: 0.5, 1: 0.25}
+    alone = latents(bench.network, fusion_methods.summed(bench, ["pig", "cup"]))
+    assert torch.allclose(alone, latents(bench.network, mode("sum")(bench, ["pig"])), atol=1e-4)
+
+
+def test_words_say_who_is_asked_for(bench, monkeypatch):
+    monkeypatch.setattr(bench, "phrases", ["a pig", "ink style"])
+    assert bench.asked("pig") > 0.95 and bench.asked("cup") < 0.1
+    monkeypatch.setitem(bench.loras, "cup", replace(bench.loras["cup"], worded=False))
+    assert bench.asked("cup") == 1, "a mere trigger word says nothing"
 
 
 # cases

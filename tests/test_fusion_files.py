@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -89,6 +90,19 @@ DAMAGES = {
 }
 
 
+def test_a_gate_that_tells_loras_apart_is_read_as_it_was_written(tmp_path):
+    vectors = replace(random_vectors(8, 0), roles=torch.arange(8.0).view(2, 2, 2), power=0.25)
+    write_gate(tmp_path / "g.safetensors", {"m": vectors, "n": random_vectors(4, 1)}, family="emoji")
+    gate = read_gate(tmp_path / "g.safetensors")
+    assert gate.metadata["format"] == "autolora-gate/2" and gate_sign(gate.path) == GateSign("emoji")
+    assert gate.modules["m"].roles.equal(vectors.roles) and gate.modules["m"].power == 0.25
+    assert gate.modules["n"].roles is None and gate.modules["n"].power == 0
+    tensors = load_file(gate.path)
+    save_file({**tensors, "m.roles": torch.zeros(7)}, tmp_path / "h.safetensors", gate.metadata)
+    with pytest.raises(GateError, match="roles has 7 numbers, not 8"):
+        read_gate(tmp_path / "h.safetensors")
+
+
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_damaged_file_is_refused_naming_the_key(path, name):
     change, word = DAMAGES[name]
@@ -105,7 +119,7 @@ def test_slice_of_another_length(tmp_path):
 
 @pytest.mark.parametrize(
     ("metadata", "word"),
-    [({}, "not a gate"), ({"format": "autolora-gate/2"}, "not a gate"), ({"format": "autolora-gate/1"}, "family"),
+    [({}, "not a gate"), ({"format": "autolora-gate/9"}, "not a gate"), ({"format": "autolora-gate/1"}, "family"),
      ({"format": "autolora-gate/1", "family": "x", "eps": "big"}, "eps"),
      ({"format": "autolora-gate/1", "family": "x", "eps": "7"}, "eps")],
 )  # fmt: skip

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from reference_fusion import gated_sum_ref, random_vectors
 
-from autolora_core.fusion.gate import VECTORS, GateVectors, gate_values, gated_sum, gated_update
+from autolora_core.fusion.gate import VECTORS, GateVectors, Tilt, gate_values, gated_sum, gated_update
 
 TOLERANCE = {torch.float64: 2e-6, torch.float32: 2e-5, torch.bfloat16: 0.15, torch.float16: 0.02}
 
@@ -103,3 +105,35 @@ def test_stack_and_back():
     again = GateVectors.from_stack(vectors.stack())
     assert all(again.named()[name].equal(value) for name, value in vectors.named().items())
     assert tuple(vectors.stack().shape) == (9, 6)
+
+
+def tilted(channels: int, seed: int) -> GateVectors:
+    roles = torch.randn(2, 2, 2, generator=torch.Generator().manual_seed(seed)) * 0.5
+    return replace(random_vectors(channels, seed), roles=roles, power=0.4)
+
+
+def test_a_tilt_shifts_the_logits_and_multiplies_what_passes():
+    """Against the formula written out in float64, at several shares of the sampling."""
+    vectors, (y0, branches) = tilted(7, 3), inputs((4, 7), 2)
+    for u in (0.0, 0.3, torch.tensor(1.0)):
+        expected = y0.double()
+        for role, branch in zip(("subject", "style"), branches, strict=True):
+            table = vectors.roles[("subject", "style").index(role)].double()
+            shift, gain = table[:, 0] + (2 * float(u) - 1) * table[:, 1]
+            moved = replace(vectors, bias=vectors.bias + float(shift))
+            passed = gated_sum_ref(y0, [branch], moved).double() - y0.double()
+            expected = expected + torch.exp(gain) * (2 / 5) ** 0.4 * passed
+        tilts = [vectors.tilt(role, 5) for role in ("subject", "style")]
+        found = y0 + gated_update(y0, branches, vectors, tilts=tilts, u=u)
+        assert (found - expected).abs().max() <= 1e-4
+
+
+def test_a_lora_without_a_role_is_between_both():
+    vectors = tilted(5, 0)
+    between = vectors.roles.mean(0)
+    for role in (None, "pinned"):
+        tilt = vectors.tilt(role, 2)
+        assert tilt.shift == tuple(between[0].tolist()) and tilt.gain == tuple(between[1].tolist())
+    assert vectors.tilt("style", 2).timed and not random_vectors(5, 0).tilt("style", 2).timed
+    assert random_vectors(5, 0).tilt("style", 8) == Tilt()
+    assert vectors.tilt("style", 1).gain[0] > vectors.tilt("style", 3).gain[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from reference_fusion import gated_sum_ref, random_vectors
@@ -9,7 +11,9 @@ from reference_fusion import gated_sum_ref, random_vectors
 from autolora_core.errors import GateError
 from autolora_core.fusion.branches import Branch, hadamard_factors, hadamard_pays, lowrank_factors
 from autolora_core.fusion.eager import fuse
-from autolora_core.fusion.plan import build_plan, split_slice
+from autolora_core.fusion.gate import gated_update
+from autolora_core.fusion.moment import Moment
+from autolora_core.fusion.plan import Standing, build_plan, split_slice
 
 D, N_IN, ROWS = 12, 7, 5
 
@@ -174,3 +178,34 @@ def test_tucker_factors():
                 for i in range(4):
                     expected[o, i] += up[o, r].double() * mid[r, s].double() * down[s, i, 0, 0].double()
     assert (one.delta() - expected).abs().max() <= 1e-9
+
+
+def test_loras_speak_as_loudly_as_they_are_asked_for():
+    """Asked for counts towards K, and who is hardly asked for is gone; a gate without roles hears nothing of it."""
+    vectors = replace(random_vectors(D, 0), roles=normal(2, 2, 2, seed=1), power=0.5)
+    known = {0: Standing("style"), 1: Standing(None, 0.5), 2: Standing("subject", 0.001)}
+    branches = [branch(0), branch(1), branch(2)]
+    plan = build_plan(branches, {"m": D}, {"m": vectors}, standings=known).modules["m"]
+    assert [(b.lora_index, b.scale) for b in plan.branches] == [(0, 0.7), (1, 0.35)]
+    count = 1 + 0.5 + 0.001
+    assert plan.groups[0].tilts == (vectors.tilt("style", count), vectors.tilt(None, count))
+    plain = build_plan(branches, {"m": D}, {"m": random_vectors(D, 0)}).modules["m"]
+    assert plain.groups[0].tilts is None
+    assert plan.skeleton().groups[0].tilts == plan.groups[0].tilts
+
+
+def test_a_timed_gate_follows_the_moment():
+    vectors = replace(random_vectors(D, 0), roles=normal(2, 2, 2, seed=1))
+    whole = build_plan([branch(0), branch(1)], {"m": D}, {"m": vectors}, standings={1: Standing("style")})
+    plan = whole.modules["m"]
+    assert whole.timed and not build_plan([branch(0)], {"m": D}, {"m": random_vectors(D, 0)}).timed
+    x, y0 = normal(ROWS, N_IN, seed=98), normal(ROWS, D, seed=99)
+    outputs = [(x.double() @ one.delta().T).float() for one in plan.branches]
+    moment, seen = Moment(), []
+    for step in (0, 3):
+        moment.go(step, 4)
+        out = fuse(y0, plan, outputs.__getitem__, lambda _: vectors, moment=moment)
+        tilts = [vectors.tilt(None, 2), vectors.tilt("style", 2)]
+        assert out.allclose(y0 + gated_update(y0, outputs, vectors, tilts=tilts, u=step / 4), atol=1e-6)
+        seen.append(out)
+    assert not seen[0].allclose(seen[1], atol=1e-3)

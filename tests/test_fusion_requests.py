@@ -24,6 +24,24 @@ def test_selection_comes_first_and_strength_multiplies():
     ]
 
 
+@pytest.mark.parametrize(
+    ("pick", "asked"),
+    [
+        ({"score": 0.3, "parts": {"text": 0.3}}, 0.3),
+        ({"score": 0.3, "parts": {"text": None, "lexical": 0.1}}, 0.3),
+        ({"score": 0.3, "parts": {"response": 0.3}}, 1.0),  # no words to compare: little is known
+        ({"score": 0.0, "parts": {"text": 0.0}, "role": "pinned"}, 1.0),
+        ({"score": "high", "parts": {"text": 0.2}}, 1.0),
+        ({"parts": None}, 1.0),
+    ],
+)
+def test_how_far_a_pick_is_asked_for(pick, asked):
+    selection = {"format": "autolora-selection/1", "picks": [{"name": "a", "strength": 1.0, "role": "style", **pick}]}
+    (request,) = requests_of(selection, None)
+    assert request.asked == asked
+    assert requests_of(None, [("a", 1.0, 1.0)])[0].asked == 1
+
+
 def test_none_entries_are_left_out_and_the_stack_is_not_changed():
     stack = [("None", 1.0, 1.0), (None, 1, 1), ("", 1.0, 1.0), ["a.safetensors", 1, 0]]
     before = list(stack)

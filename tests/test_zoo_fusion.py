@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from autolora_core.fusion.branches import Branch
-from autolora_core.fusion.gate import GateVectors, gated_update
+from autolora_core.fusion.gate import gated_update
 from autolora_core.fusion.methods.ssr import merge, stack
 from zoo import fused_layers
 from zoo.base_probe import BaseProbe
-from zoo.fused_layers import Factors, FusedLayers, Gate, Routers, padded, share_done
+from zoo.fused_layers import Factors, FusedLayers, Gate, Routers, common_factors, padded, share_done
 from zoo.fusion_sets import SLOTS, Drawer, Shelf
 from zoo.mmdit import MMDiT
 from zoo.train_fusion import RECIPES
@@ -54,6 +54,7 @@ def put(layers: FusedLayers, *sets: str) -> None:
     layers.ids = torch.tensor([padded([LORAS.index(tag) for tag in one], none) for one in sets])
     layers.count = torch.tensor([float(len(one)) for one in sets])
     layers.u = torch.full((len(sets),), 0.25)
+    layers.roles = torch.tensor([[int(tag == "b") for tag in one] + [0] * (SLOTS - len(one)) for one in sets])
 
 
 @pytest.mark.parametrize("name", [QKV, FC1])
@@ -69,7 +70,7 @@ def test_every_row_has_its_own_loras(layers, base, name):
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_gate_starts_as_the_plain_sum_and_is_the_product_s(layers, base, shared):
-    gate = Gate(layers.factors.layers, shared, True, True, 0.0)
+    gate = Gate(layers.factors.layers, shared, True, True, True, 0.0)
     x = torch.randn(1, 5, 256, generator=torch.Generator().manual_seed(0))
     put(layers, "abc")
     with torch.no_grad():
@@ -79,16 +80,32 @@ def test_a_gate_starts_as_the_plain_sum_and_is_the_product_s(layers, base, share
         for parameter in gate.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
         found = layers.factors.layers[FC1](x)
-    key = gate.key(FC1)
-    numbers, moves, power = gate.numbers[key], gate.moves[key], gate.powers[key]
-    rows = [(row + torch.zeros(1, 1024)).flatten() for row in numbers.detach()]
-    rows[4] = rows[4] - 0.5 * moves[0].detach().flatten()  # u = 1/4: a half before the middle
-    rows[3] = (rows[3] - 0.5 * moves[1].detach().flatten()) * (2 / 3) ** float(power)
-    norms = [torch.ones(1024), torch.zeros(1024)] * 2 if shared else [row.flatten() for row in gate.norms[key].detach()]
-    vectors = GateVectors.from_stack(torch.stack([*rows, *norms]))
+    vectors = gate.vectors()[FC1]
+    tilts = [vectors.tilt(role, 3) for role in ("subject", "style", "subject")]
+    assert len({tilt.gain for tilt in tilts}) == 2 and vectors.power != 0
     y0 = base.get_submodule(FC1)(x).detach()
-    wanted = y0 + gated_update(y0, [x @ b.down.T @ b.up.T for b in branches_of(FC1, "abc")], vectors)
+    branches = [x @ b.down.T @ b.up.T for b in branches_of(FC1, "abc")]
+    wanted = y0 + gated_update(y0, branches, vectors, tilts=tilts, u=0.25)
     assert torch.allclose(found, wanted, atol=1e-3)
+
+
+def test_a_gate_that_knows_neither_roles_nor_time_is_the_published_one(layers):
+    gate = Gate(layers.factors.layers, False, False, False, False, 1.0)
+    for parameter in gate.roles.parameters():
+        assert not parameter.requires_grad
+    assert all(v.roles is None and v.power == 0 for v in gate.vectors().values())
+    untimed = Gate(layers.factors.layers, False, True, False, True)
+    with torch.no_grad():
+        untimed.roles[untimed.key(FC1)].fill_(1.0)
+    assert not untimed.vectors()[FC1].tilt("style").timed and untimed.vectors()[FC1].tilt("style").gain[0] == 1
+
+
+def test_the_common_lora_is_the_best_of_its_rank():
+    down, up = torch.randn(3, 4, 20), torch.randn(3, 15, 4)
+    low, high = common_factors(down, up, 2)
+    whole = torch.einsum("kor,kri->oi", up, down)
+    u, s, vh = torch.linalg.svd(whole)
+    assert torch.allclose(high @ low, (u[:, :2] * s[:2]) @ vh[:2], atol=1e-3)
 
 
 def test_routed_branches_add_up_to_ssr_merge(layers):
@@ -118,7 +135,7 @@ def test_time_is_the_share_of_the_sampling_that_is_done():
 
 def test_recipes_differ_from_ours_in_one_thing_each():
     ours = vars(RECIPES["ours"])
-    for name in ("ours-unrouted", "ours-untimed", "ours-uncounted", "ours-flow"):
+    for name in ("ours-routed", "ours-unroled", "ours-untimed", "ours-uncounted", "scalar"):
         assert sum(ours[key] != value for key, value in vars(RECIPES[name]).items()) == 1, name
 
 
@@ -139,7 +156,8 @@ def test_sets_show_what_is_asked_and_strangers_do_not():
     from zoo.splits import Splits
 
     rows = [
-        {"id": s.id, "kind": s.kind, "subject": s.subject, "style": s.style, "label": s.label, "part": s.part}
+        {"id": s.id, "kind": s.kind, "subject": s.subject, "style": s.style, "label": s.label, "part": s.part,
+         "trigger": s.trigger}
         for s in plan()
         if s.part == "train"
     ][:600]
@@ -154,3 +172,8 @@ def test_sets_show_what_is_asked_and_strangers_do_not():
         assert len({row["label"] for row in mine}) == len(mine) and one.texts
         for row in mine[2:]:
             assert row["subject"] != one.subject and row["style"] != one.style
+        left = set(one.loras) - set(one.asked)
+        assert all(not rows[i]["trigger"] and one.subject != rows[i]["subject"] for i in left), "it says what it is of"
+        for subject, style in one.others:
+            assert (subject == one.subject) != (style == one.style) and not Splits.held_out_pair(subject, style)
+    assert any(one.others for one in sets) and any(one.asked != one.loras for one in sets)

@@ -8,6 +8,7 @@ of that passes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autolora_core.fusion.branches import Branch
-from autolora_core.fusion.gate import EPS
+from autolora_core.fusion.gate import EPS, GateVectors
+from autolora_core.fusion.layer_kinds import kind_of
 from autolora_core.fusion.methods.ssr import Signals, stack
 from zoo import scale_data
 from zoo.base_probe import STATE_TIME, BaseProbe, recorded
@@ -86,18 +88,21 @@ def _by_text(texts: Sequence[str]) -> dict[str, list[int]]:
 
 
 class Gate(nn.Module):
-    """A gate's numbers, for training. ``shared``: five numbers a kind of layer instead of vectors a layer.
+    """A gate's numbers, for training; :meth:`vectors` are the product's.
 
-    ``timed``: bias and weight_out move along the sampling, linearly in ``2u − 1``, u the share of it that is done.
-    ``counted``: weight_out is multiplied by ``(2/K)^p``, p learnt for each layer.
+    ``shared``: five numbers a kind of layer instead of vectors a layer. ``roled``: subjects and styles differ in shift
+    and gain. ``timed``: both move along the sampling, linearly in ``2u − 1``, u the share of it that is done.
+    ``counted``: the gain falls by ``(2/K)^p``, p learnt for each layer. Without roles, time and count it is the
+    published gate.
     """
 
-    NAMES = ("weight_base", "weight_lora", "weight_cross", "weight_out", "bias")
-
-    def __init__(self, layers: Mapping[str, nn.Linear], shared: bool, timed: bool, counted: bool, noise: float):
+    def __init__(
+        self, layers: Mapping[str, nn.Linear], shared: bool = False, roled: bool = True, timed: bool = True,
+        counted: bool = True, noise: float = 0.0,
+    ):  # fmt: skip
         super().__init__()
-        self.shared, self.timed, self.counted = shared, timed, counted
-        self.numbers, self.moves, self.powers, self.norms = (nn.ParameterDict() for _ in range(4))
+        self.layers, self.shared, self.roled, self.timed, self.counted = dict(layers), shared, roled, timed, counted
+        self.numbers, self.roles, self.powers, self.norms = (nn.ParameterDict() for _ in range(4))
         generator = torch.Generator().manual_seed(0)
         for name, layer in layers.items():
             key, parts = self.key(name), parts_of(name)
@@ -107,18 +112,18 @@ class Gate(nn.Module):
             start = torch.zeros(5, *shape) + noise * torch.randn(5, *shape, generator=generator)
             start[3] = 1.0 if noise else 2.0  # sigmoid(0) · 2: the plain sum
             self.numbers[key] = nn.Parameter(start)
-            self.moves[key] = nn.Parameter(torch.zeros(2, *shape), requires_grad=timed)
+            self.roles[key] = nn.Parameter(torch.zeros(parts, 2, 2, 2), requires_grad=roled or timed)
             self.powers[key] = nn.Parameter(torch.zeros(()), requires_grad=counted)
             if not shared:
                 unit = torch.stack([torch.ones(shape), torch.zeros(shape)] * 2)
                 self.norms[key] = nn.Parameter(unit)
 
     def key(self, name: str) -> str:
-        """Kinds of layers are told apart by stream and part, not by block."""
-        return name.split(".", 2)[2].replace(".", "/") if self.shared else name.replace(".", "/")
+        """Shared numbers go by the part of a block, whatever stream or block it is in."""
+        return kind_of(name) if self.shared else name.replace(".", "/")
 
-    def update(self, name: str, y0: Tensor, y: Tensor, u: Tensor, count: Tensor) -> Tensor:
-        """``y0`` (b, L, d), ``y`` (b, S, L, d), ``u`` and ``count`` (b,) → what is added to ``y0``."""
+    def update(self, name: str, y0: Tensor, y: Tensor, u: Tensor, count: Tensor, roles: Tensor) -> Tensor:
+        """``y0`` (b, L, d), ``y`` (b, S, L, d), ``u`` and ``count`` (b,), ``roles`` (b, S) → what is added to ``y0``."""
         key, parts = self.key(name), parts_of(name)
         w_base, w_lora, w_cross, w_out, bias = self.numbers[key].unbind(0)
         y0, y = y0.unflatten(-1, (parts, -1)), y.unflatten(-1, (parts, -1))
@@ -126,12 +131,44 @@ class Gate(nn.Module):
         if not self.shared:
             base_scale, base_bias, lora_scale, lora_bias = self.norms[key].unbind(0)
             base, lora = base * base_scale + base_bias, lora * lora_scale + lora_bias
-        if self.timed:
-            way = (2 * u - 1).view(-1, 1, 1, 1, 1)
-            bias, w_out = bias + way * self.moves[key][0], w_out + way * self.moves[key][1]
-        logits = lora * (w_lora + base * w_cross) + base * w_base + bias
-        strength = (2 / count.clamp_min(1)).view(-1, 1, 1, 1, 1) ** self.powers[key] if self.counted else 1.0
-        return (strength * w_out * torch.sigmoid(logits) * y).sum(dim=1).flatten(-2)
+        constant, slope = self._table(key)[:, roles].permute(1, 2, 4, 3, 0).unbind(3 - 1)  # (b, S, 2, parts) each
+        shift, gain = (constant + (2 * u - 1).view(-1, 1, 1, 1) * slope)[:, :, :, None, :, None].unbind(2)
+        gain = gain + self.powers[key] * torch.log(2 / count.clamp_min(1)).view(-1, 1, 1, 1, 1)
+        logits = lora * (w_lora + base * w_cross) + base * w_base + bias + shift
+        return (gain.exp() * w_out * torch.sigmoid(logits) * y).sum(dim=1).flatten(-2)
+
+    def _table(self, key: str) -> Tensor:
+        """(parts, role, shift or gain, constant or slope)."""
+        table = self.roles[key]
+        if not self.roled:
+            table = table.mean(1, keepdim=True).expand_as(table)
+        return table if self.timed else table * torch.tensor([1.0, 0.0])
+
+    @torch.no_grad()
+    def vectors(self) -> dict[str, GateVectors]:
+        """The product's vectors of every layer, in spans as a gate file has them."""
+        out = {}
+        for name, layer in self.layers.items():
+            key, parts = self.key(name), parts_of(name)
+            width = layer.out_features // parts
+            numbers, table = self.numbers[key].expand(5, parts, width), self._table(key)
+            unit = torch.stack([torch.ones(parts, width), torch.zeros(parts, width)] * 2)
+            norms = unit if self.shared else self.norms[key]
+            for part in range(parts):
+                found = GateVectors.from_stack(torch.cat([numbers[:, part], norms[:, part]]).clone())
+                span = f"[{part * width}:{(part + 1) * width}]" if parts > 1 else ""
+                tilted = {"roles": table[part].clone()} if table.any() else {}
+                out[name + span] = replace(found, **tilted, power=float(self.powers[key]))
+        return out
+
+
+def common_factors(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The best approximation of rank ``rank`` (Eckart and Young 1936) of the sum of updates ``up_k down_k``, as factors
+    (rank, in) and (out, rank). ``down`` (K, r, in), ``up`` (K, out, r)."""
+    q_up, r_up = torch.linalg.qr(up.transpose(0, 1).flatten(1))
+    q_down, r_down = torch.linalg.qr(down.flatten(0, 1).T)
+    u, s, vh = torch.linalg.svd(r_up @ r_down.T)
+    return vh[:rank] @ q_down.T, (q_up @ u)[:, :rank] * s[:rank]
 
 
 def parts_of(name: str) -> int:
@@ -144,14 +181,15 @@ def _normed(x: Tensor) -> Tensor:
 
 
 class FusedLayers:
-    """Wraps the network's layers. Before a forward pass set ``ids`` (b, SLOTS), ``count`` (b,), ``u`` (b,) and
-    ``routes`` (layer → (b, R, R)); without ``gate`` LoRAs are summed."""
+    """Wraps the network's layers. Before a forward pass set ``ids`` (b, SLOTS), ``roles`` (b, SLOTS), ``count`` (b,),
+    ``u`` (b,) and ``routes`` (layer → (b, R, R)); without ``gate`` LoRAs are summed."""
 
     def __init__(self, factors: Factors):
         self.factors, self.gate = factors, None
-        self.ids = torch.zeros(1, SLOTS, dtype=torch.long)
+        self.ids = self.roles = torch.zeros(1, SLOTS, dtype=torch.long)
         self.count = self.u = torch.ones(1)
         self.routes: dict[str, Tensor] | None = None
+        self.common: dict[str, tuple[Tensor, Tensor]] | None = None  # Global-LoRA: layer → (b, r, in), (b, out, r)
         for name, layer in factors.layers.items():
             layer.forward = self._forward(name, layer)  # type: ignore[method-assign]
 
@@ -167,7 +205,12 @@ class FusedLayers:
             y = torch.matmul(heard, up.to(x.dtype).mT)
             if self.gate is None:
                 return y0 + y.sum(dim=1)
-            return y0 + self.gate.update(name, y0, y, self.u, self.count).to(y0.dtype)
+            roles = self.roles
+            if self.common is not None:
+                low, high = self.common[name]
+                whole = torch.bmm(torch.bmm(x, low.to(x.dtype).mT), high.to(x.dtype).mT)
+                y, roles = torch.cat([y, whole[:, None]], 1), F.pad(roles, (0, 1))
+            return y0 + self.gate.update(name, y0, y, self.u, self.count, roles).to(y0.dtype)
 
         return forward
 

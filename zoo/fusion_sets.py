@@ -35,12 +35,17 @@ STRANGERS = (0.4, 0.3, 0.2, 0.1)
 
 @dataclass(frozen=True)
 class FusionSet:
-    """``loras``: rows of the shelf, the wanted ones first. ``texts`` all ask for the same picture."""
+    """``loras``: rows of the shelf, the wanted ones first; ``asked``: those of them that do not say they are of something
+    else. ``texts`` all ask for the same picture. ``others``: pictures that it might be confused with, (another subject,
+    same style) and (same subject, another style); empty unless a subject and a style are wanted.
+    """
 
     subject: str
     style: str
     loras: tuple[int, ...]
     texts: tuple[str, ...]
+    asked: tuple[int, ...]
+    others: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,21 @@ class Drawer:
         labels = {self.shelf.rows[i]["label"] for i in wanted} | {subject, style}
         others = [i for i in self.rng.permutation(len(self.shelf.rows))[:20] if self._apart(int(i), labels)]
         texts = tuple(text for text, _ in captions(subject, style))[:TEXTS]
-        return FusionSet(subject, style, (*wanted, *map(int, others[:strangers])), texts)
+        strange = tuple(map(int, others[:strangers]))
+        unnamed = tuple(i for i in strange if self.shelf.rows[i]["trigger"])
+        confused = self._confused(subject, style) if kind == "pair" else ()
+        return FusionSet(subject, style, (*wanted, *strange), texts, (*wanted, *unnamed), confused)
+
+    def _confused(self, subject: str, style: str) -> tuple[tuple[str, str], ...]:
+        """Of the other subject's picture and the other style's, none where luck found none in a few draws."""
+        subjects = [str(self.shelf.rows[int(i)]["subject"]) for i in self.rng.choice(self.subjects, 6)]
+        styles = [str(self.shelf.rows[int(i)]["style"]) for i in self.rng.choice(self.styles, 6)]
+        beside = [(s, style) for s in subjects if s != subject and self._there(s, style)]
+        besides = [(subject, t) for t in styles if t != style and self._there(subject, t)]
+        return (beside[0], besides[0]) if beside and besides else ()
+
+    def _there(self, subject: str, style: str) -> bool:
+        return true_picture(self.pictures, subject, style) is not None and not Splits.held_out_pair(subject, style)
 
     def _apart(self, row: int, labels: set[str]) -> bool:
         mine = self.shelf.rows[row]
@@ -113,9 +132,8 @@ def draw_sets(shelf: Shelf, count: int, seed: int) -> list[FusionSet]:
     return out
 
 
-def true_latents(sets: Sequence[FusionSet]) -> np.ndarray:
-    """(n, 16, 16, 16) float16 of the sets' pictures, kept in the cache."""
-    wanted = [(one.subject, one.style) for one in sets]
+def true_latents(wanted: Sequence[tuple[str, str]]) -> np.ndarray:
+    """(n, 16, 16, 16) float16 of pictures (subject, style), kept in the cache."""
     path = zoo_dir("fusion") / f"latents-{hashlib.sha256(repr(wanted).encode()).hexdigest()[:12]}.npy"
     if not path.exists():
         pictures = Pictures.load()

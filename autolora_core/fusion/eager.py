@@ -40,7 +40,10 @@ def fuse(
             continue
         base = y0.narrow(dim, group.start, group.stop - group.start)
         values = (_assemble(lora, base, group, plan, output, dim) for lora in loras)
-        update = energy_sum(values, dim) if gate is None else gated_update(base, values, gate, dim)
+        if gate is None:
+            update = energy_sum(values, dim)
+        else:
+            update = gated_update(base, values, gate, dim, group.tilts, moment.share)
         out = _add(out, y0, update, (group.start, group.stop), dim)
     return out
 

@@ -1,8 +1,9 @@
 """Gate files: ours, and the one public FLUX gate.
 
 Ours is a safetensors file. Keys are ``<module>.<vector>`` with the base model's own module names
-(``joint_blocks.0.x_block.mlp.fc1.weight_out``), a slice of a fused layer as ``<module>[start:stop].<vector>``.
-Metadata: ``format=autolora-gate/1``, ``family``, and, when known, ``eps``, ``k_min``, ``k_max`` (how many LoRAs at once
+(``joint_blocks.0.x_block.mlp.fc1.weight_out``), a slice of a fused layer as ``<module>[start:stop].<vector>``. A gate
+that tells LoRAs apart (:class:`.gate.Tilt`) has ``roles`` (8 numbers) and ``power`` (1) besides.
+Metadata: ``format=autolora-gate/1``, with roles or powers ``autolora-gate/2``, ``family``, and, when known, ``eps``, ``k_min``, ``k_max`` (how many LoRAs at once
 the gate was trained with), ``recipe``, and of the diffusion model it was trained on ``base_sha256`` (its file) and
 ``base_fingerprint`` (JSON, see :mod:`.base_print`).
 """
@@ -13,7 +14,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -24,10 +25,11 @@ from torch import Tensor
 from ..errors import GateError
 from .flux_gate import PUBLIC_PREFIX, hidden_size, public_module
 from .gate import EPS, VECTORS, GateVectors
-from .gate_sign import FIX, FORMAT, NO_FAMILY, what_is_wrong
+from .gate_sign import FIX, FORMAT, FORMATS, NO_FAMILY, what_is_wrong
 from .plan import split_slice
 
-_BY_LENGTH = sorted(VECTORS, key=len, reverse=True)  # "norm_base.bias" must be tried before "bias"
+EXTRA = {"roles": 8, "power": 1}  # name → how many numbers
+_BY_LENGTH = sorted([*VECTORS, *EXTRA], key=len, reverse=True)  # "norm_base.bias" must be tried before "bias"
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def read_gate(path: str | os.PathLike) -> GateFile:
     tensors, metadata = _read(path)
     if any(key.startswith(PUBLIC_PREFIX) for key in tensors):
         return _public_flux(path, tensors, metadata)
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") not in FORMATS:
         raise GateError(f"not a gate file: its format is {metadata.get('format')!r}", path=path, fix=FIX)
     if not metadata.get("family"):
         raise GateError(NO_FAMILY, path=path, key="family", fix=FIX)
@@ -77,7 +79,8 @@ def write_gate(
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write a gate file, completely or not at all. Vectors are stored as float32."""
-    header = {"format": FORMAT, "family": family, "recipe": recipe, "base_sha256": base_sha256, **(metadata or {})}
+    tilted = any(vectors.roles is not None or vectors.power for vectors in modules.values())
+    header = {"format": FORMATS[1] if tilted else FORMAT, "family": family, "recipe": recipe, "base_sha256": base_sha256, **(metadata or {})}
     eps = {vectors.eps for vectors in modules.values()}
     if len(eps) > 1:
         raise GateError(f"one file holds one eps, these vectors have {sorted(eps)}", path=path)
@@ -89,10 +92,16 @@ def write_gate(
     tensors = {
         f"{name}.{vector}": value.detach().float().cpu().clone()
         for name, vectors in modules.items()
-        for vector, value in vectors.named().items()
+        for vector, value in {**vectors.named(), **_extra(vectors)}.items()
     }
     _vectors(path, tensors, EPS)
     replace_file(Path(path), tensors, {key: value for key, value in header.items() if value})
+
+
+def _extra(vectors: GateVectors) -> dict[str, Tensor]:
+    """What tells LoRAs apart, as vectors under their file names."""
+    roles = {} if vectors.roles is None else {"roles": vectors.roles.flatten()}
+    return roles | ({"power": torch.tensor([vectors.power])} if vectors.power else {})
 
 
 def replace_file(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -151,7 +160,13 @@ def _vectors(path: str | os.PathLike, tensors: Mapping[str, Tensor], eps: float)
         raise GateError("the gate file holds no layer", path=path, fix=FIX)
     for module, vectors in named.items():
         _check_module(path, module, vectors)
-    return {module: GateVectors.from_named(vectors, eps) for module, vectors in named.items()}
+    return {module: _gate_vectors(vectors, eps) for module, vectors in named.items()}
+
+
+def _gate_vectors(named: dict[str, Tensor], eps: float) -> GateVectors:
+    roles, power = named.pop("roles", None), named.pop("power", None)
+    found = GateVectors.from_named(named, eps)
+    return replace(found, roles=None if roles is None else roles.view(2, 2, 2), power=0.0 if power is None else float(power))
 
 
 def _checked(path: str | os.PathLike, key: str, value: Tensor) -> Tensor:
@@ -168,7 +183,10 @@ def _check_module(path: str | os.PathLike, module: str, vectors: dict[str, Tenso
     missing = _missing(vectors)
     if missing:
         raise GateError(f"vectors missing: {', '.join(missing)}", path=path, key=module, fix=FIX)
-    lengths = {value.shape[0] for value in vectors.values()}
+    for name, length in EXTRA.items():
+        if name in vectors and len(vectors[name]) != length:
+            raise GateError(f"{name} has {len(vectors[name])} numbers, not {length}", path=path, key=module, fix=FIX)
+    lengths = {value.shape[0] for name, value in vectors.items() if name not in EXTRA}
     if len(lengths) > 1:
         raise GateError(f"vectors of different lengths: {sorted(lengths)}", path=path, key=module, fix=FIX)
     span = split_slice(module)[1]

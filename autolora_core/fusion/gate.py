@@ -7,11 +7,17 @@ For one layer with base output ``y0`` and the outputs ``y_k`` of K LoRAs, per sa
 
 Both layer norms run over the channels, with affine weights, and are shared by all k. Norms and sigmoid are float32
 whatever the model computes in; the gate is then cast to the model's dtype.
+
+Ours goes on from there. A gate may know what kind of LoRA it lets through, where sampling stands and how many LoRAs
+there are (:class:`Tilt`): shift_k is added to the logits and gain_k multiplies what passes.
+
+    g_k = sigmoid(… + shift_k(u)),   out = y0 + sum_k exp(gain_k(u))·w_out·g_k·y_k,   u = share of the sampling done
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,9 +38,29 @@ VECTORS = (
 )
 
 
+ROLES = ("subject", "style")  # rows of GateVectors.roles
+
+
+@dataclass(frozen=True)
+class Tilt:
+    """What a gate does differently for one LoRA: ``shift`` of its logits and ``gain``, a logarithm; each a constant
+    and a slope along ``2u − 1``."""
+
+    shift: tuple[float, float] = (0.0, 0.0)
+    gain: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def timed(self) -> bool:
+        return bool(self.shift[1] or self.gain[1])
+
+
 @dataclass(frozen=True)
 class GateVectors:
-    """The nine vectors of one layer, each (d,), d = its output channels. ``weight_base`` None means zero."""
+    """The nine vectors of one layer, each (d,), d = its output channels. ``weight_base`` None means zero.
+
+    ``roles`` (2, 2, 2) float32: for subject and style, the (constant, slope) of the shift and of the gain; a LoRA
+    without a role gets the mean of both. ``power``: of 2/K, by which the gain falls with the number K of LoRAs.
+    """
 
     weight_lora: Tensor
     weight_cross: Tensor
@@ -46,6 +72,15 @@ class GateVectors:
     norm_lora_bias: Tensor
     weight_base: Tensor | None = None
     eps: float = EPS
+    roles: Tensor | None = None
+    power: float = 0.0
+
+    def tilt(self, role: str | None = None, count: float = 2.0) -> Tilt:
+        """For a LoRA of ``role`` among ``count``."""
+        table = torch.zeros(2, 2, 2) if self.roles is None else self.roles.float()
+        (shift, gain) = (table[ROLES.index(role)] if role in ROLES else table.mean(0)).tolist()
+        constant = gain[0] + self.power * math.log(2 / max(count, 1.0))
+        return Tilt(tuple(shift), (constant, gain[1]))
 
     @property
     def channels(self) -> int:
@@ -84,18 +119,34 @@ def gate_values(y0: Tensor, branch: Tensor, vectors: GateVectors, dim: int = -1)
     return _gate(_norm_base(y0, vectors, dim), branch, vectors, dim)
 
 
-def gated_update(y0: Tensor, branches: Iterable[Tensor], vectors: GateVectors, dim: int = -1) -> Tensor | None:
-    """``sum_k w_out·g_k·y_k`` in the dtype of ``y0``; None when there is no branch.
+def gated_update(
+    y0: Tensor, branches: Iterable[Tensor], vectors: GateVectors, dim: int = -1,
+    tilts: Sequence[Tilt] | None = None, u: Tensor | float = 0.0,
+) -> Tensor | None:  # fmt: skip
+    """``sum_k exp(gain_k)·w_out·g_k·y_k`` in the dtype of ``y0``; None when there is no branch.
 
-    ``branches`` is consumed one by one, so a generator keeps only one branch output in memory at a time.
+    ``branches`` is consumed one by one, so a generator keeps only one branch output in memory at a time. ``tilts``: one
+    a branch; ``u`` in [0, 1], a number or a tensor without axes.
     """
     base, update = None, None
-    for branch in branches:
+    for number, branch in enumerate(branches):
         base = _norm_base(y0, vectors, dim) if base is None else base
-        factor = _gate(base, branch, vectors, dim) * _over_channels(vectors.weight_out.float(), y0, dim)
+        shift, gain = _at(tilts[number], u) if tilts else (None, None)
+        factor = _gate(base, branch, vectors, dim, shift) * _over_channels(vectors.weight_out.float(), y0, dim)
+        factor = factor if gain is None else factor * gain
         term = factor.to(y0.dtype) * branch.to(y0.dtype)
         update = term if update is None else update + term
     return update
+
+
+def _at(tilt: Tilt, u: Tensor | float) -> tuple[Tensor | float, Tensor | float]:
+    """Shift and gain at ``u``."""
+    if not tilt.timed:
+        return tilt.shift[0], math.exp(tilt.gain[0])
+    way = 2 * u - 1
+    exponent = tilt.gain[0] + tilt.gain[1] * way
+    gain = torch.exp(exponent) if isinstance(exponent, Tensor) else math.exp(exponent)
+    return tilt.shift[0] + tilt.shift[1] * way, gain
 
 
 def gated_sum(y0: Tensor, branches: Iterable[Tensor], vectors: GateVectors | None, dim: int = -1) -> Tensor:
@@ -109,13 +160,17 @@ def gated_sum(y0: Tensor, branches: Iterable[Tensor], vectors: GateVectors | Non
     return out
 
 
-def _gate(base: Tensor, branch: Tensor, vectors: GateVectors, dim: int) -> Tensor:
+def _gate(
+    base: Tensor, branch: Tensor, vectors: GateVectors, dim: int, shift: Tensor | float | None = None
+) -> Tensor:
     lora = _norm(branch, vectors.norm_lora_weight, vectors.norm_lora_bias, vectors.eps, dim)
     rows = (vectors.weight_lora, vectors.weight_cross, vectors.bias)
     w_lora, w_cross, bias = (_over_channels(row.float(), base, dim) for row in rows)
     logits = lora * w_lora + base * lora * w_cross + bias
     if vectors.weight_base is not None:
         logits = logits + base * _over_channels(vectors.weight_base.float(), base, dim)
+    if shift is not None:
+        logits = logits + shift
     return torch.sigmoid(logits)
 
 

@@ -16,6 +16,7 @@ from ..lora.sniff import what_is_it
 from .flux_gate import PUBLIC_PREFIX
 
 FORMAT = "autolora-gate/1"
+FORMATS = (FORMAT, "autolora-gate/2")
 FIX = "download or train the gate again, or choose mode 'sum'"
 NO_FAMILY = "the gate file does not say which base family it is for"
 MAX_HEADER = 16 << 20  # bytes looked at of a broken file; the public FLUX gate's header has 0.3 MB
@@ -45,8 +46,8 @@ def gate_sign(path: str | os.PathLike) -> GateSign | None:
             return GateSign(None, problem)
     said = str(metadata.get("format", ""))
     if said.startswith(FORMAT.partition("/")[0] + "/"):
-        if said != FORMAT:
-            problem = problem or f"its format is {said}, this version reads {FORMAT}"
+        if said not in FORMATS:
+            problem = problem or f"its format is {said}, this version reads {' and '.join(FORMATS)}"
         elif not metadata.get("family"):
             problem = problem or NO_FAMILY
         return GateSign(metadata.get("family"), problem)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
 
 TOLERANCE = 1e-4
 
@@ -12,12 +15,18 @@ TOLERANCE = 1e-4
 class Moment:
     """Shared by the fused layers of one node application; whoever runs the model writes it before every evaluation.
 
-    ``step`` of ``steps`` counts from 0. ``only``: the one LoRA that is on, None for all.
+    ``step`` of ``steps`` counts from 0. ``only``: the one LoRA that is on, None for all. ``share`` is the progress once
+    more, in a tensor without axes that is written in place: a compiled layer that reads it is compiled once.
     """
 
     step: int = 0
     steps: int = 1
     only: int | None = None
+    share: Tensor = field(default_factory=lambda: torch.zeros(()), compare=False, repr=False)
+
+    def go(self, step: int, steps: int) -> None:
+        self.step, self.steps = step, steps
+        self.share.fill_(self.progress)
 
     @property
     def progress(self) -> float:

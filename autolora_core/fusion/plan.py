@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 
 from ..errors import GateError
 from .branches import Branch
-from .gate import GateVectors
+from .gate import GateVectors, Tilt
 from .rules import Rule
 
+UNASKED = 0.01  # a LoRA that is asked for less than this is left out
 _SLICE = re.compile(r"(.+)\[(\d+):(\d+)\]")
 
 
@@ -24,6 +25,7 @@ class Group:
     """Output channels ``start:stop`` of a module, with their gate or ``rule`` (neither: plain sum).
 
     ``loras`` has one entry a LoRA: the numbers of its branches in ``ModulePlan.branches``, together one ``y_k``.
+    ``tilts``: one a LoRA, where the gate makes a difference between them.
     """
 
     start: int
@@ -31,6 +33,15 @@ class Group:
     vectors: GateVectors | None
     loras: tuple[tuple[int, ...], ...]
     rule: Rule | None = None
+    tilts: tuple[Tilt, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What is known of a LoRA besides its weights: ``role`` subject, style or other; ``asked`` for, in [0, 1]."""
+
+    role: str | None = None
+    asked: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,12 @@ class FusionPlan:
     def gated_modules(self) -> int:
         return sum(plan.gated for plan in self.modules.values())
 
+    @property
+    def timed(self) -> bool:
+        """Whether a gate moves with the sampling."""
+        groups = (group for plan in self.modules.values() for group in plan.groups)
+        return any(tilt.timed for group in groups for tilt in group.tilts or ())
+
 
 def split_slice(name: str) -> tuple[str, tuple[int, int] | None]:
     """``"a.qkv[0:64]"`` → ``("a.qkv", (0, 64))``; a plain name gives None as slice."""
@@ -85,20 +102,53 @@ def build_plan(
     additive: Iterable[int] = (),
     rules: Mapping[str, Rule] | None = None,
     mode: str | None = None,
+    standings: Mapping[int, Standing] | None = None,
 ) -> FusionPlan:
     """Sort branches into modules and groups.
 
     ``channels``: output channels of every module that occurs. ``gates``: module or ``module[start:stop]`` → vectors;
     None is sum mode. ``rules``: module → how its LoRAs are fused instead. ``additive``: LoRA numbers that stay outside
-    the gate and the rules. ``mode`` names the result. Raises ``GateError`` when vectors do not fit their module.
+    the gate and the rules. ``mode`` names the result. ``standings``: LoRA number → what else is known of it; a LoRA
+    speaks as loudly as it is asked for, and K counts how many are. Raises ``GateError`` when vectors do not fit their module.
     """
     entries = _gate_entries(gates or {}, channels)
     outside = frozenset(additive)
+    crowd = Crowd(standings or {})
+    branches = crowd.asked(branches)
     modules = {
-        name: _plan_module(name, channels[name], parts, entries.get(name, []), outside, (rules or {}).get(name))
+        name: _plan_module(name, channels[name], parts, entries.get(name, []), outside, crowd, (rules or {}).get(name))
         for name, parts in by_module(branches).items()
     }
     return FusionPlan(mode or ("sum" if gates is None else "gate"), modules)
+
+
+@dataclass
+class Crowd:
+    """The LoRAs that meet; ``count`` is how many of them are asked for, at least one."""
+
+    standings: Mapping[int, Standing]
+    count: float = 1.0
+
+    def of(self, lora: int) -> Standing:
+        return self.standings.get(lora, Standing())
+
+    def asked(self, branches: Iterable[Branch]) -> list[Branch]:
+        """Branches as loud as their LoRA is asked for, the LoRAs counted."""
+        branches = list(branches)
+        self.count = max(1.0, sum(self.of(lora).asked for lora in {branch.lora_index for branch in branches}))
+        found = ((branch, self.of(branch.lora_index).asked) for branch in branches)
+        return [
+            branch if asked == 1 else replace(branch, scale=branch.scale * asked)
+            for branch, asked in found
+            if asked >= UNASKED
+        ]
+
+    def tilts(self, vectors: GateVectors | None, loras: Iterable[int]) -> tuple[Tilt, ...] | None:
+        """None where the gate treats all alike."""
+        if vectors is None:
+            return None
+        found = tuple(vectors.tilt(self.of(lora).role, self.count) for lora in loras)
+        return None if all(tilt == Tilt() for tilt in found) else found
 
 
 Entry = tuple[int, int, GateVectors]
@@ -128,8 +178,9 @@ def _whole_or_slices(entries: list[Entry], channels: int) -> list[Entry]:
 
 
 def _plan_module(
-    name: str, channels: int, parts: list[Branch], entries: list[Entry], outside: frozenset, rule: Rule | None = None
-) -> ModulePlan:
+    name: str, channels: int, parts: list[Branch], entries: list[Entry], outside: frozenset, crowd: Crowd,
+    rule: Rule | None = None,
+) -> ModulePlan:  # fmt: skip
     """A rule takes the module as a whole: its slices are laid side by side, as under a gate for the whole module."""
     branches: list[Branch] = []
     if rule is not None:
@@ -142,15 +193,17 @@ def _plan_module(
             group = plain if number is None else gated[number]
             group.setdefault(piece.lora_index, []).append(len(branches))
             branches.append(piece)
-    groups = [_group(0, channels, None, plain)] if plain else []
-    groups += [_group(*entries[number], members, rule) for number, members in gated.items() if members]
+    groups = [_group(0, channels, None, plain, crowd)] if plain else []
+    groups += [_group(*entries[number], members, crowd, rule) for number, members in gated.items() if members]
     return ModulePlan(name, channels, tuple(branches), tuple(groups))
 
 
 def _group(
-    start: int, stop: int, vectors: GateVectors | None, members: dict[int, list[int]], rule: Rule | None = None
-) -> Group:
-    return Group(start, stop, vectors, tuple(tuple(members[lora]) for lora in sorted(members)), rule)
+    start: int, stop: int, vectors: GateVectors | None, members: dict[int, list[int]], crowd: Crowd,
+    rule: Rule | None = None,
+) -> Group:  # fmt: skip
+    loras = sorted(members)
+    return Group(start, stop, vectors, tuple(tuple(members[k]) for k in loras), rule, crowd.tilts(vectors, loras))
 
 
 def _cut(part: Branch, entries: list[Entry], channels: int) -> list[tuple[Branch, int | None]]:

@@ -17,7 +17,8 @@ class Request:
     """One LoRA asked for: its name as ComfyUI's loras list shows it, and the strengths for model and text encoder.
 
     ``origin`` is selection or stack; ``notes`` say what was decided when several requests were for one file. Of a
-    selection's pick: its ``role``, its ``triggers``, and the words of the LoRA its weights are ``near`` to.
+    selection's pick: its ``role``, its ``triggers``, the words of the LoRA its weights are ``near`` to, and how far it
+    is ``asked`` for, in [0, 1].
     """
 
     name: str
@@ -29,6 +30,7 @@ class Request:
     role: str | None = None
     triggers: tuple[str, ...] = ()
     near: str = ""
+    asked: float = 1.0
 
     @property
     def absent(self) -> bool:
@@ -103,8 +105,17 @@ def _from_pick(pick: Any, number: int) -> Request:
     role = pick.get("role") if isinstance(pick.get("role"), str) else None
     triggers = _texts(pick.get("triggers"))
     near = _texts([one.get("words") for one in _mappings(pick.get("neighbours"))])
-    words = {"role": role, "triggers": triggers, "near": near[0] if near else ""}
+    words = {"role": role, "triggers": triggers, "near": near[0] if near else "", "asked": _asked(pick, role)}
     return Request(pick["name"], strength, strength, "selection", pick.get("path") or None, **words)
+
+
+def _asked(pick: Mapping, role: str | None) -> float:
+    """The score of a pick whose own words were compared with the prompt. Who has no words, or is pinned, is asked for:
+    a low score then says how little is known, not that the prompt wants something else."""
+    parts = pick.get("parts") if isinstance(pick.get("parts"), Mapping) else {}
+    told = any(_is_number(parts.get(name)) for name in ("text", "lexical"))
+    score = pick.get("score")
+    return min(max(float(score), 0.0), 1.0) if told and role != "pinned" and _is_number(score) else 1.0
 
 
 def _mappings(value: Any) -> list[Mapping]:
@@ -135,6 +146,10 @@ def _from_entry(entry: Any, number: int) -> Request:
 
 
 def _number(value: Any, name: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if not _is_number(value):
         raise SelectionError(f"the strength of {name} is not a number: {value!r}", key=str(name))
     return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
