@@ -1,0 +1,106 @@
+"""Proves that a gate which knows roles, time and who is asked for does in real ComfyUI what its formula says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import tiny_models
+import torch
+from apply_world import World, difference, sd3_fixtures
+from comfy_local import pack_module
+from methods_world import EXACT, FC1, delta, picked, selection, two
+from reference_fusion import gated_sum_ref, random_vectors
+
+state, world = sd3_fixtures(64)
+
+
+def tilted(world: World):
+    roles = torch.randn(2, 2, 2, generator=torch.Generator().manual_seed(5)) * 0.5
+    channels = world.state[FC1 + ".weight"].shape[0]
+    vectors = replace(random_vectors(channels, 0), roles=roles, power=0.5)
+    world.gate({FC1: vectors}, "tilted.safetensors")
+    return vectors
+
+
+def expected(world: World, vectors, x, loras, count: float, u: float) -> torch.Tensor:
+    """``loras``: (name, role, how far it is asked for)."""
+    weight, bias = world.state[FC1 + ".weight"].double(), world.state[FC1 + ".bias"].double()
+    y0 = x @ weight.T + bias
+    out = y0
+    for name, role, asked in loras:
+        table = vectors.roles[("subject", "style").index(role)].double()
+        shift, gain = table[:, 0] + (2 * u - 1) * table[:, 1]
+        moved = replace(vectors, bias=vectors.bias + float(shift))
+        passed = gated_sum_ref(y0, [asked * (x @ delta(world, name, FC1).T)], moved) - y0
+        out = out + torch.exp(gain) * (2 / count) ** vectors.power * passed
+    return out
+
+
+def calls_of(model, steps: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    calls = []
+    module = model.model.get_submodule("diffusion_model." + FC1)
+    handle = module.register_forward_hook(lambda _, args, out: calls.append((args[0].double(), out.double())))
+    try:
+        tiny_models.sample(model, steps=steps)
+    finally:
+        handle.remove()
+    return calls
+
+
+def rows(x: torch.Tensor) -> torch.Tensor:
+    return x.reshape(-1, x.shape[-1])[:3]
+
+
+@pytest.mark.parametrize("asked", [1.0, 0.4])
+def test_roles_time_and_number_in_a_sampled_model(world, asked):
+    (a, _), (b, _) = two(world)
+    vectors = tilted(world)
+    one, other = picked(a, "subject"), {**picked(b, "style"), "score": asked, "parts": {"text": asked}}
+    node = pack_module("nodes.gated_apply").AutoLoRAGatedApply()
+    model, _, report = node.apply(world.model, "gate", "tilted.safetensors", selection=selection(one, other))
+    assert ("hardly asks" in report) == (asked < 1)
+    calls = calls_of(model, 4)
+    assert len(calls) == 4
+    for step, (x, out) in enumerate(calls):
+        loras = [(a, "subject", 1.0), (b, "style", asked)]
+        wanted = expected(world, vectors, rows(x), loras, 1 + asked, step / 4)
+        assert difference(rows(out), wanted) <= EXACT, step
+    clone = calls_of(world.model, 2)
+    assert difference(rows(clone[0][1]), rows(calls[0][1])) > 1e-3
+
+
+def test_the_mode_of_a_pick_that_nobody_asks_for_is_one_lora(world):
+    """A pick whose words are wholly elsewhere is left out: the other one meets nobody."""
+    (a, _), (b, _) = two(world)
+    vectors = tilted(world)
+    chosen = selection(picked(a, "subject"), {**picked(b, "style"), "score": 0.0, "parts": {"text": 0.0}})
+    node = pack_module("nodes.gated_apply").AutoLoRAGatedApply()
+    model, _, _ = node.apply(world.model, "gate", "tilted.safetensors", selection=chosen)
+    x, out = calls_of(model, 2)[1]
+    assert difference(rows(out), expected(world, vectors, rows(x), [(a, "subject", 1.0)], 1, 0.5)) <= EXACT
+
+
+def test_steps_make_no_new_graph(world):
+    from torch._dynamo.testing import CompileCounter
+
+    (a, _), (b, _) = two(world)
+    tilted(world)
+    fused = world.fused((a, 1.0), (b, 0.7), mode="gate", gate="tilted.safetensors")
+    bank, counter = fused.get_additional_models()[0].model, CompileCounter()
+    layer, base = bank.layers[bank.names.index(FC1)], world.model.model.diffusion_model.get_submodule(FC1)
+    compiled_layer = torch.compile(layer, backend=counter)
+    (wrapper,) = [one for keyed in fused.wrappers.values() for those in keyed.values() for one in those]
+    x, outs, gaps = torch.randn(1, 3, base.in_features), [], []
+
+    def executor(*_):
+        outs.append(compiled_layer(x, base(x)))
+        gaps.append(difference(outs[-1], layer(x, base(x))))
+        return outs[-1]
+
+    schedule = torch.linspace(1, 0, 13)
+    with torch.inference_mode():
+        for sigma in schedule[:-1]:
+            wrapper(executor, x, sigma[None], transformer_options={"sample_sigmas": schedule})
+    torch.compiler.reset()
+    assert counter.frame_count == 1 and max(gaps) <= EXACT and difference(outs[0], outs[-1]) > 1e-3
