@@ -8,10 +8,11 @@ from .gated_apply import AutoLoRAGatedApply
 from .minilm_clip import AutoLoRAMiniLMCLIPLoader
 from .retrieve import AutoLoRARetrieve
 from .train_encoder import AutoLoRATrainEncoder
+from .train_gate import AutoLoRATrainFusionGate
 
 NODE_CLASSES = (
     AutoLoRAEncodeLibrary, AutoLoRARetrieve, AutoLoRAFindSimilar, AutoLoRAGatedApply, AutoLoRAMiniLMCLIPLoader,
-    AutoLoRATrainEncoder,
+    AutoLoRATrainEncoder, AutoLoRATrainFusionGate,
 )  # fmt: skip
 NODE_CLASS_MAPPINGS: dict[str, type] = {node.__name__: node for node in NODE_CLASSES}
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {node.__name__: node.TITLE for node in NODE_CLASSES}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 
 class Bar:
@@ -29,6 +30,10 @@ class Bar:
         if moment - self._shown >= self.INTERVAL or done == total:
             self._update(round(1000 * self._share), 1000)
             self._shown = moment
+
+    def show(self, image: Any) -> None:
+        """A PIL picture on the node while it works."""
+        self._update(round(1000 * self._share), 1000, image)
 
     def finish(self) -> None:
         """Show the bar full, whatever was left to do."""

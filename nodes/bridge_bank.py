@@ -40,8 +40,7 @@ class FusionLayer(nn.Module):
         self.moment = moment or Moment()
         convolution = hasattr(base, "kernel_size")
         self.dim = 1 if convolution else -1
-        make = _convolution_branch if convolution else _linear_branch
-        self.branches = nn.ModuleList([make(branch, base) for branch in plan.branches])
+        self.branches = nn.ModuleList([branch_module(branch, base) for branch in plan.branches])
         self.gates = nn.ModuleList([Gate(group.vectors) for group in plan.groups])
         self.plan = plan.skeleton()
 
@@ -110,6 +109,11 @@ class Dense(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x) * self.scale
+
+
+def branch_module(branch: Branch, base: nn.Module) -> nn.Module:
+    """What computes a branch on the input of ``base``."""
+    return (_convolution_branch if hasattr(base, "kernel_size") else _linear_branch)(branch, base)
 
 
 def _linear_branch(branch: Branch, base: nn.Module) -> nn.Module:

@@ -16,6 +16,7 @@ import folder_paths
 
 from ..autolora_core.lora.families import Family, Layers, recognise
 
+PREVIEW_SIDE = 512
 CLIP_FOLDERS = ("clip_vision", "text_encoders")
 
 
@@ -73,10 +74,14 @@ def clip_path(choice: str) -> str | None:
     return folder_paths.get_full_path(folder, name) if folder in CLIP_FOLDERS else None
 
 
-def progress_bar(total: int) -> Callable[[int, int], None]:
-    """``update(done, total)`` for the node that is running now."""
+def progress_bar(total: int) -> Callable[..., None]:
+    """``update(done, total, image=None)`` for the node that is running now; a PIL ``image`` is shown on it."""
     bar = comfy.utils.ProgressBar(total)
-    return lambda done, total: bar.update_absolute(done, max(total, 1))
+
+    def update(done: int, total: int, image: Any = None) -> None:
+        bar.update_absolute(done, max(total, 1), image and ("JPEG", image, PREVIEW_SIDE))
+
+    return update
 
 
 def throw_if_interrupted() -> None:

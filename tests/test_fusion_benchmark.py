@@ -16,12 +16,11 @@ from autolora_core.fusion.eager import fuse
 from autolora_core.fusion.gate import GateVectors
 from autolora_core.fusion.methods.planner import Settings, blend
 from autolora_core.fusion.moment import Moment
-from autolora_core.fusion.plan import build_plan
 from benchmarks import fusion_methods
 from benchmarks.fusion_cases import Case, draw_cases
 from benchmarks.fusion_entries import recipe
-from benchmarks.fusion_judge import MEASURES, Critic, Wanted, right
 from benchmarks.fusion_gated import GatedNetwork
+from benchmarks.fusion_judge import MEASURES, Critic, Wanted, right
 from benchmarks.fusion_methods import MODES, Workbench, gated, merged, mode, routes
 from benchmarks.fusion_network import Course, Network, compiled_energy
 from benchmarks.fusion_run import REAL, STYLE, SUBJECT, runs

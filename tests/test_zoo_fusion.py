@@ -156,8 +156,15 @@ def test_sets_show_what_is_asked_and_strangers_do_not():
     from zoo.splits import Splits
 
     rows = [
-        {"id": s.id, "kind": s.kind, "subject": s.subject, "style": s.style, "label": s.label, "part": s.part,
-         "trigger": s.trigger}
+        {
+            "id": s.id,
+            "kind": s.kind,
+            "subject": s.subject,
+            "style": s.style,
+            "label": s.label,
+            "part": s.part,
+            "trigger": s.trigger,
+        }
         for s in plan()
         if s.part == "train"
     ][:600]

@@ -123,7 +123,7 @@ class Gate(nn.Module):
         return kind_of(name) if self.shared else name.replace(".", "/")
 
     def update(self, name: str, y0: Tensor, y: Tensor, u: Tensor, count: Tensor, roles: Tensor) -> Tensor:
-        """``y0`` (b, L, d), ``y`` (b, S, L, d), ``u`` and ``count`` (b,), ``roles`` (b, S) → what is added to ``y0``."""
+        """``y0`` (b, L, d), ``y`` (b, S, L, d), ``u``, ``count`` (b,), ``roles`` (b, S) → what is added to ``y0``."""
         key, parts = self.key(name), parts_of(name)
         w_base, w_lora, w_cross, w_out, bias = self.numbers[key].unbind(0)
         y0, y = y0.unflatten(-1, (parts, -1)), y.unflatten(-1, (parts, -1))
@@ -131,7 +131,7 @@ class Gate(nn.Module):
         if not self.shared:
             base_scale, base_bias, lora_scale, lora_bias = self.norms[key].unbind(0)
             base, lora = base * base_scale + base_bias, lora * lora_scale + lora_bias
-        constant, slope = self._table(key)[:, roles].permute(1, 2, 4, 3, 0).unbind(3 - 1)  # (b, S, 2, parts) each
+        constant, slope = self._table(key)[:, roles].permute(1, 2, 4, 3, 0).unbind(2)  # (b, S, 2, parts) each
         shift, gain = (constant + (2 * u - 1).view(-1, 1, 1, 1) * slope)[:, :, :, None, :, None].unbind(2)
         gain = gain + self.powers[key] * torch.log(2 / count.clamp_min(1)).view(-1, 1, 1, 1, 1)
         logits = lora * (w_lora + base * w_cross) + base * w_base + bias + shift

@@ -35,8 +35,8 @@ STRANGERS = (0.4, 0.3, 0.2, 0.1)
 
 @dataclass(frozen=True)
 class FusionSet:
-    """``loras``: rows of the shelf, the wanted ones first; ``asked``: those of them that do not say they are of something
-    else. ``texts`` all ask for the same picture. ``others``: pictures that it might be confused with, (another subject,
+    """``loras``: rows of the shelf, the wanted ones first; ``asked``: those of them that do not say they are of
+    something else. ``texts`` all ask for the same picture. ``others``: pictures that it might be confused with, (another subject,
     same style) and (same subject, another style); empty unless a subject and a style are wanted.
     """
 

@@ -113,7 +113,11 @@ class World:
         factors = Factors(model, [row["id"] for row in shelf.rows])
         texts = [row["trigger"] or row["thing"] for row in shelf.rows]
         bank = TextBank.build([text for one in sets for text in one.texts], f"fusion-{part}")
-        wanted = [picture for one in sets for picture in [(one.subject, one.style), *(one.others or [(one.subject, one.style)] * 2)]]
+        wanted = [
+            picture
+            for one in sets
+            for picture in [(one.subject, one.style), *(one.others or [(one.subject, one.style)] * 2)]
+        ]
         latents = true_latents(wanted).reshape(len(sets), 3, 16, 16, 16)
         styles = [row["kind"] == "style" for row in shelf.rows]
         return cls(sets, latents, bank, FusedLayers(factors), Routers(factors, texts, probe), model, styles)
@@ -123,7 +127,9 @@ class World:
         none = len(self.layers.factors)
         loras = [self.sets[i].asked if recipe.asked else self.sets[i].loras for i in rows]
         self.layers.ids = torch.tensor([padded(own, none) for own in loras])
-        self.layers.roles = torch.tensor([[int(i < none and self.styles[i]) for i in padded(own, none)] for own in loras])
+        self.layers.roles = torch.tensor(
+            [[int(i < none and self.styles[i]) for i in padded(own, none)] for own in loras]
+        )
         self.layers.count = torch.tensor([float(max(1, len(own))) for own in loras])
         self.layers.u = torch.from_numpy(share_done(times).astype(np.float32))
         self.layers.routes = self._routed(loras) if recipe.routed else None
@@ -145,7 +151,9 @@ class World:
     def _cut(self, name: str, loras: tuple[int, ...], rank: int) -> tuple[Tensor, Tensor]:
         if (name, loras) not in self._common:
             factors = self.layers.factors
-            self._common[name, loras] = common_factors(factors.down[name][list(loras)], factors.up[name][list(loras)], rank)
+            self._common[name, loras] = common_factors(
+                factors.down[name][list(loras)], factors.up[name][list(loras)], rank
+            )
         return self._common[name, loras]
 
     def loss(self, rows: Sequence[int], texts: Sequence[int], t: Tensor, noise: Tensor, which: int = 0) -> Tensor:
@@ -210,7 +218,9 @@ class Training:
         rows = [self.rows[int(i)] for i in rng.choice(len(self.rows), many, replace=False)]
         t, noise = draw_times(many, generator), torch.randn(many, 16, 16, 16, generator=generator)
         world.put(rows, t.numpy(), own)
-        loss = world.loss(rows, [0 if rng.random() < own.drop else world.caption(i, rng) for i in rows], t, noise).mean()
+        loss = world.loss(
+            rows, [0 if rng.random() < own.drop else world.caption(i, rng) for i in rows], t, noise
+        ).mean()
         told = float(loss.detach())
         if rng.random() < own.contrast:
             others = [world.caption(i, rng) for i in np.roll(rows, 1)]
@@ -220,8 +230,8 @@ class Training:
     def naming(self, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         """How far the model with its LoRAs takes the true picture for another one's, under the true caption.
 
-        Guided sampling draws from p(x)·p(text | x)^w, so what must be right is p(text | x): by Bayes' rule it falls from
-        the flow error without text to that with it. Of each picture that rate is compared with that of the same subject
+        Guided sampling draws from p(x)·p(text | x)^w, so what must be right is p(text | x): by Bayes' rule it falls
+        from the flow error without text to that with it. Of each picture that rate is compared with that of the same subject
         in another style and of another subject in the same style.
         """
         world = self.world

@@ -3,9 +3,9 @@
 Ours is a safetensors file. Keys are ``<module>.<vector>`` with the base model's own module names
 (``joint_blocks.0.x_block.mlp.fc1.weight_out``), a slice of a fused layer as ``<module>[start:stop].<vector>``. A gate
 that tells LoRAs apart (:class:`.gate.Tilt`) has ``roles`` (8 numbers) and ``power`` (1) besides.
-Metadata: ``format=autolora-gate/1``, with roles or powers ``autolora-gate/2``, ``family``, and, when known, ``eps``, ``k_min``, ``k_max`` (how many LoRAs at once
-the gate was trained with), ``recipe``, and of the diffusion model it was trained on ``base_sha256`` (its file) and
-``base_fingerprint`` (JSON, see :mod:`.base_print`).
+Metadata: ``format=autolora-gate/1``, with roles or powers ``autolora-gate/2``, ``family``, and, when known, ``eps``,
+``k_min``, ``k_max`` (how many LoRAs at once the gate was trained with), ``recipe``, and of the diffusion model it was
+trained on ``base_sha256`` (its file) and ``base_fingerprint`` (JSON, see :mod:`.base_print`).
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def write_gate(
 ) -> None:
     """Write a gate file, completely or not at all. Vectors are stored as float32."""
     tilted = any(vectors.roles is not None or vectors.power for vectors in modules.values())
-    header = {"format": FORMATS[1] if tilted else FORMAT, "family": family, "recipe": recipe, "base_sha256": base_sha256, **(metadata or {})}
+    header = {"format": FORMATS[1] if tilted else FORMAT, "family": family, "recipe": recipe}
+    header |= {"base_sha256": base_sha256, **(metadata or {})}
     eps = {vectors.eps for vectors in modules.values()}
     if len(eps) > 1:
         raise GateError(f"one file holds one eps, these vectors have {sorted(eps)}", path=path)
@@ -166,7 +167,8 @@ def _vectors(path: str | os.PathLike, tensors: Mapping[str, Tensor], eps: float)
 def _gate_vectors(named: dict[str, Tensor], eps: float) -> GateVectors:
     roles, power = named.pop("roles", None), named.pop("power", None)
     found = GateVectors.from_named(named, eps)
-    return replace(found, roles=None if roles is None else roles.view(2, 2, 2), power=0.0 if power is None else float(power))
+    table = None if roles is None else roles.view(2, 2, 2)
+    return replace(found, roles=table, power=0.0 if power is None else float(power))
 
 
 def _checked(path: str | os.PathLike, key: str, value: Tensor) -> Tensor:

@@ -44,14 +44,15 @@ ROLES = ("subject", "style")  # rows of GateVectors.roles
 @dataclass(frozen=True)
 class Tilt:
     """What a gate does differently for one LoRA: ``shift`` of its logits and ``gain``, a logarithm; each a constant
-    and a slope along ``2u − 1``."""
+    and a slope along ``2u − 1``. Tensors without axes while a gate is trained."""
 
-    shift: tuple[float, float] = (0.0, 0.0)
-    gain: tuple[float, float] = (0.0, 0.0)
+    shift: tuple[float | Tensor, float | Tensor] = (0.0, 0.0)
+    gain: tuple[float | Tensor, float | Tensor] = (0.0, 0.0)
 
     @property
     def timed(self) -> bool:
-        return bool(self.shift[1] or self.gain[1])
+        """Whether it moves; one in training may."""
+        return any(isinstance(slope, Tensor) or slope != 0 for slope in (self.shift[1], self.gain[1]))
 
 
 @dataclass(frozen=True)
@@ -141,9 +142,7 @@ def gated_update(
 
 def _at(tilt: Tilt, u: Tensor | float) -> tuple[Tensor | float, Tensor | float]:
     """Shift and gain at ``u``."""
-    if not tilt.timed:
-        return tilt.shift[0], math.exp(tilt.gain[0])
-    way = 2 * u - 1
+    way = 2 * u - 1 if tilt.timed else 0.0
     exponent = tilt.gain[0] + tilt.gain[1] * way
     gain = torch.exp(exponent) if isinstance(exponent, Tensor) else math.exp(exponent)
     return tilt.shift[0] + tilt.shift[1] * way, gain
@@ -160,9 +159,7 @@ def gated_sum(y0: Tensor, branches: Iterable[Tensor], vectors: GateVectors | Non
     return out
 
 
-def _gate(
-    base: Tensor, branch: Tensor, vectors: GateVectors, dim: int, shift: Tensor | float | None = None
-) -> Tensor:
+def _gate(base: Tensor, branch: Tensor, vectors: GateVectors, dim: int, shift: Tensor | float | None = None) -> Tensor:
     lora = _norm(branch, vectors.norm_lora_weight, vectors.norm_lora_bias, vectors.eps, dim)
     rows = (vectors.weight_lora, vectors.weight_cross, vectors.bias)
     w_lora, w_cross, bias = (_over_channels(row.float(), base, dim) for row in rows)

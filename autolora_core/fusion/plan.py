@@ -109,7 +109,8 @@ def build_plan(
     ``channels``: output channels of every module that occurs. ``gates``: module or ``module[start:stop]`` → vectors;
     None is sum mode. ``rules``: module → how its LoRAs are fused instead. ``additive``: LoRA numbers that stay outside
     the gate and the rules. ``mode`` names the result. ``standings``: LoRA number → what else is known of it; a LoRA
-    speaks as loudly as it is asked for, and K counts how many are. Raises ``GateError`` when vectors do not fit their module.
+    speaks as loudly as it is asked for, and K counts how many are. Raises ``GateError`` when vectors do not fit their
+    module.
     """
     entries = _gate_entries(gates or {}, channels)
     outside = frozenset(additive)
