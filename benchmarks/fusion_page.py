@@ -238,8 +238,13 @@ def _retained(found: Found, k: int) -> list[str] | None:
 
 def _unasked(found: Found) -> str:
     """LoRAs that nobody asked for: ours beside the best baseline and the sum."""
-    lines = [[str(k), *(_bystander(found, k, name) for name in (OURS, found.best(k), "sum"))] for k in found.ks]
-    told = [line for line in lines if set(line[1:]) != {NOTHING}]
+    lines = []
+    for k in found.ks:
+        mine, rival, plain = (_bystander(found, k, name) for name in (OURS, found.best(k), "sum"))
+        if rival != NOTHING:
+            rival = "the sum" if found.best(k) == "sum" else f"{found.best(k)}: {rival}"
+        lines.append([str(k), mine, rival, plain])
+    told = [line for line in lines if {*line[1:]} != {NOTHING}]
     text = "\n\nWith nothing but LoRAs that nobody asked for, pictures should be the base's own (kept 1, shift 0):\n\n"
     return text + table(("K", "ours", "best baseline", "sum"), told) if told else ""
 
@@ -248,8 +253,7 @@ def _bystander(found: Found, k: int, name: str | None) -> str:
     kept, shift = (found.row(f"unasked_{what}", k, name or "") for what in ("kept", "shift"))
     if not kept or not shift:
         return NOTHING
-    who = f"{name}: " if name not in (OURS, "sum") else ""
-    return f"{who}kept {bounded(kept, kept_form)}, shift {bounded(shift, digits(3))}, {kept['pairs']} pairs"
+    return f"kept {bounded(kept, kept_form)}, shift {bounded(shift, digits(3))}, {kept['pairs']} pairs"
 
 
 def inserts() -> tuple[str | None, bool]:

@@ -174,10 +174,10 @@ def plot_joint(found: Found, folder: Path = IMAGES) -> Path:
         if ceiling is not None:
             one.axvline(ceiling, color="#999", linestyle=":", zorder=0)
         one.set_title(f"K = {k}", fontsize=9)
-        one.set_xlim(left=0)
         one.grid(axis="y", color="#eee")
+    axes[0].set_xlim(left=0)
     axes[0].set_yticks(range(len(names)), names, fontsize=8)
-    figure.supxlabel("both right (dotted: each LoRA alone does its own part)", fontsize=9)
+    figure.supxlabel("both right (dotted: each LoRA alone does its own part)", fontsize=9, y=0.04)
     return _save(figure, folder / "fusion_joint.png")
 
 
