@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -12,7 +13,7 @@ from autolora_core.encode.towers import file_sha256
 from autolora_core.errors import AutoLoRAError
 from autolora_core.fusion.gate import GateVectors
 from autolora_core.fusion.methods.ssr import RIDGE
-from benchmarks.fusion_methods import MODES, Method, Workbench, gate, gated, mode, summed
+from benchmarks.fusion_methods import MODES, Method, Workbench, gate, gate_vectors, gated, mode, summed
 from benchmarks.fusion_network import Course, Network
 from zoo.cache import models_dir
 from zoo.train_fusion import PUBLISHED, RECIPES, folder, gate_of
@@ -38,7 +39,14 @@ def entries() -> dict[str, Entry]:
     out["sum-asked"] = Entry(summed, "sum-asked", asked=True)
     shipped = models_dir() / "emoji_gate.safetensors"
     if shipped.exists():
-        out["gate"] = Entry(gate(shipped), f"gate@{file_sha256(shipped)[:8]}", ours=True)
+        key, vectors = file_sha256(shipped)[:8], partial(gate_vectors, shipped)
+        out["ours"] = Entry(gate(shipped), f"ours@{key}", ours=True)
+        out["ours-unasked"] = Entry(
+            lambda b, ids: gated(b, ids, vectors(), asked=False), f"ours-unasked@{key}", ours=True, asked=True
+        )
+        out["ours-unroled"] = Entry(
+            lambda b, ids: gated(b, ids, vectors(), roled=False), f"ours-unroled@{key}", ours=True, asked=True
+        )
     return out | trained()
 
 

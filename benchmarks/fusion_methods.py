@@ -158,14 +158,16 @@ def mode(name: str, settings: Settings = DEFAULTS) -> Method:
 
 def gate(path: Path) -> Method:
     """A gate file, as mode ``gate`` applies it."""
-    return lambda bench, ids: gated(bench, ids, _gate_vectors(path))
+    return lambda bench, ids: gated(bench, ids, gate_vectors(path))
 
 
 def gated(
-    bench: Workbench, ids: Sequence[str], vectors: Mapping[str, GateVectors], asked: bool = True, routed: bool = False
-) -> Course:
+    bench: Workbench, ids: Sequence[str], vectors: Mapping[str, GateVectors], asked: bool = True, routed: bool = False,
+    roled: bool = True,
+) -> Course:  # fmt: skip
     """``vectors`` on the LoRAs that are ``asked`` for, each on its own or on its routed branch."""
     standings = bench.standings(ids, asked)
+    standings = standings if roled else {i: replace(one, role=None) for i, one in standings.items()}
     branches = bench.branches([name for i, name in enumerate(ids) if standings[i].asked >= UNASKED])
     kept = [i for i in standings if standings[i].asked >= UNASKED]
     standings = {place: standings[i] for place, i in enumerate(kept)}
@@ -184,7 +186,7 @@ def summed(bench: Workbench, ids: Sequence[str]) -> Course:
 
 
 @cache
-def _gate_vectors(path: Path) -> dict[str, GateVectors]:
+def gate_vectors(path: Path) -> dict[str, GateVectors]:
     return read_gate(path).modules
 
 

@@ -36,12 +36,8 @@ OWN = {
     OURS: "our gate",
     "gate": "the gate file of `models/`, as mode `gate` of the Apply node has it",
     "scalar": "a universal gate: a few numbers for each kind of layer",
-    "ours-routed": "ours on SSR's routed branches",
-    "ours-unroled": "ours, not told what is a style",
-    "ours-untimed": "ours, the same all along the sampling",
-    "ours-uncounted": "ours, not told how many LoRAs there are",
-    "ours-flow": "ours, trained on the flow loss alone",
-    "ours-contrast": "ours, trained on the flow loss and the published contrastive one",
+    "ours-unasked": "our gate, not told which LoRAs the prompt asks for",
+    "ours-unroled": "our gate, not told what is a style: subjects' and styles' gains are their mean",
 }
 
 

@@ -202,7 +202,7 @@ def _differences(out: Report, found: Mapping[str, Means], ours: Sequence[str], k
     if OURS in found:
         out.note(f"ours_joint_k{k}", found[OURS].rows[:, AT["joint"]].mean(), None, len(found[OURS].rows),
                  found[OURS].pictures, method=OURS)  # fmt: skip
-    for against in dict.fromkeys((best, "sum")):
+    for against in dict.fromkeys((best, "sum", "sum-asked")):
         for name, means in found.items():
             if against in found and name != against:
                 out.rows += [difference(name, means, against, found[against], measure, k) for measure in STATISTICS]
@@ -243,9 +243,10 @@ def _unasked(table: Table, out: Report, k: int, name: str, key: str) -> None:
         return
     rows, shares = np.array(moved)[:, None], np.array(kept)
     out.note(f"unasked_shift_k{k}_{name}", float(rows.mean()), resampled(rows)[:, 0], len(rows), pictures)
-    spread = resampled(shares)
-    out.note(f"unasked_kept_k{k}_{name}", shares[:, 0].mean() / max(shares[:, 1].mean(), TINY),
-             spread[:, 0] / np.maximum(spread[:, 1], TINY), len(rows), pictures)  # fmt: skip
+    if shares[:, 1].any():  # of subjects that the base itself cannot draw nothing can survive
+        spread = resampled(shares)
+        out.note(f"unasked_kept_k{k}_{name}", shares[:, 0].mean() / shares[:, 1].mean(),
+                 spread[:, 0] / np.maximum(spread[:, 1], TINY), len(rows), pictures)  # fmt: skip
 
 
 def write_table(

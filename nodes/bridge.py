@@ -128,7 +128,7 @@ def _blend(
     if inside:
         chosen = choose_gate(wishes.gate, wishes.mode, model, family.name, len(inside))
     gates, known = chosen.gate and chosen.gate.modules, None
-    if gates is not None:
+    if wishes.mode != "sum" and len(inside) > 1:
         known = {index: Standing(loras[index].request.role, loras[index].request.asked) for index in inside}
         for index in inside:
             if loras[index].request.asked < HARDLY_ASKED:

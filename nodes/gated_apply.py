@@ -9,7 +9,8 @@ from ..autolora_core.fusion.requests import requests_of
 
 MODES = ["auto", "gate", "sum", *METHODS]
 MODE_TIP = (
-    "auto: gate where one exists and two or more LoRAs meet, else sum. gate: always the gate, an error without one. "
+    "auto: gate where one exists and two or more LoRAs meet, else sum; a pick whose words the prompt hardly asks for "
+    "counts less. gate: always the gate, an error without one. "
     "sum: plain addition, as the stock LoRA loader does. energy: the sum, as loud as the loudest LoRA. "
     "ties, dare, magnitude: keep a part of each LoRA's numbers (density). klora: one LoRA a layer, the subject "
     "early, the style late. np: the subject gives way to the style (mu). ssr: LoRAs are routed by their own words, "

@@ -81,6 +81,20 @@ def test_the_mode_of_a_pick_that_nobody_asks_for_is_one_lora(world):
     assert difference(rows(out), expected(world, vectors, rows(x), [(a, "subject", 1.0)], 1, 0.5)) <= EXACT
 
 
+@pytest.mark.parametrize("mode", ["auto", "sum"])
+def test_without_a_gate_only_auto_asks_who_is_wanted(world, mode):
+    (a, _), (b, _) = two(world)
+    chosen = selection(picked(a, "subject"), {**picked(b, "style"), "score": 0.4, "parts": {"text": 0.4}})
+    node = pack_module("nodes.gated_apply").AutoLoRAGatedApply()
+    model, _, report = node.apply(world.model, mode, selection=chosen)
+    assert "mode: sum" in report and ("hardly asks" in report) == (mode == "auto")
+    x, out = calls_of(model, 2)[0]
+    weight, bias = world.state[FC1 + ".weight"].double(), world.state[FC1 + ".bias"].double()
+    quiet = 0.4 if mode == "auto" else 1.0
+    update = delta(world, a, FC1) + quiet * delta(world, b, FC1)
+    assert difference(rows(out), rows(x) @ (weight + update).T + bias) <= EXACT
+
+
 def test_steps_make_no_new_graph(world):
     from torch._dynamo.testing import CompileCounter
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parent / "browser" / "run_workflow.mjs"
 PACK_NODES = (
     "AutoLoRAEncodeLibrary", "AutoLoRARetrieve", "AutoLoRAFindSimilar", "AutoLoRAGatedApply",
-    "AutoLoRAMiniLMCLIPLoader", "AutoLoRATrainEncoder",
+    "AutoLoRAMiniLMCLIPLoader", "AutoLoRATrainEncoder", "AutoLoRATrainFusionGate",
 )  # fmt: skip
 # Set to a folder to have pictures of the graphs after they ran (they are made anew for the README now and then).
 SCREENSHOTS = os.environ.get("AUTOLORA_SCREENSHOTS", "")

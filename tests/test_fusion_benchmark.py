@@ -16,6 +16,7 @@ from autolora_core.fusion.eager import fuse
 from autolora_core.fusion.gate import GateVectors
 from autolora_core.fusion.methods.planner import Settings, blend
 from autolora_core.fusion.moment import Moment
+from autolora_core.fusion.training.parameters import spans_of
 from benchmarks import fusion_methods
 from benchmarks.fusion_cases import Case, draw_cases
 from benchmarks.fusion_entries import recipe
@@ -34,7 +35,6 @@ from zoo.sampler import sample
 from zoo.scale_plan import content_subjects, style_family
 from zoo.splits import Splits, stem
 from zoo.train_fusion import RECIPES, gate_of
-from zoo.train_gate import spans
 
 STEPS, CLOSE = 4, 2e-4
 IDS = ["pig", "ink", "cup"]
@@ -176,7 +176,7 @@ def test_parts_kept_for_a_case_make_the_same_dense_update(bench, method):
         assert torch.allclose(ours[module], own.delta(), atol=1e-6), module
 
 
-@pytest.mark.parametrize("name", ["ours", "ours-routed", "scalar"])
+@pytest.mark.parametrize("name", ["naming", "naming-routed", "scalar"])
 def test_a_gate_of_training_starts_as_what_it_stands_on(bench, name, tmp_path):
     """Before its first step a gate is the plain sum, or ssr where it stands on routed branches."""
     own = RECIPES[name]
@@ -187,7 +187,7 @@ def test_a_gate_of_training_starts_as_what_it_stands_on(bench, name, tmp_path):
 
 
 def tilted_gates(network: Network) -> dict[str, GateVectors]:
-    entries = [span for n, layer in network.layers.items() for span in spans(n, layer.out_features)]
+    entries = [span for n, layer in network.layers.items() for span in spans_of(n, layer.out_features)]
     return {
         entry: replace(random_gate(stop - start), roles=torch.randn(2, 2, 2) * 0.3, power=0.3)
         for entry, start, stop in entries

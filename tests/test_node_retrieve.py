@@ -231,7 +231,7 @@ def test_lost_library_is_named(run, indexed, tmp_path):
 def test_all_nodes_are_registered(pack):
     assert set(pack.NODE_CLASS_MAPPINGS) == set(pack.NODE_DISPLAY_NAME_MAPPINGS) == {
         "AutoLoRAEncodeLibrary", "AutoLoRARetrieve", "AutoLoRAFindSimilar", "AutoLoRAGatedApply",
-        "AutoLoRAMiniLMCLIPLoader", "AutoLoRATrainEncoder",
+        "AutoLoRAMiniLMCLIPLoader", "AutoLoRATrainEncoder", "AutoLoRATrainFusionGate",
     }  # fmt: skip
     for node in pack.NODE_CLASS_MAPPINGS.values():
         groups = node.INPUT_TYPES()

@@ -11,10 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from safetensors.torch import save_file
 
 import zoo.__main__ as command
-from autolora_core.fusion.files import read_gate
 from zoo import cache, pictures
 from zoo.budget import Budget
 
@@ -80,7 +78,7 @@ def test_without_variables_the_shipped_models_are_meant(folders):
 
 def test_quick_settings_fill_only_what_was_not_given(folders):
     args = command.parse(["build", "--quick", "--base-minutes", "3", "--loras", "9", "--models", "x"])
-    assert (args.loras, args.gate_steps, args.no_compile, args.models) == (9, 2, True, Path("x"))
+    assert (args.loras, args.no_compile, args.models) == (9, True, Path("x"))
     assert command.chosen(args.base_minutes, args.base_steps, 120) == Budget(3, 40)
     plain = command.parse(["build"])
     assert not plain.no_compile and command.chosen(plain.base_minutes, plain.base_steps, 120) == Budget(120)
@@ -97,19 +95,6 @@ def test_a_step_that_does_not_make_its_files_is_noticed(steps, monkeypatch, tmp_
     monkeypatch.setattr(command, "STEPS", (idle,))
     with pytest.raises(FileNotFoundError, match="step idle did not make .*gone"):
         call(monkeypatch, "build", "--quick")
-
-
-def test_the_gate_is_written_where_models_go(folders, monkeypatch):
-    """A quick build must not overwrite the gate that is shipped here."""
-    from zoo import train_gate
-    from zoo.mmdit import MMDiT
-
-    monkeypatch.setenv(cache.MODELS, str(folders / "models"))
-    model = MMDiT()
-    cache.write_atomic(train_gate.base_path(), lambda tmp: save_file(model.state_dict(), str(tmp)))
-    written = train_gate.save(train_gate.GatedLayers(model, []), 1, 0)
-    assert written.parent == folders / "models"
-    assert read_gate(written).family == "emoji"
 
 
 def test_what_is_written_can_be_read_by_others(tmp_path):

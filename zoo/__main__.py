@@ -6,7 +6,8 @@
     python -m zoo status                                    what is there
 
 Every step resumes after a kill. Work goes into ``<cache>/zoo`` and what is shipped into ``models/``; a quick build
-keeps to ``<cache>/zoo-quick`` and the folder ``models`` in it. Needs npm, and the environment that
+keeps to ``<cache>/zoo-quick`` and the folder ``models`` in it. The gate is not made here: it is found on the fusion
+benchmark's validation pairs (``python -m benchmarks.fusion_shape``). Needs npm, and the environment that
 ``python scripts/demo.py`` makes. To have a step done again, delete what it made and what was made from that.
 """
 
@@ -27,8 +28,8 @@ from zoo.budget import add_options, chosen, positive_int
 from zoo.cache import FOLDER, MODELS, cache_dir, models_dir, read_json, zoo_dir
 
 log = logging.getLogger("zoo")
-AUTOENCODER_MINUTES, BASE_MINUTES, JUDGE_MINUTES, GATE_STEPS = 15.0, 120.0, 25.0, 600
-QUICK = {"every": 4, "autoencoder_steps": 40, "base_steps": 40, "judge_steps": 40, "loras": 4, "gate_steps": 2}
+AUTOENCODER_MINUTES, BASE_MINUTES, JUDGE_MINUTES = 15.0, 120.0, 25.0
+QUICK = {"every": 4, "autoencoder_steps": 40, "base_steps": 40, "judge_steps": 40, "loras": 4}
 QUICK["no_compile"] = True  # it would take longer than those few steps
 
 
@@ -96,12 +97,6 @@ def _loras(args: argparse.Namespace) -> None:
     export()
 
 
-def _gate(args: argparse.Namespace) -> None:
-    from zoo import train_gate
-
-    train_gate.train(args.gate_steps or GATE_STEPS, not args.no_compile)
-
-
 def _work(*names: str) -> Callable[[], list[Path]]:
     return lambda: [zoo_dir() / name for name in names]
 
@@ -130,7 +125,6 @@ STEPS = (
     Step("base", "MMDiT, flow matching", _shipped("emoji_mmdit.safetensors"), _base, trained="base"),
     Step("judge", "open_clip, on real pictures only", _shipped("emoji_judge.safetensors"), _judge, trained="judge"),
     Step("loras", "subjects and styles the base does not know", _shipped("loras"), _loras),
-    Step("gate", "gate vectors on true composites", _shipped("emoji_gate.safetensors"), _gate),
 )
 
 
@@ -180,7 +174,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add_options(command, BASE_MINUTES, "--base-")
     add_options(command, JUDGE_MINUTES, "--judge-")
     command.add_argument("--loras", type=positive_int, metavar="N", help="only N LoRAs; needs another --models")
-    command.add_argument("--gate-steps", type=positive_int, help=f"updates of the gate (default {GATE_STEPS})")
     command.add_argument(
         "--no-compile", action="store_true", default=None, help="without torch.compile (no C++ compiler)"
     )

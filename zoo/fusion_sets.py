@@ -36,8 +36,8 @@ STRANGERS = (0.4, 0.3, 0.2, 0.1)
 @dataclass(frozen=True)
 class FusionSet:
     """``loras``: rows of the shelf, the wanted ones first; ``asked``: those of them that do not say they are of
-    something else. ``texts`` all ask for the same picture. ``others``: pictures that it might be confused with, (another subject,
-    same style) and (same subject, another style); empty unless a subject and a style are wanted.
+    something else. ``texts`` all ask for the same picture. ``others``: pictures that it might be confused with, of
+    another subject in this style and of this subject in another; empty unless a subject and a style are wanted.
     """
 
     subject: str

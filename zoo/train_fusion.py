@@ -1,6 +1,6 @@
-"""Train gates on true composites: ours, each of its pieces left out, and the published recipe.
+"""Train gates on true composites: several losses, each of their pieces left out, and the published recipe.
 
-    python -m zoo.train_fusion --recipe ours --steps 300        one thread; two recipes fit on two cores
+    python -m zoo.train_fusion --recipe paper --steps 300       one thread; two recipes fit on two cores
     python -m zoo.train_fusion --compare                        flow loss of all that are trained, on validation sets
 
 Base and LoRAs are frozen. A batch is eight sets (:mod:`zoo.fusion_sets`), each with its own number of LoRAs. The loss
@@ -74,14 +74,15 @@ PAPER = Recipe(
 )  # fmt: skip
 PUBLISHED = ("paper", "paper-global")
 RECIPES = {
-    "ours": Recipe(),
-    "ours-routed": Recipe(routed=True),
-    "ours-unroled": Recipe(roled=False),
-    "ours-untimed": Recipe(timed=False),
-    "ours-uncounted": Recipe(counted=False),
-    "ours-flow": Recipe(naming=0.0, flow=1.0),
-    "ours-contrast": Recipe(naming=0.0, flow=1.0, contrast=0.34),
-    "scalar": Recipe(shared=True),
+    "naming": Recipe(),
+    "naming-routed": Recipe(routed=True),
+    "naming-unroled": Recipe(roled=False),
+    "naming-untimed": Recipe(timed=False),
+    "naming-uncounted": Recipe(counted=False),
+    "flow": Recipe(naming=0.0, flow=1.0),
+    "flow-contrast": Recipe(naming=0.0, flow=1.0, contrast=0.34),
+    "flow-contrast-routed": Recipe(naming=0.0, flow=1.0, contrast=0.34, routed=True),
+    "scalar": Recipe(shared=True, naming=0.0, flow=1.0, contrast=0.34),
     "paper": PAPER,
     "paper-global": replace(PAPER, common=2),
 }
@@ -230,9 +231,9 @@ class Training:
     def naming(self, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
         """How far the model with its LoRAs takes the true picture for another one's, under the true caption.
 
-        Guided sampling draws from p(x)·p(text | x)^w, so what must be right is p(text | x): by Bayes' rule it falls
-        from the flow error without text to that with it. Of each picture that rate is compared with that of the same subject
-        in another style and of another subject in the same style.
+        Guided sampling draws from p(x)·p(text | x)^w, so what must be right is p(text | x): by Bayes' rule it
+        falls from the flow error without text to that with it. Of each picture that rate is compared with that of the
+        same subject in another style and of another subject in the same style.
         """
         world = self.world
         rows = [self.confused[int(i)] for i in rng.choice(len(self.confused), FEW, replace=False)]

@@ -51,6 +51,7 @@ class ComfyServer:
         args: further arguments of ComfyUI's main.py.
         env: further environment variables.
         on_wait: called some times a second while the server starts.
+        cpu: whether it computes on the CPU whatever there is.
 
     ``with ComfyServer(base=tmp) as server: result = server.run(graph)``
     """
@@ -65,12 +66,14 @@ class ComfyServer:
         args: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         on_wait: Callable[[], None] | None = None,
+        cpu: bool = True,
     ) -> None:
         self.base = (base or cache_dir() / "demo-base").absolute()
         self.install = install or installs.find()
         self.models = DEMO_MODELS if models is None else models
         self.packs = {PACK_NAME: REPO} if packs is None else packs
         self.args, self.extra_env, self.on_wait = list(args), dict(env or {}), on_wait
+        self.cpu = cpu
         self.log = self.base / "server.log"
         self.port = 0
         self._child: Child | None = None
@@ -162,7 +165,7 @@ class ComfyServer:
         serve = Path(__file__).with_name("serve.py")
         command = [str(self.install.python), str(serve), str(self.install.comfyui / "main.py")]
         command += ["--base-directory", str(self.base), "--listen", _HOST, "--port", str(self.port)]
-        command += ["--cpu", "--disable-auto-launch"]
+        command += [*(["--cpu"] if self.cpu else []), "--disable-auto-launch"]
         command += ["--extra-model-paths-config", str(self.base / "extra_model_paths.yaml")]
         if self.install.accepts("--disable-api-nodes"):
             command.append("--disable-api-nodes")  # also keeps the front end from reaching for the internet
