@@ -5,6 +5,7 @@ A method is a function of a workbench and the ids of the LoRAs; ``fusion_entries
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -18,13 +19,13 @@ from torch import Tensor
 from autolora_core.encode.calibrate import Logistic
 from autolora_core.fusion.branches import Branch
 from autolora_core.fusion.files import read_gate
-from autolora_core.fusion.gate import GateVectors
+from autolora_core.fusion.gate import GateVectors, Tilt
 from autolora_core.fusion.methods import dense
 from autolora_core.fusion.methods.planner import METHODS, Member, Routed, Settings, blend, ssr_stacks
 from autolora_core.fusion.methods.rows import parts_of
 from autolora_core.fusion.methods.ssr import Signals, Stack, route
 from autolora_core.fusion.moment import Moment
-from autolora_core.fusion.plan import UNASKED, FusionPlan, ModulePlan, Standing, build_plan, by_module
+from autolora_core.fusion.plan import UNASKED, FusionPlan, Group, ModulePlan, Standing, build_plan, by_module
 from autolora_core.fusion.rules import Alone, Energy, Switch, Timed
 from benchmarks.fusion_network import Course, Network, Weights
 from benchmarks.fusion_shelf import Shelf
@@ -175,7 +176,40 @@ def gated(
         found = routes(bench, [ids[i] for i in kept])
         own = by_module(branches)
         branches = [b for name, parts in own.items() for b in (route(*found[name]) if name in found else parts)]
-    return Course(plan=build_plan(branches, bench.network.channels, gates=vectors, standings=standings))
+    plan = build_plan(branches, bench.network.channels, gates=vectors, standings=standings)
+    if not plan.timed and all(is_flat(group.vectors) for own in plan.modules.values() for group in own.groups):
+        return still(bench.network.weights(flat_updates(plan)))
+    return Course(plan=plan)
+
+
+def is_flat(vectors: GateVectors | None) -> bool:
+    """Whether a gate lets the same through whatever it sees: then it is a factor a channel."""
+    if vectors is None:
+        return True
+    seen = (vectors.weight_lora, vectors.weight_cross, vectors.weight_base)
+    return not any(v is not None and bool(v.any()) for v in seen)
+
+
+def flat_updates(plan: FusionPlan) -> dict[str, Tensor]:
+    """Module → what flat gates make of its LoRAs, one update (out, in); a test compares with ``eager.fuse``."""
+    out = {}
+    for name, own in plan.modules.items():
+        out[name] = torch.zeros(own.channels, own.branches[0].columns)
+        for group in own.groups:
+            for number, lora in enumerate(group.loras):
+                factor = _flat_factor(group, number)
+                for branch in (own.branches[index] for index in lora):
+                    start, stop = branch.span(own.channels)
+                    rows = factor[start - group.start : stop - group.start, None] if factor is not None else 1.0
+                    out[name][start:stop] += rows * ((branch.up.float() * branch.scale) @ branch.down.float())
+    return out
+
+
+def _flat_factor(group: Group, number: int) -> Tensor | None:
+    if group.vectors is None:
+        return None
+    tilt = group.tilts[number] if group.tilts else Tilt()
+    return group.vectors.weight_out * torch.sigmoid(group.vectors.bias + tilt.shift[0]) * math.exp(tilt.gain[0])
 
 
 def summed(bench: Workbench, ids: Sequence[str]) -> Course:

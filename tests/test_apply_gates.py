@@ -166,9 +166,9 @@ def test_a_damaged_gate_for_another_family_is_no_ones_business(world):
 
 
 def test_a_later_format_is_listed_and_said(world, errors):
-    world.gate({FC1: random_vectors(256, 0)}, metadata={"format": "autolora-gate/2"})
+    world.gate({FC1: random_vectors(256, 0)}, metadata={"format": "autolora-gate/9"})
     assert "gate.safetensors" in node().INPUT_TYPES()["required"]["gate"][0]
-    assert "its format is autolora-gate/2" in world.apply(*two(world))[2]
+    assert "its format is autolora-gate/9" in world.apply(*two(world))[2]
 
 
 def test_a_dangling_link_and_a_folder_do_not_break_the_menu(world, errors):

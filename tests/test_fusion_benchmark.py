@@ -16,6 +16,7 @@ from autolora_core.fusion.eager import fuse
 from autolora_core.fusion.gate import GateVectors
 from autolora_core.fusion.methods.planner import Settings, blend
 from autolora_core.fusion.moment import Moment
+from autolora_core.fusion.plan import Standing, build_plan
 from autolora_core.fusion.training.parameters import spans_of
 from benchmarks import fusion_methods
 from benchmarks.fusion_cases import Case, draw_cases
@@ -209,11 +210,26 @@ def test_the_network_that_is_compiled_for_gates_is_eager_fuse(bench, monkeypatch
         assert (fast - eager).abs().max() < CLOSE * eager.abs().max()
 
 
+def test_a_flat_gate_is_a_changed_weight(bench):
+    """Gates that look at nothing are merged; against the plan beside the layers."""
+    gates = {
+        entry: replace(GateVectors.identity(v.channels), roles=v.roles * torch.tensor([1.0, 0.0]), power=0.2,
+                       bias=torch.randn(v.channels), weight_out=torch.rand(v.channels))
+        for entry, v in tilted_gates(bench.network).items()
+    }  # fmt: skip
+    course = gated(bench, IDS, gates)
+    assert course.plan is None
+    known = {i: Standing(bench.loras[name].role) for i, name in enumerate(IDS)}
+    plan = build_plan(bench.branches(IDS), bench.network.channels, gates=gates, standings=known)
+    wanted = latents(bench.network, Course(plan=plan))
+    assert (latents(bench.network, course) - wanted).abs().max() < CLOSE * wanted.abs().max()
+
+
 def test_who_is_not_asked_for_is_left_out(bench, monkeypatch):
     monkeypatch.setattr(bench, "phrases", ["a pig"])
     loud = {"pig": 1.0, "ink": 0.5, "cup": 0.001}
     monkeypatch.setattr(bench, "asked", loud.__getitem__)
-    plan = gated(bench, IDS, {}).plan
+    plan = gated(bench, IDS, tilted_gates(bench.network)).plan
     scales = {b.lora_index: b.scale for own in plan.modules.values() for b in own.branches}
     assert scales == {0: 0.5, 1: 0.25}
     alone = latents(bench.network, fusion_methods.summed(bench, ["pig", "cup"]))
