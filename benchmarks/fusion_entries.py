@@ -36,16 +36,16 @@ def entries() -> dict[str, Entry]:
     """Every method by name: the node's modes, the shipped gate, then the gates in training that are there."""
     out = {name: Entry(mode(name), name) for name in MODES}
     out["ssr"] = Entry(mode("ssr"), f"ssr@{RIDGE:g}")
-    out["sum-asked"] = Entry(summed, "sum-asked", asked=True)
+    out["sum-asked"] = Entry(summed, "sum-covering", asked=True)
     shipped = models_dir() / "emoji_gate.safetensors"
     if shipped.exists():
         key, vectors = file_sha256(shipped)[:8], partial(gate_vectors, shipped)
-        out["ours"] = Entry(gate(shipped), f"ours@{key}", ours=True)
+        out["ours"] = Entry(gate(shipped), f"ours-covering@{key}", ours=True)
         out["ours-unasked"] = Entry(
             lambda b, ids: gated(b, ids, vectors(), asked=False), f"ours-unasked@{key}", ours=True, asked=True
         )
         out["ours-unroled"] = Entry(
-            lambda b, ids: gated(b, ids, vectors(), roled=False), f"ours-unroled@{key}", ours=True, asked=True
+            lambda b, ids: gated(b, ids, vectors(), roled=False), f"ours-unroled-covering@{key}", ours=True, asked=True
         )
     return out | trained()
 

@@ -50,12 +50,20 @@ class Workbench:
         self._vectors: dict[str, Tensor] = {}
         self.clear()
 
-    def asked(self, name: str) -> float:
-        """How far the phrases of the prompt ask for this LoRA by its words; 1 where it has none, as in Retrieve."""
-        if not self.loras[name].worded or not self.phrases:
-            return 1.0
+    def asked(self, ids: Sequence[str]) -> list[float]:
+        """How far the prompt asks for each of these LoRAs, as Retrieve reads a prompt: by the words of those that have
+        any, phrase by phrase; what no words explain is left to those without, in equal shares."""
+        if not self.phrases:
+            return [1.0] * len(ids)
+        told = {name: self._told(name) for name in ids if self.loras[name].worded}
+        explained = np.max([*told.values(), np.zeros(len(self.phrases))], axis=0)
+        share = min(1.0, float((1 - explained).sum()) / max(len(ids) - len(told), 1))
+        return [float(told[name].max()) if name in told else share for name in ids]
+
+    def _told(self, name: str) -> np.ndarray:
+        """Probability for every phrase that the words of a LoRA mean it."""
         own = self._vector(self.loras[name].text)
-        return float(WORDS.probability(np.array([max(float(own @ self._vector(p)) for p in self.phrases)])))
+        return WORDS.probability(np.array([[float(own @ self._vector(phrase))] for phrase in self.phrases]))
 
     def _vector(self, text: str) -> Tensor:
         if text not in self._vectors:
@@ -63,7 +71,10 @@ class Workbench:
         return self._vectors[text]
 
     def standings(self, ids: Sequence[str], asked: bool = True) -> dict[int, Standing]:
-        return {i: Standing(self.loras[name].role, self.asked(name) if asked else 1.0) for i, name in enumerate(ids)}
+        shares = self.asked(ids) if asked else [1.0] * len(ids)
+        return {
+            i: Standing(self.loras[name].role, share) for i, (name, share) in enumerate(zip(ids, shares, strict=True))
+        }
 
     def clear(self) -> None:
         self._branches: dict[str, list[Branch]] = {}

@@ -228,7 +228,7 @@ def test_a_flat_gate_is_a_changed_weight(bench):
 def test_who_is_not_asked_for_is_left_out(bench, monkeypatch):
     monkeypatch.setattr(bench, "phrases", ["a pig"])
     loud = {"pig": 1.0, "ink": 0.5, "cup": 0.001}
-    monkeypatch.setattr(bench, "asked", loud.__getitem__)
+    monkeypatch.setattr(bench, "asked", lambda ids: [loud[name] for name in ids])
     plan = gated(bench, IDS, tilted_gates(bench.network)).plan
     scales = {b.lora_index: b.scale for own in plan.modules.values() for b in own.branches}
     assert scales == {0: 0.5, 1: 0.25}
@@ -236,11 +236,19 @@ def test_who_is_not_asked_for_is_left_out(bench, monkeypatch):
     assert torch.allclose(alone, latents(bench.network, mode("sum")(bench, ["pig"])), atol=1e-4)
 
 
-def test_words_say_who_is_asked_for(bench, monkeypatch):
+def test_words_say_who_is_asked_for_and_the_rest_is_shared(bench, monkeypatch):
     monkeypatch.setattr(bench, "phrases", ["a pig", "ink style"])
-    assert bench.asked("pig") > 0.95 and bench.asked("cup") < 0.1
-    monkeypatch.setitem(bench.loras, "cup", replace(bench.loras["cup"], worded=False))
-    assert bench.asked("cup") == 1, "a mere trigger word says nothing"
+    pig, ink, cup = bench.asked(IDS)
+    assert pig > 0.95 and ink > 0.95 and cup < 0.1
+    for name in ("ink", "cup"):
+        monkeypatch.setitem(bench.loras, name, replace(bench.loras[name], worded=False))
+    pig, ink, cup = bench.asked(IDS)
+    assert pig > 0.95 and ink == cup == pytest.approx(0.5, abs=0.02), "the style is one of the two, nobody knows which"
+    assert bench.asked(["pig", "ink"])[1] > 0.95
+    monkeypatch.setattr(bench, "phrases", ["a pig"])
+    assert bench.asked(IDS)[1] < 0.05, "there is nothing left to ask for"
+    monkeypatch.setattr(bench, "phrases", [])
+    assert bench.asked(IDS) == [1, 1, 1]
 
 
 # cases
