@@ -49,6 +49,6 @@ def test_a_checkpoint_or_its_parts(tmp_path):
 )
 def test_what_is_missing_is_said(words, capsys):
     with pytest.raises(SystemExit):
-        parse(words.split())
+        parse(words)
     said = capsys.readouterr().err
     assert "needs --clip and --vae" in said or "--models says where" in said
