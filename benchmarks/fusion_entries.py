@@ -36,7 +36,7 @@ def entries() -> dict[str, Entry]:
     """Every method by name: the node's modes, the shipped gate, then the gates in training that are there."""
     out = {name: Entry(mode(name), name) for name in MODES}
     out["ssr"] = Entry(mode("ssr"), f"ssr@{RIDGE:g}")
-    out["sum-asked"] = Entry(summed, "sum-covering", asked=True)
+    out["sum-asked"] = Entry(summed, "sum-covering", ours=True, asked=True)
     shipped = models_dir() / "emoji_gate.safetensors"
     if shipped.exists():
         key, vectors = file_sha256(shipped)[:8], partial(gate_vectors, shipped)

@@ -19,7 +19,6 @@ OURS_COLOUR, KIN_COLOUR = "#269", "#8bd"
 MARKS, KIN_MARKS = "ovsD^<>pPX", "osD^vpPX<>"
 BASELINES = {
     "sum": "the plain sum, as the stock loader has it",
-    "sum-asked": "the plain sum of only those LoRAs whose own words the prompt names",
     "energy": "the sum, for each token no longer than its longest part",
     "ties": "TIES, arXiv 2306.01708",
     "dare": "DARE, arXiv 2311.03099",
@@ -33,9 +32,9 @@ BASELINES = {
     "paper-global": "the same with Global-LoRA",
 }
 OWN = {
-    OURS: "our gate",
-    "gate": "the gate file of `models/`, as mode `gate` of the Apply node has it",
-    "scalar": "a universal gate: a few numbers for each kind of layer",
+    OURS: "our gate: loudness by role and layer, LoRAs as loud as the prompt asks for them",
+    "sum-asked": "the plain sum, LoRAs as loud as the prompt asks for them: ours without its gains",
+    "scalar": "a gate of a few numbers for each kind of layer, trained on the flow loss",
     "ours-unasked": "our gate, not told which LoRAs the prompt asks for",
     "ours-unroled": "our gate, not told what is a style: subjects' and styles' gains are their mean",
 }
@@ -104,7 +103,7 @@ class Found:
         return self.rows.get(f"best_baseline_joint_k{k}", {}).get("method")
 
     def against(self, k: int) -> list[str]:
-        return [name for name in dict.fromkeys((self.best(k), "sum")) if ("joint", k, OURS, name) in self.differences]
+        return [name for name in dict.fromkeys((self.best(k), "sum", "sum-asked")) if ("joint", k, OURS, name) in self.differences]
 
 
 def draw_all(found: Found, retention_aims: Mapping[int, float], folder: Path = IMAGES) -> list[Path]:
