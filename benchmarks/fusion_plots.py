@@ -103,7 +103,9 @@ class Found:
         return self.rows.get(f"best_baseline_joint_k{k}", {}).get("method")
 
     def against(self, k: int) -> list[str]:
-        return [name for name in dict.fromkeys((self.best(k), "sum", "sum-asked")) if ("joint", k, OURS, name) in self.differences]
+        """Whom ours is compared with: the best baseline, the sum, and itself without its gains."""
+        beside = dict.fromkeys((self.best(k), "sum", "sum-asked"))
+        return [name for name in beside if ("joint", k, OURS, name) in self.differences]
 
 
 def draw_all(found: Found, retention_aims: Mapping[int, float], folder: Path = IMAGES) -> list[Path]:
