@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from autolora_core.fusion.gate import EPS, VECTORS
 from autolora_core.fusion.plan import FusionPlan, Group, ModulePlan
+from autolora_core.fusion.training.parameters import spans_of
 from zoo.mmdit import MMDiT
 from zoo.multi_lora import target_layers
 
@@ -82,7 +83,8 @@ class GatedNetwork:
         self.layers: dict[str, GatedLayer] = {}
         for name in target_layers(model):
             parent, _, leaf = name.rpartition(".")
-            layer = GatedLayer(model.get_submodule(name), 3 if leaf == "qkv" else 1, self.u)
+            linear = model.get_submodule(name)
+            layer = GatedLayer(linear, len(spans_of(name, linear.out_features)), self.u)
             setattr(model.get_submodule(parent), leaf, layer)
             self.layers[name] = layer
         self.run = torch.compile(model.forward, dynamic=False) if compiled else model.forward

@@ -10,7 +10,7 @@ import comfy.lora
 
 from ..autolora_core.fusion.kinds import few_step_reason
 from ..autolora_core.fusion.methods.planner import METHODS, Blend
-from ..autolora_core.fusion.plan import Standing, build_plan
+from ..autolora_core.fusion.plan import UNASKED, Standing, build_plan
 from ..autolora_core.fusion.report import LoraOutcome, fusion_report
 from ..autolora_core.fusion.requests import Request, merge_same_files
 from ..autolora_core.lora.families import Family
@@ -126,7 +126,8 @@ def _blend(
         return GateChoice(None, why), Blend(build_plan(branches, channels))
     chosen = GateChoice(None, "no LoRA for a gate")
     if inside:
-        chosen = choose_gate(wishes.gate, wishes.mode, model, family.name, len(inside))
+        wanted = [index for index in inside if loras[index].request.asked >= UNASKED]
+        chosen = choose_gate(wishes.gate, wishes.mode, model, family.name, len(wanted))
     gates, known = chosen.gate and chosen.gate.modules, None
     if wishes.mode != "sum" and len(inside) > 1:
         known = {index: Standing(loras[index].request.role, loras[index].request.asked) for index in inside}

@@ -20,6 +20,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from ..autolora_core.fusion.branches import Branch
+from ..autolora_core.fusion.eager import side_by_side
 from ..autolora_core.fusion.plan import by_module
 from ..autolora_core.fusion.training.examples import Draw
 from ..autolora_core.fusion.training.parameters import GateParameters, hooked_update
@@ -183,12 +184,5 @@ class _Beside:
 
     def _whole(self, lora: int, x: Tensor, y0: Tensor) -> Tensor:
         """One LoRA's output on all channels of the layer."""
-        pieces = list(zip(self.loras[lora], self.made[lora], strict=True))
-        channels = self.material.channels[self.name]
-        if len(pieces) == 1 and pieces[0][0].span(channels) == (0, channels):
-            return pieces[0][1](x).to(y0.dtype)
-        whole = torch.zeros_like(y0)
-        for branch, run in pieces:
-            start, stop = branch.span(channels)
-            whole.narrow(self.dim, start, stop - start).add_(run(x).to(y0.dtype))
-        return whole
+        spans = [branch.span(self.material.channels[self.name]) for branch in self.loras[lora]]
+        return side_by_side(y0, spans, (run(x) for run in self.made[lora]), self.dim).to(y0.dtype)

@@ -14,12 +14,13 @@ import comfy.sample
 import comfy.utils
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..autolora_core.encode.towers import file_sha256
 from ..autolora_core.errors import AutoLoRAError, SelectionError
 from ..autolora_core.fusion.base_print import base_fingerprint
+from ..autolora_core.fusion.files import replace_file
 from ..autolora_core.fusion.kinds import few_step_reason
 from ..autolora_core.fusion.moment import Moment
 from ..autolora_core.fusion.plan import Standing, build_plan
@@ -181,9 +182,7 @@ class Job:
         model = self.model.clone()
         attach(model, build_plan(half.branches, channels), PREFIX)
         latent = self._sample(model, text)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"latent": latent.contiguous()}, str(path.with_suffix(".partial")))
-        path.with_suffix(".partial").replace(path)
+        replace_file(path, {"latent": latent.contiguous()}, {})
         return latent
 
     def _sample(self, model: Any, text: str) -> Tensor:

@@ -5,6 +5,8 @@ The eager backend checks what matters here, dynamo's capture and guards, without
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import tiny_models
 import torch
@@ -72,12 +74,17 @@ def test_the_fused_layer_is_one_graph(world):
         assert broken == 0, name
 
 
-@pytest.mark.parametrize("mode", ["switch", "composite"])
-def test_a_layer_has_one_graph_a_lora_however_many_steps(world, mode):
-    """Beyond eight graphs torch gives up on compiling: steps must not make any."""
+@pytest.mark.parametrize(("mode", "graphs"), [("switch", 2), ("composite", 2), ("gate", 1)])
+def test_a_layer_has_few_graphs_however_many_steps(world, mode, graphs):
+    """One a LoRA that is alone on, one for a gate that moves with the sampling: beyond eight torch gives up on
+    compiling, so steps must not make any."""
     from torch._dynamo.testing import CompileCounter
 
-    fused = world.fused(("a.safetensors", 1.0), ("b.safetensors", 0.7), mode=mode)
+    roles = torch.randn(2, 2, 2, generator=torch.Generator().manual_seed(5)) * 0.5
+    layer_gate = {"joint_blocks.0.x_block.mlp.fc1": replace(random_vectors(256, 1), roles=roles)}
+    world.gate(layer_gate, "timed.safetensors")
+    gate = "timed.safetensors" if mode == "gate" else "auto"
+    fused = world.fused(("a.safetensors", 1.0), ("b.safetensors", 0.7), mode=mode, gate=gate)
     bank, counter = fused.get_additional_models()[0].model, CompileCounter()
     name = "joint_blocks.0.x_block.mlp.fc1"  # both LoRAs are on it
     layer, base = bank.layers[bank.names.index(name)], world.model.model.diffusion_model.get_submodule(name)
@@ -95,4 +102,4 @@ def test_a_layer_has_one_graph_a_lora_however_many_steps(world, mode):
     with torch.inference_mode():
         for sigma in schedule[:-1]:
             wrapper(executor, x, sigma[None], transformer_options={"sample_sigmas": schedule})
-    assert counter.frame_count == 2 and max(gaps) <= EXACT and difference(outs[0], outs[1]) > 1e-3
+    assert counter.frame_count == graphs and max(gaps) <= EXACT and difference(outs[0], outs[-1]) > 1e-3

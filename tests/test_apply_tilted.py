@@ -95,26 +95,11 @@ def test_without_a_gate_only_auto_asks_who_is_wanted(world, mode):
     assert difference(rows(out), rows(x) @ (weight + update).T + bias) <= EXACT
 
 
-def test_steps_make_no_new_graph(world):
-    from torch._dynamo.testing import CompileCounter
-
+def test_auto_takes_the_one_that_is_left_as_the_stock_loader_does(world):
     (a, _), (b, _) = two(world)
     tilted(world)
-    fused = world.fused((a, 1.0), (b, 0.7), mode="gate", gate="tilted.safetensors")
-    bank, counter = fused.get_additional_models()[0].model, CompileCounter()
-    layer, base = bank.layers[bank.names.index(FC1)], world.model.model.diffusion_model.get_submodule(FC1)
-    compiled_layer = torch.compile(layer, backend=counter)
-    (wrapper,) = [one for keyed in fused.wrappers.values() for those in keyed.values() for one in those]
-    x, outs, gaps = torch.randn(1, 3, base.in_features), [], []
-
-    def executor(*_):
-        outs.append(compiled_layer(x, base(x)))
-        gaps.append(difference(outs[-1], layer(x, base(x))))
-        return outs[-1]
-
-    schedule = torch.linspace(1, 0, 13)
-    with torch.inference_mode():
-        for sigma in schedule[:-1]:
-            wrapper(executor, x, sigma[None], transformer_options={"sample_sigmas": schedule})
-    torch.compiler.reset()
-    assert counter.frame_count == 1 and max(gaps) <= EXACT and difference(outs[0], outs[-1]) > 1e-3
+    chosen = selection(picked(a, "subject"), {**picked(b, "style"), "score": 0.0, "parts": {"text": 0.0}})
+    node = pack_module("nodes.gated_apply").AutoLoRAGatedApply()
+    model, _, report = node.apply(world.model, "auto", "auto", selection=chosen)
+    assert "mode: sum (1 LoRA to fuse" in report
+    assert difference(tiny_models.sample(model), tiny_models.sample(world.stock((a, 1.0)))) <= EXACT

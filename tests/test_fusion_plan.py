@@ -189,6 +189,8 @@ def test_loras_speak_as_loudly_as_they_are_asked_for():
     assert [(b.lora_index, b.scale) for b in plan.branches] == [(0, 0.7), (1, 0.35)]
     count = 1 + 0.5 + 0.001
     assert plan.groups[0].tilts == (vectors.tilt("style", count), vectors.tilt(None, count))
+    few_step = build_plan([*branches, branch(3)], {"m": D}, {"m": vectors}, [3], standings=known).modules["m"]
+    assert few_step.groups[-1].tilts == plan.groups[0].tilts, "who is outside the gate does not count"
     plain = build_plan(branches, {"m": D}, {"m": random_vectors(D, 0)}).modules["m"]
     assert plain.groups[0].tilts is None
     assert plan.skeleton().groups[0].tilts == plan.groups[0].tilts

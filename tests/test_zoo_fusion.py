@@ -12,8 +12,9 @@ from autolora_core.fusion.gate import gated_update
 from autolora_core.fusion.methods.ssr import merge, stack
 from zoo import fused_layers
 from zoo.base_probe import BaseProbe
-from zoo.fused_layers import Factors, FusedLayers, Gate, Routers, common_factors, padded, share_done
+from zoo.fused_layers import Factors, FusedLayers, Gate, Routers, padded, share_done
 from zoo.fusion_sets import SLOTS, Drawer, Shelf
+from zoo.lora_variants import of_rank
 from zoo.mmdit import MMDiT
 from zoo.train_fusion import RECIPES
 from zoo.train_loras import load_base
@@ -102,7 +103,7 @@ def test_a_gate_that_knows_neither_roles_nor_time_is_the_published_one(layers):
 
 def test_the_common_lora_is_the_best_of_its_rank():
     down, up = torch.randn(3, 4, 20), torch.randn(3, 15, 4)
-    low, high = common_factors(down, up, 2)
+    low, high = of_rank(down.flatten(0, 1), up.transpose(0, 1).flatten(1), 2)
     whole = torch.einsum("kor,kri->oi", up, down)
     u, s, vh = torch.linalg.svd(whole)
     assert torch.allclose(high @ low, (u[:, :2] * s[:2]) @ vh[:2], atol=1e-3)

@@ -19,6 +19,7 @@ from autolora_core.fusion.branches import Branch
 from autolora_core.fusion.gate import EPS, GateVectors
 from autolora_core.fusion.layer_kinds import kind_of
 from autolora_core.fusion.methods.ssr import Signals, stack
+from autolora_core.fusion.training.parameters import spans_of
 from zoo import scale_data
 from zoo.base_probe import STATE_TIME, BaseProbe, recorded
 from zoo.fusion_sets import SLOTS
@@ -105,7 +106,7 @@ class Gate(nn.Module):
         self.numbers, self.roles, self.powers, self.norms = (nn.ParameterDict() for _ in range(4))
         generator = torch.Generator().manual_seed(0)
         for name, layer in layers.items():
-            key, parts = self.key(name), parts_of(name)
+            key, parts = self.key(name), parts_of(name, layer.out_features)
             shape = (parts, 1) if shared else (parts, layer.out_features // parts)
             if key in self.numbers:
                 continue
@@ -124,7 +125,7 @@ class Gate(nn.Module):
 
     def update(self, name: str, y0: Tensor, y: Tensor, u: Tensor, count: Tensor, roles: Tensor) -> Tensor:
         """``y0`` (b, L, d), ``y`` (b, S, L, d), ``u``, ``count`` (b,), ``roles`` (b, S) → what is added to ``y0``."""
-        key, parts = self.key(name), parts_of(name)
+        key, parts = self.key(name), parts_of(name, y0.shape[-1])
         w_base, w_lora, w_cross, w_out, bias = self.numbers[key].unbind(0)
         y0, y = y0.unflatten(-1, (parts, -1)), y.unflatten(-1, (parts, -1))
         base, lora = _normed(y0)[:, None], _normed(y)
@@ -149,31 +150,21 @@ class Gate(nn.Module):
         """The product's vectors of every layer, in spans as a gate file has them."""
         out = {}
         for name, layer in self.layers.items():
-            key, parts = self.key(name), parts_of(name)
-            width = layer.out_features // parts
+            key, spans = self.key(name), spans_of(name, layer.out_features)
+            parts, width = len(spans), layer.out_features // len(spans)
             numbers, table = self.numbers[key].expand(5, parts, width), self._table(key)
             unit = torch.stack([torch.ones(parts, width), torch.zeros(parts, width)] * 2)
             norms = unit if self.shared else self.norms[key]
-            for part in range(parts):
+            for part, (entry, _, _) in enumerate(spans):
                 found = GateVectors.from_stack(torch.cat([numbers[:, part], norms[:, part]]).clone())
-                span = f"[{part * width}:{(part + 1) * width}]" if parts > 1 else ""
                 tilted = {"roles": table[part].clone()} if table.any() else {}
-                out[name + span] = replace(found, **tilted, power=float(self.powers[key]))
+                out[entry] = replace(found, **tilted, power=float(self.powers[key]))
         return out
 
 
-def common_factors(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The best approximation of rank ``rank`` (Eckart and Young 1936) of the sum of updates ``up_k down_k``, as factors
-    (rank, in) and (out, rank). ``down`` (K, r, in), ``up`` (K, out, r)."""
-    q_up, r_up = torch.linalg.qr(up.transpose(0, 1).flatten(1))
-    q_down, r_down = torch.linalg.qr(down.flatten(0, 1).T)
-    u, s, vh = torch.linalg.svd(r_up @ r_down.T)
-    return vh[:rank] @ q_down.T, (q_up @ u)[:, :rank] * s[:rank]
-
-
-def parts_of(name: str) -> int:
-    """A fused qkv is gated in three parts, as the three layers that it is."""
-    return 3 if name.endswith("attn.qkv") else 1
+def parts_of(name: str, channels: int) -> int:
+    """In how many equal parts a layer is gated."""
+    return len(spans_of(name, channels))
 
 
 def _normed(x: Tensor) -> Tensor:

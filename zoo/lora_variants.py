@@ -41,6 +41,14 @@ def refactorised(factors: Factors) -> Factors:
     return out
 
 
+def of_rank(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The best approximation of an update ``up down`` by ``rank`` (Eckart and Young 1936), in factors again."""
+    q_up, r_up = torch.linalg.qr(up)
+    q_down, r_down = torch.linalg.qr(down.T)
+    u, s, vh = torch.linalg.svd(r_up @ r_down.T)
+    return vh[:rank] @ q_down.T, (q_up @ u)[:, :rank] * s[:rank]
+
+
 def first_blocks(factors: Factors) -> Factors:
     return {n: f for n, f in factors.items() if n.startswith(("joint_blocks.0.", "joint_blocks.1."))}
 

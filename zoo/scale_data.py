@@ -19,12 +19,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from zoo.lora_export import write
-from zoo.lora_variants import Factors, first_blocks, image_side, louder, refactorised, unchanged
+from zoo.lora_variants import Factors, first_blocks, image_side, louder, of_rank, refactorised, unchanged
 from zoo.pictures import Pictures
 from zoo.scale_plan import KEYS, ScaleSpec, is_base_known, plan, style_family, unnamed
 from zoo.scale_sets import captions
@@ -36,15 +35,8 @@ COPY_SHARE = 0.045
 
 
 def lower_rank(factors: Factors) -> Factors:
-    """Each update cut to half its rank by its singular values (the best such, Eckart and Young 1936)."""
-    out = {}
-    for name, (down, up) in factors.items():
-        q_up, r_up = torch.linalg.qr(up)
-        q_down, r_down = torch.linalg.qr(down.T)
-        u, s, vh = torch.linalg.svd(r_up @ r_down.T)
-        r = max(1, down.shape[0] // 2)
-        out[name] = vh[:r] @ q_down.T, (q_up @ u)[:, :r] * s[:r]
-    return out
+    """Each update cut to half its rank."""
+    return {name: of_rank(down, up, max(1, down.shape[0] // 2)) for name, (down, up) in factors.items()}
 
 
 COPIES = {

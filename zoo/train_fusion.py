@@ -27,8 +27,9 @@ from torch import Tensor
 
 from zoo.base_probe import BaseProbe
 from zoo.cache import read_json, write_atomic, write_json, zoo_dir
-from zoo.fused_layers import Factors, FusedLayers, Gate, Routers, common_factors, padded, share_done
+from zoo.fused_layers import Factors, FusedLayers, Gate, Routers, padded, share_done
 from zoo.fusion_sets import FusionSet, Shelf, draw_sets, true_latents
+from zoo.lora_variants import of_rank
 from zoo.text_bank import TextBank
 from zoo.train_base import draw_times, flow_loss
 from zoo.train_loras import base_tag, load_base
@@ -150,11 +151,11 @@ class World:
         }
 
     def _cut(self, name: str, loras: tuple[int, ...], rank: int) -> tuple[Tensor, Tensor]:
+        """Of the sum of these LoRAs' updates of a layer."""
         if (name, loras) not in self._common:
-            factors = self.layers.factors
-            self._common[name, loras] = common_factors(
-                factors.down[name][list(loras)], factors.up[name][list(loras)], rank
-            )
+            own = list(loras)
+            down, up = self.layers.factors.down[name][own], self.layers.factors.up[name][own]
+            self._common[name, loras] = of_rank(down.flatten(0, 1), up.transpose(0, 1).flatten(1), rank)
         return self._common[name, loras]
 
     def loss(self, rows: Sequence[int], texts: Sequence[int], t: Tensor, noise: Tensor, which: int = 0) -> Tensor:

@@ -6,7 +6,7 @@ must not depend on it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -71,11 +71,17 @@ def _assemble(
     lora: tuple[int, ...], base: Tensor, group: Group, plan: ModulePlan, output: BranchOutput, dim: int
 ) -> Tensor:
     """One LoRA's ``y_k`` over the group: its only branch, or its slices side by side, zero where it has none."""
-    span = (group.start, group.stop)
-    if len(lora) == 1 and plan.branches[lora[0]].span(plan.channels) == span:
-        return output(lora[0])
-    whole = torch.zeros_like(base)
-    for index in lora:
-        start, stop = plan.branches[index].span(plan.channels)
-        whole.narrow(dim, start - group.start, stop - start).add_(output(index).to(base.dtype))
+    spans = [plan.branches[index].span(plan.channels) for index in lora]
+    return side_by_side(
+        base, [(start - group.start, stop - group.start) for start, stop in spans], map(output, lora), dim
+    )
+
+
+def side_by_side(like: Tensor, spans: Sequence[tuple[int, int]], values: Iterable[Tensor], dim: int) -> Tensor:
+    """``values`` on their channels of a tensor shaped ``like``, zero elsewhere; the only one itself if it is whole."""
+    if list(spans) == [(0, like.shape[dim])]:
+        return next(iter(values))
+    whole = torch.zeros_like(like)
+    for (start, stop), value in zip(spans, values, strict=True):
+        whole.narrow(dim, start, stop - start).add_(value.to(like.dtype))
     return whole

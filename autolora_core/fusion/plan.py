@@ -115,7 +115,7 @@ def build_plan(
     entries = _gate_entries(gates or {}, channels)
     outside = frozenset(additive)
     crowd = Crowd(standings or {})
-    branches = crowd.asked(branches)
+    branches = crowd.asked(branches, outside)
     modules = {
         name: _plan_module(name, channels[name], parts, entries.get(name, []), outside, crowd, (rules or {}).get(name))
         for name, parts in by_module(branches).items()
@@ -133,10 +133,11 @@ class Crowd:
     def of(self, lora: int) -> Standing:
         return self.standings.get(lora, Standing())
 
-    def asked(self, branches: Iterable[Branch]) -> list[Branch]:
-        """Branches as loud as their LoRA is asked for, the LoRAs counted."""
+    def asked(self, branches: Iterable[Branch], outside: frozenset) -> list[Branch]:
+        """Branches as loud as their LoRA is asked for, the LoRAs counted but for those ``outside`` the gate."""
         branches = list(branches)
-        self.count = max(1.0, sum(self.of(lora).asked for lora in {branch.lora_index for branch in branches}))
+        inside = {branch.lora_index for branch in branches} - outside
+        self.count = max(1.0, sum(self.of(lora).asked for lora in inside))
         found = ((branch, self.of(branch.lora_index).asked) for branch in branches)
         return [
             branch if asked == 1 else replace(branch, scale=branch.scale * asked)

@@ -16,9 +16,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
+from ..files import replace_file
 from .examples import VALIDATION, Draw, Example, draw
 from .parameters import GateParameters
 
@@ -90,21 +92,17 @@ class Training:
     def save(self) -> None:
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"gate.{name}": value.detach().cpu().contiguous() for name, value in self.gate.state_dict().items()}
         for number, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"adam.{number}.{name}": torch.as_tensor(v).cpu().contiguous() for name, v in state.items()}
-        partial = self.folder / "state.partial"
-        save_file(tensors, str(partial), {"step": str(self.step), "history": json.dumps(self.history)})
-        partial.replace(self.folder / "state.safetensors")
+        about = {"step": str(self.step), "history": json.dumps(self.history)}
+        replace_file(self.folder / "state.safetensors", tensors, about)
 
     def resume(self) -> bool:
         """Go on from what is on disk, if it fits."""
         path = self.folder / "state.safetensors" if self.folder else None
         if path is None or not path.exists():
             return False
-        from safetensors import safe_open
-
         with safe_open(str(path), "pt") as handle:
             about = handle.metadata() or {}
         tensors = load_file(str(path))
