@@ -11,7 +11,6 @@ from typing import Any
 
 import comfy.lora
 import comfy.sample
-import comfy.utils
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -22,7 +21,7 @@ from ..autolora_core.errors import AutoLoRAError, SelectionError
 from ..autolora_core.fusion.base_print import base_fingerprint
 from ..autolora_core.fusion.files import replace_file
 from ..autolora_core.fusion.kinds import few_step_reason
-from ..autolora_core.fusion.moment import Moment
+from ..autolora_core.fusion.methods.planner import Blend
 from ..autolora_core.fusion.plan import Standing, build_plan
 from ..autolora_core.fusion.requests import Request, merge_same_files
 from ..autolora_core.fusion.training.examples import Example, named_in
@@ -30,9 +29,8 @@ from ..autolora_core.fusion.training.outcome import Options, Outcome, gate_path,
 from ..autolora_core.fusion.training.parameters import GateParameters
 from ..autolora_core.fusion.training.trainer import Training
 from . import bridge_loras, bridge_paths
-from .bridge_inject import attach
-from .bridge_loras import PREFIX, LoadedLora
-from .bridge_moment import follow_steps
+from .bridge_loras import LoadedLora
+from .bridge_methods import attach_blend
 from .bridge_once import quiet_clone
 from .bridge_ssr import own_text
 from .bridge_states import ModelStates
@@ -80,9 +78,8 @@ class Job:
     def _run(self) -> tuple[Outcome, list[str], int, list[Tensor]]:
         self.model = quiet_clone(self.model)
         self.family = bridge_paths.model_family(self.model).name
-        self.loras = self._loras()
+        self.loras, halves = self._fitting(self._loras())
         self.texts = [own_text(lora, "")[0] for lora in self.loras]
-        halves = self._halves()
         channels = {name: width for half in halves for name, width in half.channels.items()}
         branches = {i: half.branches for i, half in enumerate(halves)}
         self.folder = Path(bridge_paths.user_directory(), "autolora", ".gates", self._key())
@@ -94,7 +91,7 @@ class Job:
             training = Training(GateParameters(channels), examples, len(self.loras), self.options.most, self.folder)
         if training.resume():
             self.notes.append(f"gone on from step {training.step}, where an earlier run stopped")
-        previews = self._train(training, material, conds)
+        previews = self._train(training, material)
         outcome = self._finish(training, material)
         return outcome, [lora.name for lora in self.loras], len(latents), previews
 
@@ -119,10 +116,11 @@ class Job:
             )  # fmt: skip
         return found
 
-    def _halves(self) -> list[bridge_loras.ModelHalf]:
+    def _fitting(self, loras: Sequence[LoadedLora]) -> tuple[list[LoadedLora], list[bridge_loras.ModelHalf]]:
+        """Those that have layers beside the model's, numbered anew."""
         key_map = comfy.lora.model_lora_keys_unet(self.model.model, {})
         kept, halves = [], []
-        for lora in self.loras:
+        for lora in loras:
             half = bridge_loras.model_half(lora, self.model, key_map, len(kept))
             if half.branches:
                 kept.append(lora)
@@ -133,8 +131,7 @@ class Job:
             raise SelectionError(
                 "fewer than two of these LoRAs fit the model", key="lora_stack", fix="connect LoRAs of this base model"
             )
-        self.loras, self.texts = kept, [own_text(lora, "")[0] for lora in kept]
-        return halves
+        return kept, halves
 
     def _key(self) -> str:
         """Everything that the training depends on, but for how long it takes."""
@@ -180,7 +177,7 @@ class Job:
         if path.exists():
             return load_file(str(path))["latent"]
         model = self.model.clone()
-        attach(model, build_plan(half.branches, channels), PREFIX)
+        attach_blend(model, Blend(build_plan(half.branches, channels)))
         latent = self._sample(model, text)
         replace_file(path, {"latent": latent.contiguous()}, {})
         return latent
@@ -224,7 +221,7 @@ class Job:
 
     # Learning
 
-    def _train(self, training: Training, material: Material, conds: dict) -> list[Tensor]:
+    def _train(self, training: Training, material: Material) -> list[Tensor]:
         """Learn in a few parts, with a picture after each."""
         previews, steps = [], self.options.steps
         for part in range(1, CHUNKS + 1):
@@ -245,21 +242,16 @@ class Job:
 
     def _preview(self, training: Training, material: Material) -> Tensor:
         """The first two LoRAs together under both their words, through the gate as it is; (1, h, w, 3)."""
-        picture = self.fused_picture(training.gate, material, (0, 1))
+        branches = [branch for lora in (0, 1) for branch in material.branches[lora]]
+        known = {lora: Standing(material.roles[lora]) for lora in (0, 1)}
+        model = self.model.clone()
+        plan = build_plan(branches, material.channels, training.gate.vectors(), standings=known)
+        attach_blend(model, Blend(plan))
+        latent = self._sample(model, ", ".join(text for text in self.texts[:2] if text))
+        picture = self.vae.decode(model.model.process_latent_out(latent))
+        picture = picture.reshape(-1, *picture.shape[-3:])[:1]
         self.show(Image.fromarray((picture[0] * 255).clamp(0, 255).byte().cpu().numpy()))
         return picture
-
-    def fused_picture(self, gate: GateParameters | None, material: Material, loras: tuple[int, ...]) -> Tensor:
-        branches = [branch for i in loras for branch in material.branches[i]]
-        known = {i: Standing(material.roles[i]) for i in loras}
-        vectors = None if gate is None else gate.vectors()
-        plan = build_plan(branches, material.channels, vectors, standings=known)
-        moment, model = Moment(), self.model.clone()
-        key = attach(model, plan, PREFIX, moment)
-        follow_steps(model, f"autolora_preview_{key}", moment)
-        latent = self._sample(model, ", ".join(text for i in loras if (text := self.texts[i])))
-        picture = self.vae.decode(model.model.process_latent_out(latent))
-        return picture.reshape(-1, *picture.shape[-3:])[:1]
 
     def _finish(self, training: Training, material: Material) -> Outcome:
         found: dict[str, float] = {}
