@@ -6,20 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.lora
-
-from ..autolora_core.fusion.kinds import few_step_reason
 from ..autolora_core.fusion.methods.planner import METHODS, Blend
 from ..autolora_core.fusion.plan import UNASKED, Standing, build_plan
-from ..autolora_core.fusion.report import LoraOutcome, fusion_report
-from ..autolora_core.fusion.requests import Request, merge_same_files
-from ..autolora_core.lora.families import Family
+from ..autolora_core.fusion.report import fusion_report
+from ..autolora_core.fusion.requests import Request
 from ..autolora_core.wording import counted
-from . import bridge_loras
 from .bridge_gates import GateChoice, choose_gate
-from .bridge_loras import LoadedLora, ModelHalf
 from .bridge_methods import Wishes, attach_blend, blend_with
-from .bridge_paths import model_family, throw_if_interrupted
+from .bridge_prepare import Prepared, prepare
 
 HARDLY_ASKED = 0.9  # below, the report tells
 
@@ -40,84 +34,23 @@ def apply_loras(model: Any, clip: Any, requests: Iterable[Request], wishes: Wish
     ``SelectionError`` for a missing file or CLIP, ``NothingMatchesError`` and ``FamilyError`` for a LoRA of another
     base, ``GateError`` for a wrong gate.
     """
-    merged = merge_same_files((bridge_loras.resolve(request), request) for request in requests)
-    absent = [request for _, request in merged if request.absent]
-    loras = [_load(path, request) for path, request in merged if not request.absent]
-    family = model_family(model)
-    outcomes = [_outcome(lora) for lora in loras]
-    new_clip = _apply_clip(clip, loras, outcomes)
-    halves = _model_halves(model, loras, outcomes)
-    for lora, half, outcome in zip(loras, halves, outcomes, strict=True):
-        bridge_loras.require_match(lora, half, outcome.clip_layers, clip, family)
-    chosen, made = _blend(model, clip, family, loras, halves, outcomes, wishes)
-    new_model = _apply_model(model, loras, halves, made)
+    ready = prepare(model, clip, requests)
+    new_clip = _apply_clip(clip, ready)
+    chosen, made = fuse_prepared(model, clip, ready, wishes)
+    new_model = _apply_model(model, ready, made)
     plan = made.plan
     text = fusion_report(
-        plan.mode, chosen.why, outcomes, plan.gated_modules, len(plan.modules), absent, chosen.warnings, made.notes
-    )
+        plan.mode, chosen.why, ready.outcomes, plan.gated_modules, len(plan.modules), ready.absent, chosen.warnings,
+        made.notes,
+    )  # fmt: skip
     return Applied(new_model, new_clip, text)
 
 
-def _load(path: str, request: Request) -> LoadedLora:
-    throw_if_interrupted()
-    return bridge_loras.load(path, request)
-
-
-def _outcome(lora: LoadedLora) -> LoraOutcome:
-    request, file = lora.request, lora.file
-    outcome = LoraOutcome(request.name, request.model, request.clip, request.origin)
-    outcome.total = len({entry.base_module for entry in file.modules.values() if entry.half == "model"})
-    outcome.outside_gate = few_step_reason(request.name, file.metadata)
-    partial = [f"partial file: {file.partial}"] if file.partial else []
-    outcome.notes = [*request.notes, *partial, *file.problems]
-    if file.kind == "all_zero":
-        outcome.notes.append("every update in the file is zero: it changes nothing")
-    return outcome
-
-
-def _model_halves(model: Any, loras: list[LoadedLora], outcomes: list[LoraOutcome]) -> list[ModelHalf]:
-    """Also counts, per LoRA, what matched. A fresh dict: ComfyUI's default argument is shared and grows."""
-    key_map = comfy.lora.model_lora_keys_unet(model.model, {}) if loras else {}
-    halves = []
-    for index, (lora, outcome) in enumerate(zip(loras, outcomes, strict=True)):
-        throw_if_interrupted()
-        half = bridge_loras.model_half(lora, model, key_map, index)
-        outcome.matched, outcome.missing = len(half.matched), half.missing
-        outcome.total = max(outcome.total, outcome.matched)
-        if half.zero:
-            outcome.notes.append(f"the update is zero in {counted(len(half.zero), 'layer')}")
-        outcome.forwarded = half.reasons if lora.request.model else {}
-        halves.append(half)
-    return halves
-
-
-def _apply_clip(clip: Any, loras: list[LoadedLora], outcomes: list[LoraOutcome]) -> Any:
-    if clip is None:
-        return None
-    key_map, new = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}) if loras else {}, clip
-    for lora, outcome in zip(loras, outcomes, strict=True):
-        patches = bridge_loras.clip_half(lora, key_map)
-        outcome.clip_layers = bridge_loras.count_layers(patches)
-        if patches and lora.request.clip:
-            new = clip.clone() if new is clip else new
-            new.add_patches(patches, lora.request.clip)
-    return new
-
-
-def _blend(
-    model: Any,
-    clip: Any,
-    family: Family,
-    loras: list[LoadedLora],
-    halves: list[ModelHalf],
-    outcomes: list[LoraOutcome],
-    wishes: Wishes,
-) -> tuple[GateChoice, Blend]:
-    live = [index for index, lora in enumerate(loras) if lora.request.model]
-    outside = [index for index in live if outcomes[index].outside_gate]
-    inside = [index for index in live if halves[index].branches and index not in outside]
-    branches = [branch for index in live for branch in halves[index].branches]
-    channels = {name: width for half in halves for name, width in half.channels.items()}
+def fuse_prepared(model: Any, clip: Any, ready: Prepared, wishes: Wishes) -> tuple[GateChoice, Blend]:
+    """Which way is taken, and what every layer is to do; nothing is changed but notes of ``ready.outcomes``."""
+    inside, outcomes, loras = ready.inside, ready.outcomes, ready.loras
+    outside = [index for index in ready.live if outcomes[index].outside_gate]
+    branches, channels = ready.branches, ready.channels
     if wishes.mode in METHODS:
         if len(inside) > 1:
             members = {index: loras[index] for index in inside}
@@ -127,7 +60,7 @@ def _blend(
     chosen = GateChoice(None, "no LoRA for a gate")
     if inside:
         wanted = [index for index in inside if loras[index].request.asked >= UNASKED]
-        chosen = choose_gate(wishes.gate, wishes.mode, model, family.name, len(wanted))
+        chosen = choose_gate(wishes.gate, wishes.mode, model, ready.family.name, len(wanted))
     gates, known = chosen.gate and chosen.gate.modules, None
     if wishes.mode != "sum" and len(inside) > 1:
         known = {index: Standing(loras[index].request.role, loras[index].request.asked) for index in inside}
@@ -137,11 +70,20 @@ def _blend(
     return chosen, Blend(build_plan(branches, channels, gates, outside, standings=known))
 
 
-def _apply_model(model: Any, loras: list[LoadedLora], halves: list[ModelHalf], made: Blend) -> Any:
+def _apply_clip(clip: Any, ready: Prepared) -> Any:
+    new = clip
+    for lora, patches in zip(ready.loras, ready.clip_patches, strict=True):
+        if patches and lora.request.clip:
+            new = clip.clone() if new is clip else new
+            new.add_patches(patches, lora.request.clip)
+    return new
+
+
+def _apply_model(model: Any, ready: Prepared, made: Blend) -> Any:
     """The model itself when there is nothing to do: strength 0 is exactly absent."""
     forwarded = [
         (half.forwarded, lora.request.model)
-        for lora, half in zip(loras, halves, strict=True)
+        for lora, half in zip(ready.loras, ready.halves, strict=True)
         if half.forwarded and lora.request.model
     ]
     if not forwarded and not made.plan.modules and not made.dense:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.lora_plan import ATTENTION, CONTEXT, MLP
-from zoo.mmdit import MMDiT
+from zoo.optimiser import is_matrix
 
 
 class Recipe(Protocol):
@@ -47,20 +47,20 @@ def trains(creator: Recipe, name: str, kind: str) -> bool:
     return creator.trains(name) if isinstance(creator, ChoosesModules) else kind in creator.layers
 
 
-def target_layers(model: MMDiT) -> dict[str, str]:
+def target_layers(model: nn.Module) -> dict[str, str]:
     """Module name -> kind, for every linear layer of the blocks but the modulations."""
     out = {}
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear) or not name.startswith("joint_blocks.") or "adaLN" in name:
-            continue
-        out[name] = CONTEXT if ".context_block." in name else ATTENTION if ".attn." in name else MLP
+        if isinstance(module, nn.Linear) and is_matrix(name, module.weight.shape):
+            text = any(word in name for word in (".context_block.", ".txt_attn.", ".txt_mlp."))
+            out[name] = CONTEXT if text else ATTENTION if "attn." in name else MLP
     return out
 
 
 class StackedAdapters(nn.Module):
     """Factors of K LoRAs for every target layer, all padded to rank ``rank``."""
 
-    def __init__(self, model: MMDiT, count: int, rank: int):
+    def __init__(self, model: nn.Module, count: int, rank: int):
         super().__init__()
         self.kinds, self.count, self.rank = target_layers(model), count, rank
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()

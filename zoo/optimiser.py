@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 MOMENTUM, BETA1, BETA2, DECAY = 0.95, 0.9, 0.99, 0.01
+BLOCKS, MODULATIONS = ("joint_blocks.", "double_blocks.", "single_blocks."), ("adaLN", "_mod.", "modulation.")
 
 
 def orthogonal(g: Tensor, steps: int = 5) -> Tensor:
@@ -28,7 +29,7 @@ def orthogonal(g: Tensor, steps: int = 5) -> Tensor:
 
 def is_matrix(name: str, shape: torch.Size) -> bool:
     """Muon's share: attention and MLP matrices of the blocks; embeddings and modulation stay with Adam."""
-    return name.startswith("joint_blocks.") and len(shape) == 2 and "adaLN" not in name
+    return name.startswith(BLOCKS) and len(shape) == 2 and not any(word in name for word in MODULATIONS)
 
 
 @dataclass

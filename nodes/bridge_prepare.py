@@ -1,0 +1,112 @@
+"""From requests to LoRAs read, matched against a model and described: what every node with LoRAs begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.lora
+
+from ..autolora_core.fusion.branches import Branch
+from ..autolora_core.fusion.kinds import few_step_reason
+from ..autolora_core.fusion.report import LoraOutcome
+from ..autolora_core.fusion.requests import Request, merge_same_files
+from ..autolora_core.lora.families import Family
+from ..autolora_core.wording import counted
+from . import bridge_loras
+from .bridge_loras import LoadedLora, ModelHalf
+from .bridge_paths import model_family, throw_if_interrupted
+
+
+@dataclass
+class Prepared:
+    """One entry a LoRA in ``loras``, ``halves`` (diffusion model), ``clip_patches`` (ComfyUI's, for the text encoders)
+    and ``outcomes``; the number of a LoRA is its place in them. ``absent``: requests of strength 0."""
+
+    family: Family
+    loras: list[LoadedLora]
+    halves: list[ModelHalf]
+    clip_patches: list[dict[Any, Any]]
+    outcomes: list[LoraOutcome]
+    absent: list[Request]
+
+    @property
+    def live(self) -> list[int]:
+        """Numbers of the LoRAs that change the diffusion model."""
+        return [index for index, lora in enumerate(self.loras) if lora.request.model]
+
+    @property
+    def inside(self) -> list[int]:
+        """Numbers of those that a gate or a mode may fuse."""
+        return [i for i in self.live if self.halves[i].branches and not self.outcomes[i].outside_gate]
+
+    @property
+    def branches(self) -> list[Branch]:
+        return [branch for index in self.live for branch in self.halves[index].branches]
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Module → its output channels."""
+        return {name: width for half in self.halves for name, width in half.channels.items()}
+
+
+def prepare(model: Any, clip: Any, requests: Iterable[Request]) -> Prepared:
+    """Read the files and match them with ``model`` (MODEL) and ``clip`` (CLIP or None); nothing is changed.
+
+    Raises ``SelectionError`` for a missing file, ``NothingMatchesError`` and ``FamilyError`` for a LoRA of another
+    base.
+    """
+    merged = merge_same_files((bridge_loras.resolve(request), request) for request in requests)
+    loras = [_load(path, request) for path, request in merged if not request.absent]
+    family = model_family(model)
+    outcomes = [_outcome(lora) for lora in loras]
+    patches = _clip_patches(clip, loras, outcomes)
+    halves = _model_halves(model, loras, outcomes)
+    for lora, half, outcome in zip(loras, halves, outcomes, strict=True):
+        bridge_loras.require_match(lora, half, outcome.clip_layers, clip, family)
+    absent = [request for _, request in merged if request.absent]
+    return Prepared(family, loras, halves, patches, outcomes, absent)
+
+
+def _load(path: str, request: Request) -> LoadedLora:
+    throw_if_interrupted()
+    return bridge_loras.load(path, request)
+
+
+def _outcome(lora: LoadedLora) -> LoraOutcome:
+    request, file = lora.request, lora.file
+    outcome = LoraOutcome(request.name, request.model, request.clip, request.origin)
+    outcome.total = len({entry.base_module for entry in file.modules.values() if entry.half == "model"})
+    outcome.outside_gate = few_step_reason(request.name, file.metadata)
+    partial = [f"partial file: {file.partial}"] if file.partial else []
+    outcome.notes = [*request.notes, *partial, *file.problems]
+    if file.kind == "all_zero":
+        outcome.notes.append("every update in the file is zero: it changes nothing")
+    return outcome
+
+
+def _model_halves(model: Any, loras: list[LoadedLora], outcomes: list[LoraOutcome]) -> list[ModelHalf]:
+    """Also counts, per LoRA, what matched. A fresh dict: ComfyUI's default argument is shared and grows."""
+    key_map = comfy.lora.model_lora_keys_unet(model.model, {}) if loras else {}
+    halves = []
+    for index, (lora, outcome) in enumerate(zip(loras, outcomes, strict=True)):
+        throw_if_interrupted()
+        half = bridge_loras.model_half(lora, model, key_map, index)
+        outcome.matched, outcome.missing = len(half.matched), half.missing
+        outcome.total = max(outcome.total, outcome.matched)
+        if half.zero:
+            outcome.notes.append(f"the update is zero in {counted(len(half.zero), 'layer')}")
+        outcome.forwarded = half.reasons if lora.request.model else {}
+        halves.append(half)
+    return halves
+
+
+def _clip_patches(clip: Any, loras: list[LoadedLora], outcomes: list[LoraOutcome]) -> list[dict[Any, Any]]:
+    if clip is None:
+        return [{} for _ in loras]
+    key_map = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}) if loras else {}
+    found = [bridge_loras.clip_half(lora, key_map) for lora in loras]
+    for patches, outcome in zip(found, outcomes, strict=True):
+        outcome.clip_layers = bridge_loras.count_layers(patches)
+    return found
