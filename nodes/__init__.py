@@ -5,14 +5,16 @@ from __future__ import annotations
 from .encode_library import AutoLoRAEncodeLibrary
 from .find_similar import AutoLoRAFindSimilar
 from .gated_apply import AutoLoRAGatedApply
+from .heat_map import AutoLoRAGateHeatMap
 from .minilm_clip import AutoLoRAMiniLMCLIPLoader
 from .retrieve import AutoLoRARetrieve
+from .time_and_place import AutoLoRATimeAndPlace
 from .train_encoder import AutoLoRATrainEncoder
 from .train_gate import AutoLoRATrainFusionGate
 
 NODE_CLASSES = (
     AutoLoRAEncodeLibrary, AutoLoRARetrieve, AutoLoRAFindSimilar, AutoLoRAGatedApply, AutoLoRAMiniLMCLIPLoader,
-    AutoLoRATrainEncoder, AutoLoRATrainFusionGate,
+    AutoLoRATimeAndPlace, AutoLoRAGateHeatMap, AutoLoRATrainEncoder, AutoLoRATrainFusionGate,
 )  # fmt: skip
 NODE_CLASS_MAPPINGS: dict[str, type] = {node.__name__: node for node in NODE_CLASSES}
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {node.__name__: node.TITLE for node in NODE_CLASSES}

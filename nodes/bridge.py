@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ..autolora_core.fusion.methods.planner import METHODS, Blend
+from ..autolora_core.fusion.methods.planner import METHODS, STATIC, Blend
 from ..autolora_core.fusion.plan import UNASKED, Standing, build_plan
 from ..autolora_core.fusion.report import fusion_report
 from ..autolora_core.fusion.requests import Request
 from ..autolora_core.wording import counted
 from .bridge_gates import GateChoice, choose_gate
+from .bridge_loras import layer_name
 from .bridge_methods import Wishes, attach_blend, blend_with
 from .bridge_prepare import Prepared, prepare
 
@@ -34,10 +35,10 @@ def apply_loras(model: Any, clip: Any, requests: Iterable[Request], wishes: Wish
     ``SelectionError`` for a missing file or CLIP, ``NothingMatchesError`` and ``FamilyError`` for a LoRA of another
     base, ``GateError`` for a wrong gate.
     """
-    ready = prepare(model, clip, requests)
+    ready = prepare(model, clip, requests, wishes.terms)
     new_clip = _apply_clip(clip, ready)
     chosen, made = fuse_prepared(model, clip, ready, wishes)
-    new_model = _apply_model(model, ready, made)
+    new_model = _apply_model(model, ready, made, wishes.record)
     plan = made.plan
     text = fusion_report(
         plan.mode, chosen.why, ready.outcomes, plan.gated_modules, len(plan.modules), ready.absent, chosen.warnings,
@@ -50,6 +51,10 @@ def fuse_prepared(model: Any, clip: Any, ready: Prepared, wishes: Wishes) -> tup
     """Which way is taken, and what every layer is to do; nothing is changed but notes of ``ready.outcomes``."""
     inside, outcomes, loras = ready.inside, ready.outcomes, ready.loras
     outside = [index for index in ready.live if outcomes[index].outside_gate]
+    if wishes.mode in STATIC:
+        for index in filter(ready.passing, inside):
+            outcomes[index].notes.append(f"kept beside mode {wishes.mode}, which knows neither time nor place")
+        inside = [index for index in inside if not ready.passing(index)]
     branches, channels = ready.branches, ready.channels
     if wishes.mode in METHODS:
         if len(inside) > 1:
@@ -79,17 +84,25 @@ def _apply_clip(clip: Any, ready: Prepared) -> Any:
     return new
 
 
-def _apply_model(model: Any, ready: Prepared, made: Blend) -> Any:
+def _apply_model(model: Any, ready: Prepared, made: Blend, recording: bool) -> Any:
     """The model itself when there is nothing to do: strength 0 is exactly absent."""
-    forwarded = [
-        (half.forwarded, lora.request.model)
-        for lora, half in zip(ready.loras, ready.halves, strict=True)
-        if half.forwarded and lora.request.model
-    ]
+    forwarded = _forwarded(ready)
     if not forwarded and not made.plan.modules and not made.dense:
         return model
     new = model.clone()
     for patches, strength in forwarded:
         new.add_patches(patches, strength)
-    attach_blend(new, made)
+    attach_blend(new, made, ready.terms, [lora.name for lora in ready.loras] if recording else None)
     return new
+
+
+def _forwarded(ready: Prepared) -> list[tuple[dict[Any, Any], float]]:
+    """ComfyUI patches with their strengths."""
+    found = []
+    for index in ready.live:
+        by_factor: dict[float, dict[Any, Any]] = {}
+        for target, patch in ready.halves[index].forwarded.items():
+            by_factor.setdefault(ready.factor(index, layer_name(target)), {})[target] = patch
+        strength = ready.loras[index].request.model
+        found += [(patches, strength * factor) for factor, patches in by_factor.items() if factor]
+    return found

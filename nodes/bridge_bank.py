@@ -6,6 +6,7 @@ the activations. Nothing here looks at the base layer's weight: it may be fp8, p
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import comfy.ops
@@ -45,13 +46,22 @@ class FusionLayer(nn.Module):
         self.plan = plan.skeleton()
 
     def forward(self, x: Tensor, y0: Tensor) -> Tensor:
+        recorder, module = self.moment.recorder, self.plan.name
+
         def output(index: int) -> Tensor:
-            return self.branches[index](x)
+            y, lora = self.branches[index](x), self.plan.branches[index].lora_index
+            if recorder is not None:
+                recorder.whole(module, lora, y)
+            presence = self.moment.presences.get(lora)
+            return y if presence is None else presence.of(y, module, self.dim)
 
         def vectors(number: int) -> GateVectors | None:
             return self.gates[number](y0.device)
 
-        return fuse(y0, self.plan, output, vectors, self.dim, self.moment)
+        if recorder is None:
+            return fuse(y0, self.plan, output, vectors, self.dim, self.moment)
+        recorder.base(module, y0)
+        return fuse(y0, self.plan, output, vectors, self.dim, self.moment, partial(recorder.passed, module))
 
 
 class Gate(nn.Module):

@@ -85,11 +85,11 @@ def load(path: str, request: Request) -> LoadedLora:
 def model_half(lora: LoadedLora, model: Any, key_map: Mapping[str, Any], lora_index: int) -> ModelHalf:
     """Sort the LoRA's updates of the diffusion model into branches and forwarded patches."""
     patches = _patches(lora, key_map)
-    half = ModelHalf(matched={_layer_name(target) for target in patches})
+    half = ModelHalf(matched={layer_name(target) for target in patches})
     if lora.file.kind == "all_zero":
         return half
     for target, patch in patches.items():
-        weight, name = _weight_name(target), _layer_name(target)
+        weight, name = _weight_name(target), layer_name(target)
         try:
             layer = _layer_of(model, weight, name)
             branch = branch_of(patch, target, layer, lora_index, lora.request.model, lora.name)
@@ -102,7 +102,7 @@ def model_half(lora: LoadedLora, model: Any, key_map: Mapping[str, Any], lora_in
                 continue
             half.branches.append(branch)
             half.channels[name] = layer.out
-    half.zero -= half.channels.keys() | {_layer_name(target) for target in half.forwarded}
+    half.zero -= half.channels.keys() | {layer_name(target) for target in half.forwarded}
     half.missing = _missing_layers(lora, patches)
     return half
 
@@ -153,7 +153,7 @@ def _layer_of(model: Any, weight: str, name: str) -> Any:
 
 def count_layers(patches: Mapping[Any, Any]) -> int:
     """Layers that have an update; the slices of one weight, and its bias, are one layer."""
-    return len({_layer_name(target) for target in patches})
+    return len({layer_name(target) for target in patches})
 
 
 def _weight_name(target: Any) -> str:
@@ -161,13 +161,14 @@ def _weight_name(target: Any) -> str:
     return target if isinstance(target, str) else target[0]
 
 
-def _layer_name(target: Any) -> str:
+def layer_name(target: Any) -> str:
+    """The layer of a patch key, without prefix."""
     return _weight_name(target).removesuffix(".weight").removesuffix(".bias").removeprefix(PREFIX)
 
 
 def _count_updates(patches: Mapping[Any, Any]) -> int:
     """Weights and slices of weights that have an update; a bias belongs to its layer."""
-    return len({(_layer_name(target), None if isinstance(target, str) else target[1]) for target in patches})
+    return len({(layer_name(target), None if isinstance(target, str) else target[1]) for target in patches})
 
 
 def _missing_layers(lora: LoadedLora, patches: Mapping[Any, Any]) -> list[str]:

@@ -15,11 +15,15 @@ from ..autolora_core.fusion.branches import Branch
 from ..autolora_core.fusion.methods.planner import STEPWISE, Blend, Member, Settings, blend
 from ..autolora_core.fusion.moment import Moment
 from ..autolora_core.fusion.plan import by_module
+from ..autolora_core.fusion.presence import Presence
+from ..autolora_core.fusion.terms import Term
 from .bar import Bar
 from .bridge_dense import dense_patches
 from .bridge_inject import attach
 from .bridge_loras import PREFIX, LoadedLora
 from .bridge_moment import compose, follow_steps
+from .bridge_place import layout_of
+from .bridge_record import record
 from .bridge_ssr import find_routers
 
 HASHED = ("dare", "ssr")  # methods that know a LoRA by its content
@@ -27,12 +31,15 @@ HASHED = ("dare", "ssr")  # methods that know a LoRA by its content
 
 @dataclass(frozen=True)
 class Wishes:
-    """The node's inputs that decide how LoRAs are fused; ``prompt`` is the selection's."""
+    """The node's inputs that decide how LoRAs are fused; ``prompt`` is the selection's, ``terms`` say when and where
+    they are on, ``record`` whether what passes is noted."""
 
     mode: str = "auto"
     gate: str = "auto"
     settings: Settings = field(default_factory=Settings)
     prompt: str = ""
+    terms: Sequence[Term] = ()
+    record: bool = False
 
 
 def blend_with(
@@ -79,9 +86,14 @@ def _ticker(bar: Bar, numbers: Mapping[str, int]) -> Any:
     return tick
 
 
-def attach_blend(patcher: Any, made: Blend) -> None:
-    """Give ``patcher`` (a clone of ours) everything that ``made`` asks for."""
-    moment = Moment()
+def attach_blend(
+    patcher: Any, made: Blend, terms: Mapping[int, Term] | None = None, names: Sequence[str] | None = None
+) -> None:
+    """Give ``patcher`` (a clone of ours) everything that ``made`` asks for; ``terms``: LoRA number → when and where;
+    ``names`` of all LoRAs, if what passes of them is to be recorded."""
+    passing = {index: Presence(term) for index, term in (terms or {}).items() if term.passing}
+    recorder = None if names is None else record(patcher, made, names)
+    moment = Moment(presences=passing, recorder=recorder)
     if made.plan.modules:
         attach(patcher, made.plan, PREFIX, moment)
     if made.dense:
@@ -89,5 +101,6 @@ def attach_blend(patcher: Any, made: Blend) -> None:
     key = f"autolora_{made.plan.mode}_{uuid.uuid4().hex}"
     if made.plan.mode == "composite":
         compose(patcher, key, moment, made.order)
-    elif made.plan.mode in STEPWISE or made.plan.timed:
-        follow_steps(patcher, key, moment, made.turns)
+    if passing or recorder or (made.plan.mode in STEPWISE and made.plan.mode != "composite") or made.plan.timed:
+        layout = layout_of(patcher) if passing else None
+        follow_steps(patcher, f"{key}_steps", moment, made.turns, layout)

@@ -7,20 +7,25 @@ with the compile node's), and ComfyUI's deep copies of options leave them alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from comfy.patcher_extension import WrappersMP
 
+from ..autolora_core.fusion.area import Layout
 from ..autolora_core.fusion.moment import Moment, step_of
 from ..autolora_core.fusion.rules import Switch
 
 
-def follow_steps(patcher: Any, key: str, moment: Moment, turns: Switch | None = None) -> None:
+def follow_steps(
+    patcher: Any, key: str, moment: Moment, turns: Switch | None = None, layout: Layout | None = None
+) -> None:
     """While ``patcher`` (a clone of ours) is sampled, ``moment`` says which step it is; with ``turns``, who is on.
 
-    Not both: whatever a layer reads is part of its compiled graph, and there are fewer LoRAs than steps.
+    Not both: whatever a layer reads is part of its compiled graph, and there are fewer LoRAs than steps. ``layout``: of
+    the network's tokens, for LoRAs that are on in a place.
     """
-    patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, _stepper(moment, turns))
+    patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, _stepper(moment, turns, layout or Layout()))
 
 
 def compose(patcher: Any, key: str, moment: Moment, order: Sequence[int]) -> None:
@@ -33,16 +38,21 @@ def compose(patcher: Any, key: str, moment: Moment, order: Sequence[int]) -> Non
     patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, _composer(moment, tuple(order)))
 
 
-def _stepper(moment: Moment, turns: Switch | None) -> Callable:
+def _stepper(moment: Moment, turns: Switch | None, layout: Layout) -> Callable:
     def with_step(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **others):
         options = transformer_options or {}
         schedule, sigmas = options.get("sample_sigmas"), options.get("sigmas", t)
         step, steps = step_of(float(sigmas.max()), [] if schedule is None else schedule.tolist())
+        place = replace(layout, text=0 if c_crossattn is None else c_crossattn.shape[1])
         try:
             if turns is not None:
                 moment.only = turns.live(Moment(step, steps))
             else:
                 moment.go(step, steps)
+            if moment.recorder is not None:
+                moment.recorder.begin(schedule, step, x.device)
+            for presence in moment.presences.values():
+                presence.go(step / steps, x.shape[2:], place, x.device)
             return executor(x, t, c_concat, c_crossattn, control, options, **others)
         finally:
             moment.go(0, 1)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import comfy.lora
@@ -12,6 +12,7 @@ from ..autolora_core.fusion.branches import Branch
 from ..autolora_core.fusion.kinds import few_step_reason
 from ..autolora_core.fusion.report import LoraOutcome
 from ..autolora_core.fusion.requests import Request, merge_same_files
+from ..autolora_core.fusion.terms import Term, terms_by_lora
 from ..autolora_core.lora.families import Family
 from ..autolora_core.wording import counted
 from . import bridge_loras
@@ -22,7 +23,8 @@ from .bridge_paths import model_family, throw_if_interrupted
 @dataclass
 class Prepared:
     """One entry a LoRA in ``loras``, ``halves`` (diffusion model), ``clip_patches`` (ComfyUI's, for the text encoders)
-    and ``outcomes``; the number of a LoRA is its place in them. ``absent``: requests of strength 0."""
+    and ``outcomes``; the number of a LoRA is its place in them. ``absent``: requests of strength 0. ``terms``: number →
+    when, where and in which blocks it is on; factors of blocks are in the branches already."""
 
     family: Family
     loras: list[LoadedLora]
@@ -30,6 +32,16 @@ class Prepared:
     clip_patches: list[dict[Any, Any]]
     outcomes: list[LoraOutcome]
     absent: list[Request]
+    terms: dict[int, Term] = field(default_factory=dict)
+
+    def factor(self, index: int, module: str) -> float:
+        """What a LoRA's strength is multiplied by at a module, without prefix."""
+        blocks = self.terms[index].blocks if index in self.terms else None
+        return 1.0 if blocks is None else blocks.of(module)
+
+    def passing(self, index: int) -> bool:
+        """Whether a LoRA is on for a while or in a place only."""
+        return index in self.terms and self.terms[index].passing
 
     @property
     def live(self) -> list[int]:
@@ -51,11 +63,11 @@ class Prepared:
         return {name: width for half in self.halves for name, width in half.channels.items()}
 
 
-def prepare(model: Any, clip: Any, requests: Iterable[Request]) -> Prepared:
+def prepare(model: Any, clip: Any, requests: Iterable[Request], terms: Sequence[Term] = ()) -> Prepared:
     """Read the files and match them with ``model`` (MODEL) and ``clip`` (CLIP or None); nothing is changed.
 
-    Raises ``SelectionError`` for a missing file, ``NothingMatchesError`` and ``FamilyError`` for a LoRA of another
-    base.
+    Raises ``SelectionError`` for a missing file and for terms that mean no LoRA or no block, ``NothingMatchesError``
+    and ``FamilyError`` for a LoRA of another base.
     """
     merged = merge_same_files((bridge_loras.resolve(request), request) for request in requests)
     loras = [_load(path, request) for path, request in merged if not request.absent]
@@ -66,7 +78,37 @@ def prepare(model: Any, clip: Any, requests: Iterable[Request]) -> Prepared:
     for lora, half, outcome in zip(loras, halves, outcomes, strict=True):
         bridge_loras.require_match(lora, half, outcome.clip_layers, clip, family)
     absent = [request for _, request in merged if request.absent]
-    return Prepared(family, loras, halves, patches, outcomes, absent)
+    ready = Prepared(family, loras, halves, patches, outcomes, absent, _terms(terms, [one for _, one in merged]))
+    _heed(ready, model)
+    return ready
+
+
+def _terms(terms: Sequence[Term], requests: Sequence[Request]) -> dict[int, Term]:
+    """By the numbers of the LoRAs that are not absent; a user counts them all."""
+    if not terms:
+        return {}
+    found = terms_by_lora(terms, [request.name for request in requests])
+    live = [number for number, request in enumerate(requests) if not request.absent]
+    return {index: found[number] for index, number in enumerate(live) if number in found}
+
+
+def _heed(ready: Prepared, model: Any) -> None:
+    """Bring the factors of blocks into the branches, and say what was asked for."""
+    modules = [name for name, _ in model.model.diffusion_model.named_modules() if name] if ready.terms else []
+    for index, term in ready.terms.items():
+        half, notes = ready.halves[index], ready.outcomes[index].notes
+        if term.blocks is not None:
+            term.blocks.check(modules)
+            scaled = ((branch, ready.factor(index, branch.module)) for branch in half.branches)
+            half.branches = [replace(branch, scale=branch.scale * by) for branch, by in scaled if by]
+            notes.append(f"strength by block: {term.blocks}")
+        if term.schedule is not None:
+            notes.append(f"strength along the sampling: {term.schedule}")
+        if term.mask is not None:
+            share = float(term.mask.mean())
+            notes.append(f"in {share:.0%} of the picture; layers without places, as of text, × {share:.2f}")
+        if term.passing and half.forwarded:
+            notes.append("its weight patches know neither time nor place: they are on always and everywhere")
 
 
 def _load(path: str, request: Request) -> LoadedLora:

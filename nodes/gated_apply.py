@@ -6,6 +6,7 @@ from typing import Any
 
 from ..autolora_core.fusion.methods.planner import METHODS, Settings
 from ..autolora_core.fusion.requests import requests_of
+from ..autolora_core.fusion.terms import terms_of
 
 MODES = ["auto", "gate", "sum", *METHODS]
 MODE_TIP = (
@@ -115,6 +116,11 @@ class AutoLoRAGatedApply:
                         "tooltip": "For switch: for how many steps each LoRA is on before the next one takes over.",
                     },
                 ),
+                "terms": ("LORA_TERMS", {"tooltip": "From LoRA Time and Place: when, where and in which blocks."}),
+                "record": (
+                    "BOOLEAN",
+                    {"default": False, "tooltip": "Note what passes of each LoRA, for Gate Heat Map. Costs some time."},
+                ),
             },
         }
 
@@ -137,12 +143,14 @@ class AutoLoRAGatedApply:
         mu: float = Settings.mu,
         swap_roles: bool = Settings.swap_roles,
         interval: int = Settings.interval,
+        terms: Any = None,
+        record: bool = False,
     ) -> tuple[Any, Any, str]:
         from .bridge import apply_loras
         from .bridge_methods import Wishes
 
         requests = requests_of(selection, lora_stack, strength)
         prompt = str((selection or {}).get("prompt") or "")
-        wishes = Wishes(mode, gate, Settings(density, mu, swap_roles, interval), prompt)
+        wishes = Wishes(mode, gate, Settings(density, mu, swap_roles, interval), prompt, terms_of(terms), record)
         applied = apply_loras(model, clip, requests, wishes)
         return applied.model, applied.clip, applied.report

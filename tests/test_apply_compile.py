@@ -11,6 +11,7 @@ import pytest
 import tiny_models
 import torch
 from apply_world import World, difference
+from comfy_local import pack_module
 from reference_fusion import random_vectors
 
 EXACT = 1e-4
@@ -103,3 +104,31 @@ def test_a_layer_has_few_graphs_however_many_steps(world, mode, graphs):
         for sigma in schedule[:-1]:
             wrapper(executor, x, sigma[None], transformer_options={"sample_sigmas": schedule})
     assert counter.frame_count == graphs and max(gaps) <= EXACT and difference(outs[0], outs[-1]) > 1e-3
+
+
+def test_schedule_and_mask_make_no_graph_a_step(world):
+    from torch._dynamo.testing import CompileCounter
+
+    core = pack_module("autolora_core.fusion.terms")
+    mask = torch.zeros(8, 8)
+    mask[:, :4] = 1
+    term = core.Term("a.safetensors", core.Schedule.parse("0: 1, 0.5: 0.5, 0.5: 0"), None, mask)
+    fused = world.fused(("a.safetensors", 1.0), ("b.safetensors", 0.7), mode="sum", terms=(term,))
+    bank, counter = fused.get_additional_models()[0].model, CompileCounter()
+    name = "joint_blocks.0.x_block.mlp.fc1"
+    layer, base = bank.layers[bank.names.index(name)], world.model.model.diffusion_model.get_submodule(name)
+    compiled_layer = torch.compile(layer, backend=counter)
+    (wrapper,) = [one for keyed in fused.wrappers.values() for those in keyed.values() for one in those]
+    tokens, gaps, outs = torch.randn(1, 4, base.in_features), [], []
+
+    def executor(*_):
+        outs.append(compiled_layer(tokens, base(tokens)))
+        gaps.append(difference(outs[-1], layer(tokens, base(tokens))))
+        return outs[-1]
+
+    levels = torch.linspace(1, 0, 13)
+    with torch.inference_mode():
+        for sigma in levels[:-1]:
+            wrapper(executor, torch.zeros(1, 16, 4, 4), sigma[None], transformer_options={"sample_sigmas": levels})
+    assert counter.frame_count == 1 and max(gaps) <= EXACT
+    assert difference(outs[0][:, ::2], outs[5][:, ::2]) > 1e-3 and difference(outs[0][:, 1::2], outs[5][:, 1::2]) == 0

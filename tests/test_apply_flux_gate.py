@@ -260,3 +260,28 @@ def test_all_304_gates_of_a_whole_file_arrive_at_their_own_layers(comfy, tmp_pat
     for name, layer in zip(bank.names, bank.layers, strict=True):
         assert layer.gates[0].stack.equal(torch.stack([tensors[f"{named[name][0]}.{vector}"] for vector in VECTORS]))
     assert sum(layer.gates[0].stack.shape[1] for layer in bank.layers) * 384 == 3_035_136
+
+
+@pytest.mark.slow
+def test_a_mask_finds_the_picture_behind_the_words(world, model):
+    """In a single block's one row of 16 words and 8×8 places: words get the mask's mean, places the mask."""
+    from comfy_local import pack_module
+
+    name = write_kohya(world, model, "kohya.safetensors")
+    mask = torch.zeros(64, 64)
+    mask[:, 32:] = 1
+    terms = pack_module("nodes.time_and_place").AutoLoRATimeAndPlace().say(mask=mask)[0]
+    torch.manual_seed(3)
+    fused = world.fused((name, 1.0), mode="sum", terms=terms)
+    fused.set_model_compute_dtype(torch.float32)
+    masked = run_once(fused)
+    layer = "single_blocks.0.linear1"
+    x, out = masked[layer][0]
+    lora, prefix = load_file(world.loras / name), kohya(layer)
+    down, up = (lora[f"{prefix}.lora_{side}.weight"].float() for side in ("down", "up"))
+    added = float(lora[f"{prefix}.alpha"]) / RANK * (x[0].float() @ down.T @ up.T)
+    base = model.model.diffusion_model.get_submodule(layer)
+    y0 = torch.nn.functional.linear(x[0].float(), base.weight.float(), base.bias.float())
+    wanted = torch.cat([torch.full((16,), 0.5), torch.tensor([0.0, 1.0]).repeat_interleave(4).repeat(8)])
+    gap = (out[0].float() - y0 - wanted[:, None] * added).abs().max()
+    assert gap <= 1e-4 * out.abs().max() < 0.1 * added.abs().max()

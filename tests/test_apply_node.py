@@ -164,8 +164,8 @@ def test_every_input_and_output_has_a_tooltip(world):
     settings = [spec[1] for group in inputs.values() for spec in group.values()]
     assert all(len(one["tooltip"]) > 20 for one in settings)
     assert len(kind.OUTPUT_TOOLTIPS) == len(kind.RETURN_TYPES) == len(kind.RETURN_NAMES)
-    sockets, settings = ["clip", "selection", "lora_stack"], ["density", "mu", "swap_roles", "interval"]
-    assert list(inputs["optional"]) == sockets + settings  # new ones at the end: saved workflows count widgets
+    sockets, settings = ["clip", "selection", "lora_stack"], ["density", "mu", "swap_roles", "interval", "terms"]
+    assert list(inputs["optional"]) == [*sockets, *settings, "record"]  # new at the end: saved workflows count
 
 
 def test_the_given_model_and_stack_are_not_changed(world):

@@ -14,21 +14,24 @@ from torch import Tensor
 from .gate import GateVectors, gated_update
 from .moment import Moment
 from .plan import Group, ModulePlan
-from .rules import Energy, energy_sum
+from .rules import Energy, energy_factor, energy_sum
 
 BranchOutput = Callable[[int], Tensor]
+Listener = Callable[[int, Tensor], None]  # a LoRA's number, and what of it is added to the layer
 VectorsOf = Callable[[int], GateVectors | None]
 START = Moment()
 
 
 def fuse(
-    y0: Tensor, plan: ModulePlan, output: BranchOutput, vectors: VectorsOf, dim: int = -1, moment: Moment = START
-) -> Tensor:
+    y0: Tensor, plan: ModulePlan, output: BranchOutput, vectors: VectorsOf, dim: int = -1, moment: Moment = START,
+    listen: Listener | None = None,
+) -> Tensor:  # fmt: skip
     """``y0`` plus the module's branches, as its groups' gates and rules have it at this ``moment`` of sampling.
 
     ``y0`` (…, d) or (n, d, …) with ``dim`` = 1; ``output(i)`` computes branch ``i`` on the layer's input, on that
     branch's own channels; ``vectors(g)`` gives the gate of group ``g`` on the right device, None for a plain sum.
-    The plan itself may be a skeleton, without tensors. ``y0`` is never changed; without groups it is returned itself.
+    The plan itself may be a skeleton, without tensors. ``listen`` is told what each LoRA adds. ``y0`` is never changed;
+    without groups it is returned itself.
     """
     out = y0
     for number, group in enumerate(plan.groups):
@@ -36,16 +39,32 @@ def fuse(
         loras = group.loras if group.rule is None else _live(group, plan, moment)
         if gate is None and not isinstance(group.rule, Energy):
             for index in (index for lora in loras for index in lora):
-                out = _add(out, y0, output(index), plan.branches[index].span(plan.channels), dim)
+                value = output(index)
+                if listen:
+                    listen(plan.branches[index].lora_index, value)
+                out = _add(out, y0, value, plan.branches[index].span(plan.channels), dim)
             continue
         base = y0.narrow(dim, group.start, group.stop - group.start)
         values = (_assemble(lora, base, group, plan, output, dim) for lora in loras)
+        members = [plan.branches[lora[0]].lora_index for lora in loras]
         if gate is None:
-            update = energy_sum(values, dim)
+            update = energy_sum(_heard(values, members, listen, dim), dim)
         else:
-            update = gated_update(base, values, gate, dim, group.tilts, moment.share)
+            tell = listen and (lambda number, term, own=members: listen(own[number], term))
+            update = gated_update(base, values, gate, dim, group.tilts, moment.share, tell)
         out = _add(out, y0, update, (group.start, group.stop), dim)
     return out
+
+
+def _heard(values: Iterable[Tensor], members: Sequence[int], listen: Listener | None, dim: int) -> Iterable[Tensor]:
+    """``values`` of an energy sum; its one factor is known only once all are there."""
+    if listen is None:
+        return values
+    values = list(values)
+    factor = energy_factor(values, dim)
+    for lora, value in zip(members, values, strict=True):
+        listen(lora, value * factor.to(value.dtype))
+    return values
 
 
 def _live(group: Group, plan: ModulePlan, moment: Moment) -> tuple[tuple[int, ...], ...]:

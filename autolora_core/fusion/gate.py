@@ -17,7 +17,7 @@ there are (:class:`Tilt`): shift_k is added to the logits and gain_k multiplies 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -123,11 +123,12 @@ def gate_values(y0: Tensor, branch: Tensor, vectors: GateVectors, dim: int = -1)
 def gated_update(
     y0: Tensor, branches: Iterable[Tensor], vectors: GateVectors, dim: int = -1,
     tilts: Sequence[Tilt] | None = None, u: Tensor | float = 0.0,
+    tell: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor | None:  # fmt: skip
     """``sum_k exp(gain_k)·w_out·g_k·y_k`` in the dtype of ``y0``; None when there is no branch.
 
     ``branches`` is consumed one by one, so a generator keeps only one branch output in memory at a time. ``tilts``: one
-    a branch; ``u`` in [0, 1], a number or a tensor without axes.
+    a branch; ``u`` in [0, 1], a number or a tensor without axes. ``tell`` is given each term with its number.
     """
     base, update = None, None
     for number, branch in enumerate(branches):
@@ -136,6 +137,8 @@ def gated_update(
         factor = _gate(base, branch, vectors, dim, shift) * _over_channels(vectors.weight_out.float(), y0, dim)
         factor = factor if gain is None else factor * gain
         term = factor.to(y0.dtype) * branch.to(y0.dtype)
+        if tell:
+            tell(number, term)
         update = term if update is None else update + term
     return update
 

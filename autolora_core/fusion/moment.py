@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .presence import Presence
+from .record import Recorder
+
 TOLERANCE = 1e-4
 
 
@@ -17,12 +20,15 @@ class Moment:
 
     ``step`` of ``steps`` counts from 0. ``only``: the one LoRA that is on, None for all. ``share`` is the progress once
     more, in a tensor without axes that is written in place: a compiled layer that reads it is compiled once.
+    ``presences``: LoRA number → its schedule and mask, of those that have any. ``recorder`` notes what passes.
     """
 
     step: int = 0
     steps: int = 1
     only: int | None = None
     share: Tensor = field(default_factory=lambda: torch.zeros(()), compare=False, repr=False)
+    presences: dict[int, Presence] = field(default_factory=dict, compare=False, repr=False)
+    recorder: Recorder | None = field(default=None, compare=False, repr=False)
 
     def go(self, step: int, steps: int) -> None:
         self.step, self.steps = step, steps

@@ -6,7 +6,7 @@ plan can be printed, compared and sent to a compiler.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,9 +77,20 @@ def energy_sum(values: Iterable[Tensor], dim: int = -1) -> Tensor | None:
         longest = length if longest is None else torch.maximum(longest, length)
     if total is None:
         return None
+    return total * _factor(total, longest, dim).to(total.dtype)
+
+
+def energy_factor(values: Sequence[Tensor], dim: int = -1) -> Tensor:
+    """What :func:`energy_sum` multiplies the sum of ``values`` by; broadcasts over ``dim``."""
+    longest = _length(values[0], dim)
+    for value in values[1:]:
+        longest = torch.maximum(longest, _length(value, dim))
+    return _factor(sum(values[1:], values[0]), longest, dim)
+
+
+def _factor(total: Tensor, longest: Tensor, dim: int) -> Tensor:
     length = _length(total, dim)
-    factor = torch.where(length > longest, longest / length, torch.ones_like(length))
-    return total * factor.to(total.dtype)
+    return torch.where(length > longest, longest / length, torch.ones_like(length))
 
 
 def _length(value: Tensor, dim: int) -> Tensor:

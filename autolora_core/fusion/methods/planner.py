@@ -22,6 +22,8 @@ from .rows import parts_of
 METHODS = ("energy", "ties", "dare", "magnitude", "klora", "np", "ssr", "switch", "composite")
 # Methods that need the model to be run in their own way: the step known, or several evaluations of each.
 STEPWISE = ("klora", "switch", "composite")
+# Methods that make one update of all LoRAs before sampling: none of them can be on for a while, or in a place.
+STATIC = (*dense.METHODS, "np", "ssr")
 Routed = tuple[ssr.Stack, Tensor]
 
 

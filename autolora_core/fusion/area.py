@@ -1,0 +1,94 @@
+"""A mask for one LoRA inside one forward pass: what of its output stays at each pixel or token of a layer.
+
+A layer whose tokens are places of the picture gets the mask, made as small as its grid. A layer that has no places
+(text, timestep) gets the mask's mean: a mask of ones is exactly the LoRA without a mask, one of zeros exactly no LoRA.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Layers that read text alone, whatever the number of their tokens.
+_TEXT = re.compile(
+    r"context_block|context_embedder|context_refiner|(^|[._])(txt|text)_|add_[qkv]_proj|to_add_out|attn2\.to_[kv]"
+    r"|cross_attn\.[kv](_|$)|ff_context|txt_in|cap_embedder"
+)
+# Layers whose tokens are text and picture in one row.
+_JOINT = re.compile(r"^(single_blocks|single_transformer_blocks|single_layers|single_stream_blocks|layers)\.")
+HALVINGS = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a network lays its tokens. ``patch``: latent pixels a token's side, None for a UNet, which halves its grid;
+    ``frames``: latent frames a token. ``text``: text tokens of this evaluation, 0 if unknown; in joint rows they come
+    first if ``text_first``, filled up to a multiple of ``multiple``.
+    """
+
+    patch: int | None = None
+    frames: int = 1
+    text: int = 0
+    text_first: bool = True
+    multiple: int = 1
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        return HALVINGS if self.patch is None else (self.patch,)
+
+    @property
+    def start(self) -> int:
+        """Where the picture begins in a joint row."""
+        return math.ceil(self.text / self.multiple) * self.multiple if self.text_first else 0
+
+
+class Area:
+    """One LoRA's mask over a latent of ``size`` (frames…, h, w). Weights are tensors of the mask's device, float32."""
+
+    def __init__(self, mask: Tensor, size: Sequence[int], layout: Layout):
+        *frames, height, width = size
+        times = math.prod(math.ceil(count / layout.frames) for count in frames)
+        self.layout, self.mean = layout, mask.float().mean()
+        self.planes, self.tokens = {}, {}
+        for side in layout.sides:
+            grid = (math.ceil(height / side), math.ceil(width / side))
+            if grid in self.planes:
+                continue
+            plane = F.adaptive_avg_pool2d(mask.float()[None, None], grid)[0, 0]
+            self.planes[grid] = plane
+            self.tokens[times * plane.numel()] = plane.flatten().repeat(times)
+        self._mask = mask.float()
+
+    def over(self, y: Tensor, module: str, dim: int) -> Tensor:
+        """What ``y``, an output of ``module`` with its channels at ``dim``, is multiplied by; it broadcasts."""
+        if dim == 1 and y.ndim >= 4:
+            return self._plane(tuple(y.shape[-2:]))
+        if _TEXT.search(module) or y.ndim < 3:
+            return self.mean
+        if y.ndim >= 5 and tuple(y.shape[-3:-1]) in self.planes:  # channels last, and the grid still a grid
+            return self.planes[tuple(y.shape[-3:-1])][..., None]
+        return self._row(y.shape[-2], bool(_JOINT.search(module)))
+
+    def _plane(self, grid: tuple[int, int]) -> Tensor:
+        if grid in self.planes:
+            return self.planes[grid]
+        return F.adaptive_avg_pool2d(self._mask[None, None], grid)[0, 0]
+
+    def _row(self, length: int, joint: bool) -> Tensor:
+        """(length, 1): the mask where the picture's tokens are, its mean at all others."""
+        if length in self.tokens:
+            return self.tokens[length][:, None]
+        if self.layout.patch is None:
+            return self.mean
+        row = next(iter(self.tokens.values()))
+        start = self.layout.start if joint else 0
+        rest = length - start - len(row)
+        if rest < 0:
+            return self.mean
+        return torch.cat([self.mean.expand(start), row, self.mean.expand(rest)])[:, None]
