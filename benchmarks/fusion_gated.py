@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from autolora_core.fusion.gate import EPS, VECTORS
 from autolora_core.fusion.plan import FusionPlan, Group, ModulePlan
 from autolora_core.fusion.training.parameters import spans_of
-from zoo.mmdit import MMDiT
 from zoo.multi_lora import target_layers
 
 RANK = 16
@@ -75,7 +74,7 @@ def _normed(x: Tensor) -> Tensor:
 class GatedNetwork:
     """``model`` is this network's own; its linear layers are replaced."""
 
-    def __init__(self, model: MMDiT, dtype: torch.dtype, compiled: bool):
+    def __init__(self, model: nn.Module, dtype: torch.dtype, compiled: bool):
         self.model, self.u, self.count = model.eval().requires_grad_(False), torch.zeros(()), 0
         for module in model.modules():
             if isinstance(module, nn.Linear):

@@ -25,7 +25,6 @@ from autolora_core.fusion.plan import FusionPlan, ModulePlan
 from autolora_core.fusion.rules import Energy, energy_sum
 from benchmarks.fusion_gated import GatedNetwork
 from zoo.autoencoder import Autoencoder, decode_latents
-from zoo.mmdit import MMDiT
 from zoo.multi_lora import target_layers
 from zoo.sampler import sample
 from zoo.text_bank import encode
@@ -49,7 +48,7 @@ class Course:
 class Network:
     """The base with exchangeable weights. ``dtype`` of linear layers and activations; norms stay in float32."""
 
-    def __init__(self, model: MMDiT, dtype: torch.dtype = torch.bfloat16, compiled: bool = False):
+    def __init__(self, model: nn.Module, dtype: torch.dtype = torch.bfloat16, compiled: bool = False):
         self.model, self.dtype, self.compiled = model.eval().requires_grad_(False), dtype, compiled
         self.layers: dict[str, nn.Linear] = {n: model.get_submodule(n) for n in target_layers(model)}  # type: ignore[misc]
         self.base = {name: layer.weight.detach().clone() for name, layer in self.layers.items()}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from benchmarks.fusion_cases import Case
 from benchmarks.fusion_entries import Entry
@@ -45,9 +46,12 @@ class Scope:
 class Runner:
     """Everything that draws and judges. ``drawn`` counts the pictures of this run."""
 
-    def __init__(self, shelf: Shelf, verdicts: Verdicts, steps: int, compiled: bool = False):
+    def __init__(
+        self, shelf: Shelf, verdicts: Verdicts, steps: int, compiled: bool = False, model: nn.Module | None = None
+    ):
+        """``model``: the base, the demo base if not given."""
         self.shelf, self.verdicts, self.drawn = shelf, verdicts, 0
-        self.network = Network(load_base(), torch.bfloat16, compiled)
+        self.network = Network(model or load_base(), torch.bfloat16, compiled)
         self.painter = Painter(self.network, load_autoencoder()[0], steps)
         self.critic, self.pictures = Critic(Judge.load()), Pictures.load()
         self.bench = Workbench(shelf, self.network)
