@@ -8,13 +8,14 @@ from .gated_apply import AutoLoRAGatedApply
 from .heat_map import AutoLoRAGateHeatMap
 from .minilm_clip import AutoLoRAMiniLMCLIPLoader
 from .retrieve import AutoLoRARetrieve
+from .save_merged import AutoLoRASaveMerged
 from .time_and_place import AutoLoRATimeAndPlace
 from .train_encoder import AutoLoRATrainEncoder
 from .train_gate import AutoLoRATrainFusionGate
 
 NODE_CLASSES = (
     AutoLoRAEncodeLibrary, AutoLoRARetrieve, AutoLoRAFindSimilar, AutoLoRAGatedApply, AutoLoRAMiniLMCLIPLoader,
-    AutoLoRATimeAndPlace, AutoLoRAGateHeatMap, AutoLoRATrainEncoder, AutoLoRATrainFusionGate,
+    AutoLoRATimeAndPlace, AutoLoRAGateHeatMap, AutoLoRASaveMerged, AutoLoRATrainEncoder, AutoLoRATrainFusionGate,
 )  # fmt: skip
 NODE_CLASS_MAPPINGS: dict[str, type] = {node.__name__: node for node in NODE_CLASSES}
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {node.__name__: node.TITLE for node in NODE_CLASSES}
