@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .conflict_report import AutoLoRAConflictReport
 from .encode_library import AutoLoRAEncodeLibrary
 from .find_similar import AutoLoRAFindSimilar
 from .gated_apply import AutoLoRAGatedApply
@@ -15,7 +16,8 @@ from .train_gate import AutoLoRATrainFusionGate
 
 NODE_CLASSES = (
     AutoLoRAEncodeLibrary, AutoLoRARetrieve, AutoLoRAFindSimilar, AutoLoRAGatedApply, AutoLoRAMiniLMCLIPLoader,
-    AutoLoRATimeAndPlace, AutoLoRAGateHeatMap, AutoLoRASaveMerged, AutoLoRATrainEncoder, AutoLoRATrainFusionGate,
+    AutoLoRATimeAndPlace, AutoLoRAConflictReport, AutoLoRAGateHeatMap, AutoLoRASaveMerged, AutoLoRATrainEncoder,
+    AutoLoRATrainFusionGate,
 )  # fmt: skip
 NODE_CLASS_MAPPINGS: dict[str, type] = {node.__name__: node for node in NODE_CLASSES}
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {node.__name__: node.TITLE for node in NODE_CLASSES}

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ..autolora_core.fusion.methods.planner import METHODS, STATIC, Blend
+from ..autolora_core.fusion.methods.planner import METHODS, Blend
 from ..autolora_core.fusion.plan import UNASKED, Standing, build_plan
 from ..autolora_core.fusion.report import fusion_report
 from ..autolora_core.fusion.requests import Request
@@ -49,12 +49,10 @@ def apply_loras(model: Any, clip: Any, requests: Iterable[Request], wishes: Wish
 
 def fuse_prepared(model: Any, clip: Any, ready: Prepared, wishes: Wishes) -> tuple[GateChoice, Blend]:
     """Which way is taken, and what every layer is to do; nothing is changed but notes of ``ready.outcomes``."""
-    inside, outcomes, loras = ready.inside, ready.outcomes, ready.loras
+    inside, outcomes, loras = ready.members(wishes.mode), ready.outcomes, ready.loras
     outside = [index for index in ready.live if outcomes[index].outside_gate]
-    if wishes.mode in STATIC:
-        for index in filter(ready.passing, inside):
-            outcomes[index].notes.append(f"kept beside mode {wishes.mode}, which knows neither time nor place")
-        inside = [index for index in inside if not ready.passing(index)]
+    for index in sorted({*ready.inside} - {*inside}):
+        outcomes[index].notes.append(f"kept beside mode {wishes.mode}, which knows neither time nor place")
     branches, channels = ready.branches, ready.channels
     if wishes.mode in METHODS:
         if len(inside) > 1:

@@ -10,6 +10,7 @@ import comfy.lora
 
 from ..autolora_core.fusion.branches import Branch
 from ..autolora_core.fusion.kinds import few_step_reason
+from ..autolora_core.fusion.methods.planner import STATIC
 from ..autolora_core.fusion.report import LoraOutcome
 from ..autolora_core.fusion.requests import Request, merge_same_files
 from ..autolora_core.fusion.terms import Term, terms_by_lora
@@ -52,6 +53,11 @@ class Prepared:
     def inside(self) -> list[int]:
         """Numbers of those that a gate or a mode may fuse."""
         return [i for i in self.live if self.halves[i].branches and not self.outcomes[i].outside_gate]
+
+    def members(self, mode: str) -> list[int]:
+        """Numbers of those that ``mode`` fuses: a mode that makes one update before sampling has none that come and
+        go."""
+        return [index for index in self.inside if not (mode in STATIC and self.passing(index))]
 
     @property
     def branches(self) -> list[Branch]:

@@ -21,6 +21,7 @@ SCRIPT = Path(__file__).parent / "browser" / "run_workflow.mjs"
 PACK_NODES = (
     "AutoLoRAEncodeLibrary", "AutoLoRARetrieve", "AutoLoRAFindSimilar", "AutoLoRAGatedApply",
     "AutoLoRAMiniLMCLIPLoader", "AutoLoRATrainEncoder", "AutoLoRATrainFusionGate",
+    "AutoLoRATimeAndPlace", "AutoLoRAConflictReport", "AutoLoRAGateHeatMap", "AutoLoRASaveMerged",
 )  # fmt: skip
 # Set to a folder to have pictures of the graphs after they ran (they are made anew for the README now and then).
 SCREENSHOTS = os.environ.get("AUTOLORA_SCREENSHOTS", "")

@@ -232,6 +232,7 @@ def test_all_nodes_are_registered(pack):
     assert set(pack.NODE_CLASS_MAPPINGS) == set(pack.NODE_DISPLAY_NAME_MAPPINGS) == {
         "AutoLoRAEncodeLibrary", "AutoLoRARetrieve", "AutoLoRAFindSimilar", "AutoLoRAGatedApply",
         "AutoLoRAMiniLMCLIPLoader", "AutoLoRATrainEncoder", "AutoLoRATrainFusionGate",
+        "AutoLoRATimeAndPlace", "AutoLoRAConflictReport", "AutoLoRAGateHeatMap", "AutoLoRASaveMerged",
     }  # fmt: skip
     for node in pack.NODE_CLASS_MAPPINGS.values():
         groups = node.INPUT_TYPES()
