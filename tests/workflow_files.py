@@ -9,6 +9,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+SHOWING = ("SaveImage", "PreviewImage")
 NOTES = {"Note", "MarkdownNote"}  # known to the front end alone
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
@@ -42,6 +43,12 @@ def api_wires(graph: dict[str, Any]) -> dict[tuple[str, str], list]:
         for name, value in body["inputs"].items()
         if isinstance(value, list)
     }
+
+
+def drawn(graph: dict[str, Any]) -> dict[str, bool]:
+    """Node that shows pictures → whether they are the model's, and not a map that one of our nodes drew."""
+    shows = {node: body["inputs"]["images"] for node, body in graph.items() if body["class_type"] in SHOWING}
+    return {node: graph[source]["class_type"] == "VAEDecode" for node, (source, _) in shows.items()}
 
 
 def schema(info: dict[str, Any]) -> dict[str, tuple[Any, dict[str, Any]]]:
