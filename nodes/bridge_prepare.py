@@ -9,7 +9,7 @@ from typing import Any
 import comfy.lora
 
 from ..autolora_core.fusion.branches import Branch
-from ..autolora_core.fusion.kinds import few_step_reason
+from ..autolora_core.fusion.kinds import few_step_reason, norms_reason
 from ..autolora_core.fusion.methods.planner import STATIC
 from ..autolora_core.fusion.report import LoraOutcome
 from ..autolora_core.fusion.requests import Request, merge_same_files
@@ -80,7 +80,7 @@ def prepare(model: Any, clip: Any, requests: Iterable[Request], terms: Sequence[
     family = model_family(model)
     outcomes = [_outcome(lora) for lora in loras]
     patches = _clip_patches(clip, loras, outcomes)
-    halves = _model_halves(model, loras, outcomes)
+    halves = _model_halves(model, loras, outcomes, family)
     for lora, half, outcome in zip(loras, halves, outcomes, strict=True):
         bridge_loras.require_match(lora, half, outcome.clip_layers, clip, family)
     absent = [request for _, request in merged if request.absent]
@@ -134,7 +134,7 @@ def _outcome(lora: LoadedLora) -> LoraOutcome:
     return outcome
 
 
-def _model_halves(model: Any, loras: list[LoadedLora], outcomes: list[LoraOutcome]) -> list[ModelHalf]:
+def _model_halves(model: Any, loras: list[LoadedLora], outcomes: list[LoraOutcome], family: Family) -> list[ModelHalf]:
     """Also counts, per LoRA, what matched. A fresh dict: ComfyUI's default argument is shared and grows."""
     key_map = comfy.lora.model_lora_keys_unet(model.model, {}) if loras else {}
     halves = []
@@ -146,8 +146,15 @@ def _model_halves(model: Any, loras: list[LoadedLora], outcomes: list[LoraOutcom
         if half.zero:
             outcome.notes.append(f"the update is zero in {counted(len(half.zero), 'layer')}")
         outcome.forwarded = half.reasons if lora.request.model else {}
+        _look_at_norms(outcome, half, family)
         halves.append(half)
     return halves
+
+
+def _look_at_norms(outcome: LoraOutcome, half: ModelHalf, family: Family) -> None:
+    if outcome.outside_gate is None:
+        outcome.outside_gate, hint = norms_reason(outcome.name, family.name, half.branches)
+        outcome.notes += [hint] if hint else []
 
 
 def _clip_patches(clip: Any, loras: list[LoadedLora], outcomes: list[LoraOutcome]) -> list[dict[Any, Any]]:

@@ -137,3 +137,14 @@ def test_a_unet_with_convolutions(comfy, tmp_path, monkeypatch):
 def test_a_batch_of_masks_is_refused():
     with pytest.raises(Exception, match="batch of 2"):
         terms(mask=torch.ones(2, 8, 8))
+
+
+def test_a_lora_with_the_norms_of_a_few_step_one_is_named_in_the_report(world):
+    """By its norms alone on the demo base; elsewhere it is a hint."""
+    from safetensors.torch import load_file
+
+    path = world.loras / world.lora("quiet.safetensors", seed=4)
+    tensors = load_file(path)
+    loud = {key: value * (4.0 if ".x_block." in key and "lora_up" in key else 1.0) for key, value in tensors.items()}
+    report = world.apply((world.file("loud.safetensors", loud), 1.0))[2]
+    assert "as few-step LoRAs do" in report and "few-step" not in world.apply(("quiet.safetensors", 1.0))[2]
