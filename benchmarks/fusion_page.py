@@ -11,90 +11,40 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.fusion_plots import BASELINES, IMAGES, OURS, OWN, Found, draw_all
-from benchmarks.results_file import REPO, RESULTS
+from benchmarks.fusion_page_forms import (
+    COLUMNS,
+    DIFFERENCES,
+    NOTHING,
+    REFERENCES,
+    bounded,
+    digits,
+    finely,
+    kept_form,
+    points,
+    share,
+    span,
+    table,
+)  # fmt: skip
+from benchmarks.fusion_page_gates import pieces, second_section
+from benchmarks.fusion_plots import BASELINES, IMAGES, OURS, OWN, PIECES, Found, draw_all
+from benchmarks.results_file import REPO, RESULTS, read_results
 
 PAGE, TRIED, SHEET = REPO / "docs" / "fusion.md", REPO / "docs" / "fusion_tried.md", IMAGES / "fusion_sheet.png"
-NOTHING = "–"
 # K → the least worst retention that ours should have.
 RETENTION_AIMS = {3: 0.95, 8: 0.85}
 SHELVES = {"sample": "a fair sample of the zoo's LoRAs", "scale": "all LoRAs of the zoo"}
-# Kept subjects are a quotient: beyond this the base had none right and it says nothing.
-SENSELESS = 100
-
-
-def share(value: float) -> str:
-    return f"{value:.0%}"
-
-
-def finely(value: float) -> str:
-    """For shares that are small."""
-    return f"{value:.1%}"
-
-
-def kept_form(value: float) -> str:
-    return f"{value:.2f}" if value < SENSELESS else NOTHING
-
-
-def points(value: float) -> str:
-    """A difference of shares, in points of a hundred."""
-    return f"{100 * value:+.1f}"
-
-
-def digits(many: int, sign: str = "") -> Callable[[float], str]:
-    return lambda value: f"{value:{sign}.{many}f}"
-
-
-COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("subject", "subject", share),
-    ("style", "style", share),
-    ("hmean", "harmonic mean", share),
-    ("worst_retention", "worst retention", digits(2)),
-    ("distance", "distance", digits(3)),
-    ("unasked_shift", "unasked shift", digits(3)),
-    ("unasked_kept", "unasked kept", kept_form),
-    ("seconds", "seconds", digits(2)),
-    ("memory_mb", "MB", digits(0)),
-)
-DIFFERENCES = (
-    ("joint", "both right", points),
-    ("subject", "subject", points),
-    ("style", "style", points),
-    ("hmean", "harmonic mean", points),
-    ("worst_retention", "worst retention", digits(3, "+")),
-    ("distance", "distance", digits(3, "+")),
-)
-REFERENCES = (
-    ("real", "the real picture itself"),
-    ("base", "the base without any LoRA"),
-    ("subject", "the subject's LoRA alone"),
-    ("style", "the style's LoRA alone"),
-    ("own", "the subject's LoRA alone, asked for the subject in no style"),
-)
-
-
-def span(bounds: tuple[float | None, float | None], form: Callable[[float], str]) -> str:
-    return "" if None in bounds else f"[{form(bounds[0])}, {form(bounds[1])}]"
-
-
-def bounded(row: Mapping[str, Any] | None, form: Callable[[float], str]) -> str:
-    """A value with its interval."""
-    return f"{form(row['value'])} {span((row['low'], row['high']), form)}".strip() if row else NOTHING
-
-
-def table(head: tuple[str, ...], lines: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in ([*head], ["--"] * len(head), *lines))
-
-
 def bold(name: str) -> str:
     return f"**{name}**" if name == OURS else name
 
 
-def page(results: Mapping[str, Any], tried: str | None = None, sheet: bool = False) -> str:
-    """The whole page. ``tried``: the text written by hand; ``sheet``: whether the sheet of pictures is there."""
+def page(
+    results: Mapping[str, Any], tried: str | None = None, sheet: bool = False, second: Mapping[str, Any] | None = None
+) -> str:
+    """The whole page. ``tried``: the text written by hand; ``sheet``: whether the sheet of pictures is there;
+    ``second``: results of the second architecture."""
     found = Found.of(results)
     parts = [
         "# Fusing LoRAs: how much stays of what was asked for",
@@ -104,11 +54,13 @@ def page(results: Mapping[str, Any], tried: str | None = None, sheet: bool = Fal
         _methods(found),
         *(_at(found, k) for k in found.ks),
         _differences(found),
+        pieces(found),
         "## In plots",
         "![Both right, by method and K](images/fusion_joint.png)\n"
         "![Right subjects against right styles](images/fusion_subject_style.png)\n"
         "![Worst retention over K](images/fusion_retention.png)",
         _aims(found),
+        second_section(second) if second else "",
     ]
     if sheet:
         parts.append("## Pictures\n\nPairs drawn by a fixed seed, failures included; the first picture of each.\n\n"
@@ -166,7 +118,7 @@ def _methods(found: Found) -> str:
 def _few(found: Found) -> str:
     """Which methods were drawn for too few pairs to stand beside the others."""
     told = []
-    for name in found.names:
+    for name in (name for name in found.names if name not in PIECES):
         if short := [f"{found.pairs(k, name)} at K = {k}" for k in found.ks if name in found.few(k)]:
             told.append(f"{name} ({', '.join(short)})")
     return f"Measured on too few pairs to be compared with the others: {'; '.join(told)}." if told else ""
@@ -256,9 +208,10 @@ def _bystander(found: Found, k: int, name: str | None) -> str:
     return f"kept {bounded(kept, kept_form)}, shift {bounded(shift, digits(3))}, {kept['pairs']} pairs"
 
 
-def inserts() -> tuple[str | None, bool]:
-    """What lies beside the results: the text written by hand, and whether there is a sheet."""
-    return TRIED.read_text(encoding="utf-8") if TRIED.exists() else None, SHEET.exists()
+def inserts() -> tuple[str | None, bool, Mapping[str, Any] | None]:
+    """What lies beside the results: the text written by hand, whether there is a sheet, the second architecture."""
+    tried = TRIED.read_text(encoding="utf-8") if TRIED.exists() else None
+    return tried, SHEET.exists(), read_results("fusion_second")
 
 
 def main() -> None:

@@ -34,10 +34,26 @@ BASELINES = {
 OWN = {
     OURS: "our gate: loudness by role and layer, LoRAs as loud as the prompt asks for them",
     "sum-asked": "the plain sum, LoRAs as loud as the prompt asks for them: ours without its gains",
-    "scalar": "a gate of a few numbers for each kind of layer, trained on the flow loss",
+    "scalar": "a gate of five numbers for each kind of layer, trained on flow and published contrastive loss",
+    "naming": "a gate of vectors per channel with roles, time and K, trained on our naming loss",
+    "naming-routed": "naming, on SSR's routed branches",
+    "naming-unroled": "naming, subjects and styles alike",
+    "naming-untimed": "naming, the same at every step",
+    "naming-uncounted": "naming, not scaled by K",
+    "flow": "the gate of naming, trained on true composites with the flow loss alone",
+    "flow-contrast": "flow, and the published contrastive loss",
+    "flow-contrast-routed": "the same on SSR's routed branches",
     "ours-unasked": "our gate, not told which LoRAs the prompt asks for",
     "ours-unroled": "our gate, not told what is a style: subjects' and styles' gains are their mean",
 }
+
+
+# Compared on fewer pairs, if need be, in a table of their own: the published gate, and ours with something changed.
+PIECES = (
+    "paper", "paper-global", "naming", "naming-unroled", "naming-untimed", "naming-uncounted", "naming-routed", "flow",
+    "flow-contrast", "flow-contrast-routed", "scalar", "ours-unasked", "ours-unroled",
+)  # fmt: skip
+PIECES_AGAINST = "sum-asked"
 
 
 @dataclass(frozen=True)
@@ -81,18 +97,26 @@ class Found:
     def value(self, measure: str, k: int, method: str) -> float | None:
         return self.figures.get(f"{measure}_k{k}_{method}")
 
-    def methods(self, k: int) -> list[str]:
+    def measured(self, k: int) -> list[str]:
         """Best joint first."""
         there = [name for name in self.names if self.value("joint", k, name) is not None]
         return sorted(there, key=lambda name: [-(self.value(what, k, name) or 0) for what in ("joint", "hmean")])
+
+    def methods(self, k: int) -> list[str]:
+        """Those that stand beside each other; pieces drawn for few pairs have a table of their own."""
+        return [name for name in self.measured(k) if name not in PIECES or name not in self.few(k)]
+
+    def pieces(self, k: int) -> list[str]:
+        """Of :data:`PIECES` those that can be compared with the plain sum of what is asked for, pair by pair."""
+        return [name for name in PIECES if ("joint", k, name, PIECES_AGAINST) in self.differences]
 
     def pairs(self, k: int, method: str) -> int:
         return self.rows[f"joint_k{k}_{method}"]["pairs"]
 
     def few(self, k: int) -> list[str]:
         """Methods drawn for too few of the pairs, by the rule by which the results choose the best baseline."""
-        most = max(self.pairs(k, name) for name in self.methods(k))
-        return [name for name in self.methods(k) if self.pairs(k, name) < WHOLE * most]
+        most = max(self.pairs(k, name) for name in self.measured(k))
+        return [name for name in self.measured(k) if self.pairs(k, name) < WHOLE * most]
 
     def rivals(self, k: int) -> list[str]:
         """Baselines that ours can be compared with."""
