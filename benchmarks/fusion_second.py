@@ -127,7 +127,7 @@ def universal_vectors(gate: Gate, layers: Mapping[str, nn.Linear]) -> dict[str, 
         for kind, width in kinds:
             parts = gate.numbers[kind].shape[1]
             rows += [gate.numbers[kind][:, part].expand(5, width // parts) for part in range(parts)]
-            tables += [(gate._table(kind)[part], width / parts) for part in range(parts)]
+            tables += [(gate.table(kind)[part], width / parts) for part in range(parts)]
             powers.append((gate.powers[kind], width))
         found |= _entries(name, torch.cat(rows, 1).detach(), tables, powers)
     return found

@@ -132,13 +132,13 @@ class Gate(nn.Module):
         if not self.shared:
             base_scale, base_bias, lora_scale, lora_bias = self.norms[key].unbind(0)
             base, lora = base * base_scale + base_bias, lora * lora_scale + lora_bias
-        constant, slope = self._table(key)[:, roles].permute(1, 2, 4, 3, 0).unbind(2)  # (b, S, 2, parts) each
+        constant, slope = self.table(key)[:, roles].permute(1, 2, 4, 3, 0).unbind(2)  # (b, S, 2, parts) each
         shift, gain = (constant + (2 * u - 1).view(-1, 1, 1, 1) * slope)[:, :, :, None, :, None].unbind(2)
         gain = gain + self.powers[key] * torch.log(2 / count.clamp_min(1)).view(-1, 1, 1, 1, 1)
         logits = lora * (w_lora + base * w_cross) + base * w_base + bias + shift
         return (gain.exp() * w_out * torch.sigmoid(logits) * y).sum(dim=1).flatten(-2)
 
-    def _table(self, key: str) -> Tensor:
+    def table(self, key: str) -> Tensor:
         """(parts, role, shift or gain, constant or slope)."""
         table = self.roles[key]
         if not self.roled:
@@ -152,7 +152,7 @@ class Gate(nn.Module):
         for name, layer in self.layers.items():
             key, spans = self.key(name), spans_of(name, layer.out_features)
             parts, width = len(spans), layer.out_features // len(spans)
-            numbers, table = self.numbers[key].expand(5, parts, width), self._table(key)
+            numbers, table = self.numbers[key].expand(5, parts, width), self.table(key)
             unit = torch.stack([torch.ones(parts, width), torch.zeros(parts, width)] * 2)
             norms = unit if self.shared else self.norms[key]
             for part, (entry, _, _) in enumerate(spans):

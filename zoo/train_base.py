@@ -166,18 +166,20 @@ def loss_path() -> Path:
     return zoo_dir("base") / "loss.csv"
 
 
-def forget_after(step: int) -> None:
+def forget_after(step: int, path: Path | None = None) -> None:
     """Take away what was logged after the saved state: those steps are done again."""
-    if not loss_path().exists():
+    path = path or loss_path()
+    if not path.exists():
         return
-    head, *rows = loss_path().read_text(encoding="utf-8").splitlines()
+    head, *rows = path.read_text(encoding="utf-8").splitlines()
     kept = [row for row in rows if int(row.split(",")[0]) <= step]
-    write_atomic(loss_path(), lambda tmp: tmp.write_text("\n".join([head, *kept, ""]), encoding="utf-8"))
+    write_atomic(path, lambda tmp: tmp.write_text("\n".join([head, *kept, ""]), encoding="utf-8"))
 
 
-def write_log(step: int, spent: float, loss: float) -> None:
-    new = not loss_path().exists()
-    with loss_path().open("a", newline="", encoding="utf-8") as handle:
+def write_log(step: int, spent: float, loss: float, path: Path | None = None) -> None:
+    path = path or loss_path()
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle)
         if new:
             writer.writerow(["step", "seconds", "loss"])

@@ -32,7 +32,7 @@ from zoo.samples import draw_sheet
 from zoo.scale_plan import subject_part
 from zoo.second_arch import SmallFlux
 from zoo.splits import Splits, unit
-from zoo.train_base import EMA, attach, draw_times, flow_loss, learning_rate, slots_of
+from zoo.train_base import EMA, attach, draw_times, flow_loss, forget_after, learning_rate, slots_of, write_log
 from zoo.train_loras import Group, make_bank
 
 log = logging.getLogger("zoo.second")
@@ -58,6 +58,7 @@ class Training:
             for key, value in load_file(str(folder() / "state.safetensors")).items():
                 self.state[key].copy_(value)
             log.info("going on after %d steps", int(self.state["clock"][1]))
+        forget_after(int(self.state["clock"][1]), folder() / "loss.csv")
         self.grads = torch.zeros_like(start)
         attach(self.model, self.slots, self.state["params"], self.grads)
         self.fast = torch.compile(self.model, dynamic=False) if compiled else self.model
@@ -97,9 +98,7 @@ class Training:
 
     def log(self, loss: float) -> None:
         seconds, step = self.clock
-        with (folder() / "loss.csv").open("a", encoding="utf-8", newline="\n") as handle:
-            handle.write(f"{step},{seconds:.1f},{loss:.5f}\n")
-        log.info("step %d  %.0f s  loss %.4f", step, seconds, loss)
+        write_log(step, seconds, loss, folder() / "loss.csv")
 
     def save(self) -> None:
         write_atomic(folder() / "state.safetensors", lambda tmp: save_file(self.state, str(tmp)))
