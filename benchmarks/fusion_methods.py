@@ -5,7 +5,6 @@ A method is a function of a workbench and the ids of the LoRAs; ``fusion_entries
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -188,17 +187,9 @@ def gated(
         own = by_module(branches)
         branches = [b for name, parts in own.items() for b in (route(*found[name]) if name in found else parts)]
     plan = build_plan(branches, bench.network.channels, gates=vectors, standings=standings)
-    if not plan.timed and all(is_flat(group.vectors) for own in plan.modules.values() for group in own.groups):
+    if not plan.timed and all(g.vectors is None or g.vectors.flat for own in plan.modules.values() for g in own.groups):
         return still(bench.network.weights(flat_updates(plan)))
     return Course(plan=plan)
-
-
-def is_flat(vectors: GateVectors | None) -> bool:
-    """Whether a gate lets the same through whatever it sees: then it is a factor a channel."""
-    if vectors is None:
-        return True
-    seen = (vectors.weight_lora, vectors.weight_cross, vectors.weight_base)
-    return not any(v is not None and bool(v.any()) for v in seen)
 
 
 def flat_updates(plan: FusionPlan) -> dict[str, Tensor]:
@@ -219,8 +210,7 @@ def flat_updates(plan: FusionPlan) -> dict[str, Tensor]:
 def _flat_factor(group: Group, number: int) -> Tensor | None:
     if group.vectors is None:
         return None
-    tilt = group.tilts[number] if group.tilts else Tilt()
-    return group.vectors.weight_out * torch.sigmoid(group.vectors.bias + tilt.shift[0]) * math.exp(tilt.gain[0])
+    return group.vectors.rest(group.tilts[number] if group.tilts else Tilt(), 0.5).float()
 
 
 def summed(bench: Workbench, ids: Sequence[str]) -> Course:

@@ -60,7 +60,7 @@ class FusionLayer(nn.Module):
 
         if recorder is None:
             return fuse(y0, self.plan, output, vectors, self.dim, self.moment)
-        recorder.base(module, y0)
+        recorder.base(module, y0, self.moment.only)
         return fuse(y0, self.plan, output, vectors, self.dim, self.moment, partial(recorder.passed, module))
 
 

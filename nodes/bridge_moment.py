@@ -26,6 +26,8 @@ def follow_steps(
     the network's tokens, for LoRAs that are on in a place.
     """
     patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, _stepper(moment, turns, layout or Layout()))
+    if moment.presences:
+        patcher.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, key, _sizer(moment))
 
 
 def compose(patcher: Any, key: str, moment: Moment, order: Sequence[int]) -> None:
@@ -38,11 +40,26 @@ def compose(patcher: Any, key: str, moment: Moment, order: Sequence[int]) -> Non
     patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, _composer(moment, tuple(order)))
 
 
+def _sizer(moment: Moment) -> Callable:
+    """Tells how large the whole latent is: a conditioning with an area runs the model on a part of it."""
+
+    def with_size(executor, model, conds, x_in, timestep, model_options):
+        moment.size = tuple(x_in.shape[2:])
+        try:
+            return executor(model, conds, x_in, timestep, model_options)
+        finally:
+            moment.size = None
+
+    return with_size
+
+
 def _stepper(moment: Moment, turns: Switch | None, layout: Layout) -> Callable:
     def with_step(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **others):
         options = transformer_options or {}
         schedule, sigmas = options.get("sample_sigmas"), options.get("sigmas", t)
         step, steps = step_of(float(sigmas.max()), [] if schedule is None else schedule.tolist())
+        size = tuple(x.shape[2:])
+        size = size if len(size) > 1 and moment.size in (None, size) else None
         place = replace(layout, text=0 if c_crossattn is None else c_crossattn.shape[1])
         try:
             if turns is not None:
@@ -52,7 +69,7 @@ def _stepper(moment: Moment, turns: Switch | None, layout: Layout) -> Callable:
             if moment.recorder is not None:
                 moment.recorder.begin(schedule, step, x.device)
             for presence in moment.presences.values():
-                presence.go(step / steps, x.shape[2:], place, x.device)
+                presence.go(step / steps, size, place, x.device)
             return executor(x, t, c_concat, c_crossattn, control, options, **others)
         finally:
             moment.go(0, 1)

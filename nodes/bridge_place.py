@@ -4,10 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..autolora_core.errors import FamilyError
 from ..autolora_core.fusion.area import Layout
-from .bridge_paths import model_family
+from ..autolora_core.lora.families import Family
 
-PICTURE_FIRST = ("hunyuan_video", "hidream")  # families whose joint blocks have the picture before the text
+# Families whose layout was looked up in ComfyUI: text and picture apart, or text first in joint rows. In others text
+# may come last, or further tokens stand between, and a mask would lie beside the picture.
+PLACED = (
+    "sd15", "sd2", "sdxl", "sd3", "emoji", "flux", "flux2", "chroma", "qwen_image", "z_image", "lumina2", "wan",
+)  # fmt: skip
+
+
+def require_places(model: Any, family: Family) -> None:
+    """Raises ``FamilyError`` where nobody knows which token is which place of the picture."""
+    if family.name in PLACED and getattr(model.model.diffusion_model, "ref_conv", None) is None:
+        return
+    raise FamilyError(
+        f"a mask cannot be placed on a model of family {family.name}",
+        key="mask",
+        fix=f"leave the mask out; it works on {', '.join(name for name in PLACED if name != 'emoji')}",
+    )
 
 
 def layout_of(model: Any) -> Layout:
@@ -16,5 +32,4 @@ def layout_of(model: Any) -> Layout:
     patch, frames = getattr(network, "patch_size", None), 1
     if isinstance(patch, (tuple, list)):
         frames, patch = (patch[0] if len(patch) == 3 else 1), patch[-1]
-    multiple = getattr(network, "pad_tokens_multiple", None) or 1
-    return Layout(patch, frames, text_first=model_family(model).name not in PICTURE_FIRST, multiple=multiple)
+    return Layout(patch, frames, multiple=getattr(network, "pad_tokens_multiple", None) or 1)

@@ -19,6 +19,7 @@ from ..autolora_core.wording import counted
 from . import bridge_loras
 from .bridge_loras import LoadedLora, ModelHalf
 from .bridge_paths import model_family, throw_if_interrupted
+from .bridge_place import require_places
 
 
 @dataclass
@@ -90,12 +91,12 @@ def prepare(model: Any, clip: Any, requests: Iterable[Request], terms: Sequence[
 
 
 def _terms(terms: Sequence[Term], requests: Sequence[Request]) -> dict[int, Term]:
-    """By the numbers of the LoRAs that are not absent; a user counts them all."""
+    """By the numbers of the LoRAs that are not absent: those come first, as in the report."""
     if not terms:
         return {}
-    found = terms_by_lora(terms, [request.name for request in requests])
-    live = [number for number, request in enumerate(requests) if not request.absent]
-    return {index: found[number] for index, number in enumerate(live) if number in found}
+    live = [request.name for request in requests if not request.absent]
+    absent = [request.name for request in requests if request.absent]
+    return {number: term for number, term in terms_by_lora(terms, [*live, *absent]).items() if number < len(live)}
 
 
 def _heed(ready: Prepared, model: Any) -> None:
@@ -111,6 +112,7 @@ def _heed(ready: Prepared, model: Any) -> None:
         if term.schedule is not None:
             notes.append(f"strength along the sampling: {term.schedule}")
         if term.mask is not None:
+            require_places(model, ready.family)
             share = float(term.mask.mean())
             notes.append(f"in {share:.0%} of the picture; layers without places, as of text, × {share:.2f}")
         if term.passing and half.forwarded:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 from ..autolora_core.errors import SelectionError
@@ -13,30 +14,37 @@ KEY = "autolora_recorder"
 
 
 def record(patcher: Any, made: Blend, names: Sequence[str]) -> Recorder | None:
-    """Give ``patcher`` (a clone of ours) a recorder for ``made``, or the reason why there can be none."""
+    """Give ``patcher`` (a clone of ours) a recorder for ``made``, beside those of Apply nodes before it.
+
+    Where there is nothing to watch, the reason is noted instead.
+    """
+    before = patcher.get_attachment(KEY) or ()
+    reason = None
     if made.plan.mode in STATIC:
-        why = f"mode {made.plan.mode} makes one update of all LoRAs before sampling: nothing passes or not on the way"
-        patcher.set_attachments(KEY, why)
-        return None
-    recorder = Recorder(names, list(made.plan.modules))
-    patcher.set_attachments(KEY, recorder)
+        reason = f"mode {made.plan.mode} makes one update of all LoRAs before sampling: nothing is left to pass or not"
+    elif not made.plan.modules:
+        reason = "all updates went to ComfyUI's weight patches, which are on always"
+    recorder = None if reason else Recorder(names, list(made.plan.modules))
+    patcher.set_attachments(KEY, (*before, reason or recorder))
     return recorder
 
 
 def last_heat(model: Any) -> Heat:
-    """What the recorder of a MODEL noted. Raises ``SelectionError`` where there is none, or nothing was sampled."""
-    found = model.get_attachment(KEY)
-    if found is None:
+    """What the recorders of a MODEL noted. Raises ``SelectionError`` where there is none, or nothing was sampled."""
+    found = model.get_attachment(KEY) or ()
+    recorders = [one for one in found if isinstance(one, Recorder)]
+    if not found:
         raise SelectionError(
             "no record was made of this model", key="model",
             fix="switch record on in Gated Multi-LoRA Apply, and connect its model here and to the sampler",
         )  # fmt: skip
-    if isinstance(found, str):
-        raise SelectionError(found, key="mode", fix="choose gate, sum, energy, klora, switch or composite")
-    heat = found.heat()
+    if not recorders:
+        raise SelectionError(found[-1], key="mode", fix="choose gate, sum, energy, klora, switch or composite")
+    heat = reduce(Heat.beside, [one.heat() for one in recorders])
     if not heat.steps:
         raise SelectionError(
             "this model was not sampled since its LoRAs were applied", key="samples",
-            fix="connect the latent of the sampler that this model goes to",
+            fix="connect the latent of the sampler that this model goes to; if it is, its result came from ComfyUI's "
+            "cache: change the seed",
         )  # fmt: skip
     return heat

@@ -118,7 +118,7 @@ def test_schedule_and_mask_make_no_graph_a_step(world):
     name = "joint_blocks.0.x_block.mlp.fc1"
     layer, base = bank.layers[bank.names.index(name)], world.model.model.diffusion_model.get_submodule(name)
     compiled_layer = torch.compile(layer, backend=counter)
-    (wrapper,) = [one for keyed in fused.wrappers.values() for those in keyed.values() for one in those]
+    (wrapper,) = [one for those in fused.wrappers["apply_model"].values() for one in those]
     tokens, gaps, outs = torch.randn(1, 4, base.in_features), [], []
 
     def executor(*_):

@@ -129,9 +129,44 @@ def test_a_unet_with_convolutions(comfy, tmp_path, monkeypatch):
     assert torch.equal(sampled(world.fused(a, mode="sum", terms=terms(mask=torch.ones(64, 64)))), plain)
     half = torch.zeros(64, 64)
     half[:, :32] = 1
-    once = sampled(world.fused(a, mode="sum", terms=terms(mask=half)))
-    base = sampled(world.model)
-    assert difference(once, base) > 1e-5 and difference(once, plain) > 1e-5
+    conv, kept = "input_blocks.1.0.in_layers.2", []
+    masked = world.fused(a, mode="sum", terms=terms(mask=half))
+    module = masked.model.get_submodule("diffusion_model." + conv)
+    handle = module.register_forward_hook(lambda _, args, out: kept.append((args[0], out)))
+    sampled(masked)
+    handle.remove()
+    for x, out in kept:
+        added = out - torch.nn.functional.conv2d(x, module.weight, module.bias, padding=1)
+        assert added[..., 4:].abs().max() < 1e-5 < 1e-3 < added[..., :4].abs().max()
+
+
+def test_a_conditioning_with_an_area_of_its_own_gets_the_mean(world):
+    """The model is run on a part of the picture, and nobody tells which: the mask must not be laid over that part."""
+    import comfy.sample
+
+    a, _ = two(world)
+    left = torch.zeros(64, 64)
+    left[:, :32] = 1
+    noise = torch.randn(1, 16, 4, 8, generator=torch.Generator().manual_seed(0))
+    words = tiny_models.conditioning(11)
+    outs = []
+    for mask, area in ((left, True), (torch.full((64, 64), 0.5), True), (left, False), (1 - left, False)):
+        cond = [[words[0][0], {**words[0][1], **({"area": (4, 4, 0, 4)} if area else {})}]]
+        model = world.fused(a, mode="sum", terms=terms(mask=mask))
+        outs.append(
+            comfy.sample.sample(model, noise, 2, 1.0, "euler", "simple", cond, cond, torch.zeros_like(noise), seed=0,
+                                disable_pbar=True)
+        )  # fmt: skip
+    assert torch.equal(outs[0], outs[1])
+    assert difference(outs[2], outs[3]) > 1e-3
+
+
+def test_a_model_whose_layout_nobody_knows_takes_no_mask(world, monkeypatch):
+    a, _ = two(world)
+    monkeypatch.setattr(pack_module("nodes.bridge_place"), "PLACED", ("flux",))
+    with pytest.raises(Exception, match=r"mask cannot be placed on a model of family sd3.*flux"):
+        world.fused(a, terms=terms(mask=torch.ones(8, 8)))
+    assert world.fused(a, terms=terms(schedule="0-0.5")) is not world.model
 
 
 def test_a_batch_of_masks_is_refused():

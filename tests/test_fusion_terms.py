@@ -61,7 +61,10 @@ def test_whom_a_term_means():
     schedule, blocks = Schedule.parse("0-0.5"), BlockFactors.parse("a: 0")
     found = terms_by_lora([Term("*", schedule), Term("CASTLE", None, blocks), Term("1", Schedule.parse("0: 2"))], names)
     assert found[1] == Term("*", schedule, blocks) and found[0].schedule.at(0) == 2
-    assert Term("*ink*").means(1, names[0]) and not Term("2").means(1, names[0])
+    assert Term("*ink*").meant(names) == [0] == Term("styles\\ink").meant(names) and Term("2").meant(names) == [1]
+    assert Term("styles").meant(names) == [] and Term("9").meant([*names, "v9.safetensors"]) == [2]
+    assert Term("ink").meant([*names, "ink_old.safetensors"]) == [0]  # the whole name before parts of others
+    assert Term("²").meant(names) == [] and Term(mask=MASK) == Term(mask=1 - MASK)
     with pytest.raises(SelectionError, match=r"'fox'.*Ink"):
         terms_by_lora([Term("fox")], names)
     with pytest.raises(SelectionError, match="Time and Place"):
@@ -96,8 +99,8 @@ def test_tokens_of_every_kind_of_layer():
     assert torch.equal(weights("joint_blocks.0.context_block.attn.qkv", 16), torch.full((16,), 0.5))
     assert torch.equal(weights("transformer_blocks.0.attn.to_q", 24), torch.cat([half, mean]))  # an edit's reference
     assert area.over(torch.ones(2, 5), "double_blocks.0.img_mod.lin", -1) == 0.5
-    late = Area(MASK, (8, 8), Layout(patch=2, text=8, text_first=False))
-    assert torch.equal(late.over(y, "single_blocks.0.linear1", -1)[:, 0], torch.cat([half, mean]))
+    part = Area(MASK, None, Layout(patch=2, text=8))
+    assert part.over(y, "single_blocks.0.linear1", -1) == 0.5 == part.over(torch.ones(1, 3, 8, 8), "conv", 1)
     padded = Area(MASK, (8, 8), Layout(patch=2, text=5, multiple=8))
     assert torch.equal(padded.over(y, "layers.3.attention.qkv", -1)[:, 0], torch.cat([mean, half]))
 

@@ -43,7 +43,7 @@ def test_what_passes_a_gate_is_measured_in_the_model(world):
     world.gate({FC1: vectors})
     model = world.fused(a, b, mode="gate", record=True)
     calls = calls_of(model, 3)
-    recorder = model.get_attachment(pack_module("nodes.bridge_record").KEY)
+    (recorder,) = model.get_attachment(pack_module("nodes.bridge_record").KEY)
     found = recorder.heat()
     row = found.modules.index(FC1)
     weight, bias = world.state[FC1 + ".weight"].double(), world.state[FC1 + ".bias"].double()
@@ -102,6 +102,52 @@ def test_errors_say_what_to_do(world):
         heat(world.fused(a, b, record=True))
     with pytest.raises(Exception, match="mode ties makes one update"):
         heat(world.fused(a, b, mode="ties", record=True))
+
+
+def test_two_apply_nodes_are_shown_side_by_side(world):
+    a, b = two(world)
+    first = world.fused(a, mode="sum", record=True)
+    both = world.fused(b, mode="sum", record=True, model=first)
+    merged = world.fused(b, mode="ties", record=True, model=first)
+    tiny_models.sample(both, steps=2)
+    assert [one["name"] for one in heat(both)["loras"]] == [a[0], b[0]]
+    tiny_models.sample(merged, steps=2)
+    assert [one["name"] for one in heat(merged)["loras"]][0] == a[0]
+
+
+def test_weight_patches_alone_have_nothing_to_show(world):
+    from safetensors.torch import load_file
+
+    tensors = load_file(world.loras / world.lora("a.safetensors", contains="mlp.fc1", seed=1))
+    ups = {key: value for key, value in tensors.items() if "lora_up" in key}
+    dora = {key.replace("lora_up.weight", "dora_scale"): torch.ones(len(up), 1) for key, up in ups.items()}
+    model = world.fused((world.file("dora.safetensors", {**tensors, **dora}), 1.0), record=True)
+    tiny_models.sample(model)
+    with pytest.raises(Exception, match="weight patches"):
+        heat(model)
+
+
+def test_a_sampler_that_looks_ahead_is_recorded_whole(world):
+    import comfy.sample
+
+    a, b = two(world)
+    model = world.fused(a, b, mode="switch", record=True)
+    noise = torch.randn(1, 16, 4, 4, generator=torch.Generator().manual_seed(0))
+    words = tiny_models.conditioning(11)
+    comfy.sample.sample(
+        model, noise, 5, 2.0, "heunpp2", "simple", words, words, torch.zeros_like(noise), seed=0, disable_pbar=True
+    )
+    assert heat(model)["steps"] == [1, 2, 3, 4, 5]
+
+
+def test_composite_measures_each_lora_against_its_own_pass(world):
+    a, b = two(world)
+    loud = []
+    for mode in ("sum", "composite"):
+        model = world.fused(a, b, mode=mode, record=True)
+        tiny_models.sample(model, steps=1)
+        loud.append(heat(model, "loudness")["loras"][0]["loudness"][0][0])
+    assert 0.8 < loud[0] / loud[1] < 1.25
 
 
 def test_a_new_sampling_forgets_the_last():

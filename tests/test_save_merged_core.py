@@ -17,7 +17,7 @@ from autolora_core.fusion.gate import GateVectors
 from autolora_core.fusion.merged.naming import check_sources, free_path, merged_path
 from autolora_core.fusion.merged.pack import DTYPES, pack
 from autolora_core.fusion.merged.report import Origin, Tally, merged_metadata
-from autolora_core.fusion.merged.still import check_mode, check_plan, is_flat, still_branches
+from autolora_core.fusion.merged.still import check_mode, check_plan, still_branches
 from autolora_core.fusion.plan import Standing, build_plan
 from autolora_core.fusion.requests import Request
 
@@ -171,7 +171,7 @@ def _out(branch: Branch, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("seen", ["weight_lora", "weight_cross", "weight_base"])
 def test_a_gate_that_looks_is_refused(seen):
     vectors = replace(flat(OUT), **{seen: torch.eye(OUT)[3]})
-    assert not is_flat(vectors) and is_flat(flat(OUT)) and is_flat(GateVectors.identity(OUT)) and is_flat(None)
+    assert not vectors.flat and flat(OUT).flat and GateVectors.identity(OUT).flat
     plan = build_plan([lora(0), lora(1)], {"m": OUT}, {"m": vectors})
     with pytest.raises(GateError, match="at m it looks at the activations.*gate.safetensors.*mode 'sum'"):
         check_plan(plan, "gate.safetensors")

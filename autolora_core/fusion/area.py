@@ -18,10 +18,10 @@ from torch import Tensor
 # Layers that read text alone, whatever the number of their tokens.
 _TEXT = re.compile(
     r"context_block|context_embedder|context_refiner|(^|[._])(txt|text)_|add_[qkv]_proj|to_add_out|attn2\.to_[kv]"
-    r"|cross_attn\.[kv](_|$)|ff_context|txt_in|cap_embedder"
+    r"|cross_attn\.[kv](_|$)|ff_context|txt_in|cap_embedder|distilled_guidance_layer|nerf_"
 )
-# Layers whose tokens are text and picture in one row.
-_JOINT = re.compile(r"^(single_blocks|single_transformer_blocks|single_layers|single_stream_blocks|layers)\.")
+# Layers whose tokens are text and picture in one row: FLUX and Chroma; Z-Image and Lumina 2.
+_JOINT = re.compile(r"^(single_blocks|layers)\.")
 HALVINGS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -29,13 +29,12 @@ HALVINGS = (1, 2, 4, 8, 16, 32, 64)
 class Layout:
     """How a network lays its tokens. ``patch``: latent pixels a token's side, None for a UNet, which halves its grid;
     ``frames``: latent frames a token. ``text``: text tokens of this evaluation, 0 if unknown; in joint rows they come
-    first if ``text_first``, filled up to a multiple of ``multiple``.
+    first, filled up to a multiple of ``multiple``.
     """
 
     patch: int | None = None
     frames: int = 1
     text: int = 0
-    text_first: bool = True
     multiple: int = 1
 
     @property
@@ -45,17 +44,23 @@ class Layout:
     @property
     def start(self) -> int:
         """Where the picture begins in a joint row."""
-        return math.ceil(self.text / self.multiple) * self.multiple if self.text_first else 0
+        return math.ceil(self.text / self.multiple) * self.multiple
 
 
 class Area:
-    """One LoRA's mask over a latent of ``size`` (frames…, h, w). Weights are tensors of the mask's device, float32."""
+    """One LoRA's mask over a latent of ``size`` (frames…, h, w). Weights are tensors of the mask's device, float32.
 
-    def __init__(self, mask: Tensor, size: Sequence[int], layout: Layout):
+    ``size`` None: nobody knows what part of the picture this is (a conditioning with an area of its own), so everything
+    gets the mean.
+    """
+
+    def __init__(self, mask: Tensor, size: Sequence[int] | None, layout: Layout):
+        self.layout, self.mean, self.whole = layout, mask.float().mean(), size is not None
+        self.planes, self.tokens = {}, {}
+        if size is None:
+            return
         *frames, height, width = size
         times = math.prod(math.ceil(count / layout.frames) for count in frames)
-        self.layout, self.mean = layout, mask.float().mean()
-        self.planes, self.tokens = {}, {}
         for side in layout.sides:
             grid = (math.ceil(height / side), math.ceil(width / side))
             if grid in self.planes:
@@ -67,27 +72,29 @@ class Area:
 
     def over(self, y: Tensor, module: str, dim: int) -> Tensor:
         """What ``y``, an output of ``module`` with its channels at ``dim``, is multiplied by; it broadcasts."""
+        if not self.whole:
+            return self.mean
         if dim == 1 and y.ndim >= 4:
             return self._plane(tuple(y.shape[-2:]))
         if _TEXT.search(module) or y.ndim < 3:
             return self.mean
         if y.ndim >= 5 and tuple(y.shape[-3:-1]) in self.planes:  # channels last, and the grid still a grid
             return self.planes[tuple(y.shape[-3:-1])][..., None]
-        return self._row(y.shape[-2], bool(_JOINT.search(module)))
+        return self._row(y.shape[-2], module)
 
     def _plane(self, grid: tuple[int, int]) -> Tensor:
         if grid in self.planes:
             return self.planes[grid]
         return F.adaptive_avg_pool2d(self._mask[None, None], grid)[0, 0]
 
-    def _row(self, length: int, joint: bool) -> Tensor:
+    def _row(self, length: int, module: str) -> Tensor:
         """(length, 1): the mask where the picture's tokens are, its mean at all others."""
         if length in self.tokens:
             return self.tokens[length][:, None]
-        if self.layout.patch is None:
+        if self.layout.patch is None or module.startswith("final_layer"):
             return self.mean
         row = next(iter(self.tokens.values()))
-        start = self.layout.start if joint else 0
+        start = self.layout.start if _JOINT.search(module) else 0
         rest = length - start - len(row)
         if rest < 0:
             return self.mean

@@ -14,7 +14,7 @@ import torch
 
 from .branches import Branch
 from .conflicts import Layer, Tick, energy
-from .gate import GateVectors, Tilt
+from .gate import Tilt
 from .methods.dense import DenseMerge, keep_mask, threshold
 from .methods.rows import Part, blocks, dense_rows
 from .moment import Moment
@@ -79,7 +79,7 @@ def gate_numbers(plan: FusionPlan, tick: Tick = silent) -> Numbers:
         for group in module.groups:
             if group.vectors is None:
                 continue
-            flat = flat and is_flat(group.vectors)
+            flat = flat and group.vectors.flat
             _add_factors(sums, module, group)
     factors = {
         lora: dict(zip(("start", "end", "most"), (v / total if total else 0.0 for v in values), strict=True))
@@ -93,24 +93,11 @@ def _add_factors(sums: dict[int, list[float]], module: ModulePlan, group: Group)
         pieces = [module.branches[place] for place in places]
         weight = energy(pieces, module.channels)
         tilt = group.tilts[number] if group.tilts else Tilt()
-        start, end = (rest_factor(group.vectors, tilt, u) for u in (0.0, 1.0))
+        start, end = (float(group.vectors.rest(tilt, u).mean()) for u in (0.0, 1.0))
         most = max(_gain(tilt, u) for u in (0.0, 1.0)) * float(group.vectors.weight_out.float().mean())
         one = sums.setdefault(pieces[0].lora_index, [0.0] * 4)
         for place, value in enumerate((1.0, start, end, most)):
             one[place] += weight * value
-
-
-def is_flat(vectors: GateVectors) -> bool:
-    """Whether the gate gives every input the same factors."""
-    heard = (vectors.weight_lora, vectors.weight_cross, vectors.weight_base)
-    return not any(bool(row.any()) for row in heard if row is not None)
-
-
-def rest_factor(vectors: GateVectors, tilt: Tilt, u: float) -> float:
-    """``exp(gain)·w_out·sigmoid(bias + shift)``, the mean over channels, at the share ``u`` of the sampling."""
-    shift = tilt.shift[0] + tilt.shift[1] * (2 * u - 1)
-    passed = vectors.weight_out.double() * torch.sigmoid(vectors.bias.double() + shift)
-    return _gain(tilt, u) * float(passed.mean())
 
 
 def _gain(tilt: Tilt, u: float) -> float:

@@ -87,6 +87,18 @@ class GateVectors:
     def channels(self) -> int:
         return self.bias.shape[0]
 
+    @property
+    def flat(self) -> bool:
+        """Whether it lets the same through whatever it sees: then it is a factor a channel."""
+        seen = (self.weight_lora, self.weight_cross, self.weight_base)
+        return not any(weight is not None and bool(weight.any()) for weight in seen)
+
+    def rest(self, tilt: Tilt, u: float = 0.0) -> Tensor:
+        """(d,) float64 ``exp(gain)·w_out·sigmoid(bias + shift)``: what passes where nothing is heard."""
+        way = 2 * u - 1
+        passed = torch.sigmoid(self.bias.double() + tilt.shift[0] + tilt.shift[1] * way)
+        return self.weight_out.double() * passed * math.exp(tilt.gain[0] + tilt.gain[1] * way)
+
     @classmethod
     def identity(cls, channels: int) -> GateVectors:
         """The gate that changes nothing: sigmoid(0) = 1/2 and ``weight_out`` = 2, so ``w_out·g`` is exactly 1."""

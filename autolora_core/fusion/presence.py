@@ -20,15 +20,16 @@ class Presence:
     def __init__(self, term: Term):
         self.schedule: Schedule | None = term.schedule
         self.mask: Tensor | None = term.mask
-        self.loud = torch.ones(())
+        with torch.inference_mode(False):  # it is written wherever the model is run
+            self.loud = torch.ones(())
         self.area: Area | None = None
         self._seen: tuple | None = None
 
-    def go(self, progress: float, size: Sequence[int], layout: Layout, device: torch.device | str) -> None:
-        """``size`` (frames…, h, w) of the latent, ``device`` where it is."""
+    def go(self, progress: float, size: Sequence[int] | None, layout: Layout, device: torch.device | str) -> None:
+        """``size`` (frames…, h, w) of the latent, None where it is only a part of it; ``device`` where it is."""
         if self.schedule is not None:
             self.loud.fill_(self.schedule.at(progress))
-        now = (tuple(size), layout, str(device))
+        now = (size and tuple(size), layout, str(device))
         if self.mask is not None and now != self._seen:
             self.area, self._seen = Area(self.mask.to(device), size, layout), now
 

@@ -16,30 +16,34 @@ from torch import Tensor
 from .blocks import block_of, in_order
 
 FORMAT = "autolora-heat/1"
-WHOLE, PASSED = 0, 1
+WHOLE, PASSED, BASE = 0, 1, 2
 
 
 class Recorder:
     """Of one node application: ``names`` of its LoRAs by number, its fused ``modules``.
 
-    ``now`` (modules, loras + 1, 2) holds the sums of squares of this step: what a LoRA put out, and what of that was
-    added; the last row is the base's output.
+    ``now`` (modules, loras, 3) holds the sums of squares of this step: what a LoRA put out, what of that was added, and
+    the base's output beside it.
     """
 
     def __init__(self, names: Sequence[str], modules: Sequence[str]):
         self.names, self.modules = list(names), list(modules)
         self.number = {name: row for row, name in enumerate(self.modules)}
-        self.now = torch.zeros(len(self.modules), len(self.names) + 1, 2)
-        self._done: list[tuple[int, Tensor]] = []
+        with torch.inference_mode(False):  # it is written wherever the model is run
+            self.now = torch.zeros(len(self.modules), len(self.names), 3)
+        self._done: dict[int, Tensor] = {}
         self._step: int | None = None
         self._run: Any = None
 
     def begin(self, run: Any, step: int, device: torch.device | str) -> None:
-        """Before an evaluation: ``run`` is any object that stands for one sampling; a new one forgets the last."""
-        if run is not self._run or (self._step is not None and step < self._step):
-            self._run, self._done, self._step = run, [], None
+        """Before an evaluation: ``run`` is any object that stands for one sampling; a new one forgets the last.
+
+        A sampler may look ahead and come back: what a step did before is added to.
+        """
+        if run is not self._run or (run is None and self._step is not None and step < self._step):
+            self._run, self._done, self._step = run, {}, None
         if step != self._step:
-            self._finish()
+            self._keep()
             self._step = step
             self.now = self.now.to(device)
             self.now.zero_()
@@ -52,18 +56,23 @@ class Recorder:
         """What of it is added to the layer."""
         self.now[self.number[module], lora, PASSED] += _square(y)
 
-    def base(self, module: str, y0: Tensor) -> None:
-        self.now[self.number[module], -1, WHOLE] += _square(y0)
+    def base(self, module: str, y0: Tensor, only: int | None = None) -> None:
+        """The layer's own output; ``only``: the one LoRA that is on in this evaluation."""
+        lora = slice(None) if only is None else only
+        self.now[self.number[module], lora, BASE] += _square(y0)
 
-    def _finish(self) -> None:
+    def _keep(self) -> None:
         if self._step is not None:
-            self._done.append((self._step, self.now.clone()))
+            before = self._done.get(self._step)
+            self._done[self._step] = self.now.clone() if before is None else before + self.now
 
     def heat(self) -> Heat:
         """Of the last sampling so far."""
-        steps = [*self._done, *([] if self._step is None else [(self._step, self.now)])]
-        table = torch.stack([one.double().cpu() for _, one in steps]) if steps else torch.zeros(0, *self.now.shape)
-        return Heat(self.names, self.modules, [step for step, _ in steps], table)
+        self._keep()
+        self._step = None
+        steps = sorted(self._done)
+        tables = [self._done[step].double().cpu() for step in steps]
+        return Heat(self.names, self.modules, steps, torch.stack(tables) if tables else torch.zeros(0, *self.now.shape))
 
 
 def _square(y: Tensor) -> Tensor:
@@ -72,26 +81,37 @@ def _square(y: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Heat:
-    """``table`` (steps, modules, loras + 1, 2): sums of squares as in :class:`Recorder`."""
+    """``table`` (steps, modules, loras, 3): sums of squares as in :class:`Recorder`."""
 
     names: list[str]
     modules: list[str]
     steps: list[int]
     table: Tensor
 
+    def beside(self, other: Heat) -> Heat:
+        """The LoRAs of two applications to one model, side by side."""
+        modules = list(dict.fromkeys([*self.modules, *other.modules]))
+        steps = sorted({*self.steps, *other.steps})
+        table = torch.zeros(len(steps), len(modules), len(self.names) + len(other.names), 3, dtype=torch.float64)
+        for heat, first in ((self, 0), (other, len(self.names))):
+            rows = torch.tensor([modules.index(name) for name in heat.modules], dtype=torch.long)
+            for place, step in enumerate(heat.steps):
+                table[steps.index(step)][rows, first : first + len(heat.names)] = heat.table[place]
+        return Heat([*self.names, *other.names], modules, steps, table)
+
     def passing(self) -> Tensor:
         """(steps, modules, loras): ‖what is added‖ / ‖what the LoRA put out‖, 0 where it was not heard, nan where it
         has nothing to say."""
-        return self._ratio(self.table[:, :, :-1, WHOLE])
+        return self._ratio(self.table[..., WHOLE])
 
     def loudness(self) -> Tensor:
         """(steps, modules, loras): ‖what is added‖ / ‖the base's output‖."""
-        return self._ratio(self.table[:, :, -1:, WHOLE])
+        return self._ratio(self.table[..., BASE])
 
     def _ratio(self, by: Tensor) -> Tensor:
-        passed = self.table[:, :, :-1, PASSED]
+        passed = self.table[..., PASSED]
         ratio = torch.where(by > 0, passed / by.clamp_min(1e-30), torch.zeros_like(passed)).sqrt()
-        silent = self.table[:, :, :-1, WHOLE].sum(0) == 0
+        silent = self.table[..., WHOLE].sum(0) == 0
         return torch.where(silent, torch.nan, ratio)
 
     def by_block(self, values: Tensor) -> tuple[list[str], Tensor]:

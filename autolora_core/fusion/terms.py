@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -164,22 +164,28 @@ class Term:
     lora: str = EVERY
     schedule: Schedule | None = None
     blocks: BlockFactors | None = None
-    mask: Tensor | None = None
+    mask: Tensor | None = field(default=None, compare=False)
 
-    def means(self, number: int, name: str) -> bool:
-        """Whether the LoRA called ``name``, the ``number``-th counted from 1, is meant."""
-        wanted = self.lora.strip().lower()
+    def meant(self, names: Sequence[str]) -> list[int]:
+        """Places of the LoRAs that are meant: by number counted from 1, by whole file name, else by a part of it; with
+        a slash, of the path."""
+        wanted = _plain(self.lora)
         if wanted in ("", EVERY):
-            return True
-        if wanted.isdigit():
-            return int(wanted) == number
-        full = name.lower()
-        return wanted in full.removesuffix(".safetensors") or fnmatchcase(full, wanted) or wanted == full
+            return list(range(len(names)))
+        if wanted.isdecimal() and 1 <= int(wanted) <= len(names):
+            return [int(wanted) - 1]
+        told = [_plain(name) if "/" in wanted else _plain(name).rpartition("/")[2] for name in names]
+        whole = [i for i, name in enumerate(told) if name == wanted]
+        return whole or [i for i, name in enumerate(told) if wanted in name or fnmatchcase(name, wanted)]
 
     @property
     def passing(self) -> bool:
         """Whether it is about time or place, which a merged weight does not know."""
         return self.schedule is not None or self.mask is not None
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower().replace("\\", "/").removesuffix(".safetensors")
 
 
 def terms_of(value: Any) -> tuple[Term, ...]:
@@ -198,7 +204,7 @@ def terms_by_lora(terms: Sequence[Term], names: Sequence[str]) -> dict[int, Term
     """
     found: dict[int, Term] = {}
     for term in terms:
-        meant = [i for i, name in enumerate(names) if term.means(i + 1, name)]
+        meant = term.meant(names)
         if not meant:
             raise SelectionError(
                 f"LoRA Time and Place is about '{term.lora}', and no LoRA that is applied is called so",
@@ -208,9 +214,7 @@ def terms_by_lora(terms: Sequence[Term], names: Sequence[str]) -> dict[int, Term
         for i in meant:
             before = found.get(i, Term())
             said: Mapping[str, Any] = {
-                field: getattr(term, field)
-                for field in ("schedule", "blocks", "mask")
-                if getattr(term, field) is not None
+                name: getattr(term, name) for name in ("schedule", "blocks", "mask") if getattr(term, name) is not None
             }
             found[i] = replace(before, **said)
     return found

@@ -6,15 +6,13 @@ move with the sampling, so that it is a factor w_out·sigmoid(bias + shift)·exp
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from ...errors import GateError, SelectionError
 from ..branches import Branch
-from ..gate import GateVectors, Tilt
+from ..gate import Tilt
 from ..plan import FusionPlan, Group, ModulePlan
 
 MOVING = {
@@ -55,19 +53,11 @@ def check_plan(plan: FusionPlan, gate: str | None = None) -> None:
 
 def _movement(group: Group) -> str | None:
     """Why a group's gate is not flat; None when it is, or when there is none."""
-    if not is_flat(group.vectors):
+    if group.vectors is not None and not group.vectors.flat:
         return "looks at the activations"
     if any(tilt.timed for tilt in group.tilts or ()):
         return "moves with the sampling"
     return None
-
-
-def is_flat(vectors: GateVectors | None) -> bool:
-    """Whether a gate lets the same through whatever it sees."""
-    if vectors is None:
-        return True
-    seen = (vectors.weight_lora, vectors.weight_cross, vectors.weight_base)
-    return not any(weight is not None and bool(weight.any()) for weight in seen)
 
 
 def still_branches(own: ModulePlan) -> list[Branch]:
@@ -87,9 +77,7 @@ def _factor(group: Group, number: int) -> Tensor | None:
     """(channels of the group,) float64 for its LoRA ``number``; None is 1."""
     if group.vectors is None:
         return None
-    tilt = group.tilts[number] if group.tilts else Tilt()
-    passed = torch.sigmoid(group.vectors.bias.double() + tilt.shift[0])
-    return group.vectors.weight_out.double() * passed * math.exp(tilt.gain[0])
+    return group.vectors.rest(group.tilts[number] if group.tilts else Tilt(), 0.5)
 
 
 def _times(branch: Branch, rows: Tensor | None) -> Branch:
