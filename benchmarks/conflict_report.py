@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +20,8 @@ import torch
 
 from autolora_core.fusion.branches import Branch
 from autolora_core.fusion.conflicts import measure
-from benchmarks.results_file import REPO, write_results
+from benchmarks import in_comfy
+from benchmarks.results_file import write_results
 
 LORAS = ("bug-lumen", "lora_995438", "stained-glass-mosaic-juniper")
 MODES = ("auto", "sum", "energy", "ties", "klora", "np")
@@ -37,25 +37,6 @@ def seconds(task: Callable[[], Any], rounds: int) -> float:
         task()
         found.append(time.perf_counter() - start)
     return statistics.median(found)
-
-
-def comfy_nodes() -> tuple[Any, Any, Any]:
-    """(the demo's MODEL, Conflict Report, Gated Multi-LoRA Apply) in this process."""
-    sys.path.append(str(REPO / "tests"))
-    from comfy_local import comfy_path, pack_module
-
-    sys.path.insert(0, str(comfy_path()))
-    sys.argv = ["comfy", "--cpu"]
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
-    import comfy.sd
-    import folder_paths
-
-    folder_paths.folder_names_and_paths["loras"] = ([str(REPO / "models" / "loras")], {".safetensors"})
-    model = comfy.sd.load_diffusion_model(str(REPO / "models" / "emoji_mmdit.safetensors"))
-    report = pack_module("nodes.conflict_report").AutoLoRAConflictReport()
-    return model, report, pack_module("nodes.gated_apply").AutoLoRAGatedApply()
 
 
 def evaluation(model: Any) -> Callable[[], Any]:
@@ -81,7 +62,8 @@ def evaluation(model: Any) -> Callable[[], Any]:
 
 
 def on_the_demo(rounds: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    model, report, apply = comfy_nodes()
+    model, node = in_comfy.demo_model(), in_comfy.node
+    report, apply = node("conflict_report.AutoLoRAConflictReport"), node("gated_apply.AutoLoRAGatedApply")
     stack = [(f"{name}.safetensors", 1.0, 1.0) for name in LORAS]
     figures, rows = {}, []
     for mode in MODES:

@@ -15,7 +15,6 @@ import argparse
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from autolora_core.fusion.branches import Branch
@@ -27,9 +26,10 @@ from benchmarks.results_file import write_results
 from zoo import scale_data
 from zoo.captions import subject_name, with_article
 from zoo.evaluate import load_autoencoder
-from zoo.few_step import Student, folder, students
+from zoo.few_step import Student, path_of, students
 from zoo.fusion_sets import Shelf
 from zoo.judge import Judge
+from zoo.raw_factors import read_raw
 from zoo.splits import DEFAULT_STYLE, Splits
 from zoo.train_loras import load_base
 
@@ -42,9 +42,7 @@ def branches_of(factors: dict[str, tuple[Tensor, Tensor]]) -> list[Branch]:
 
 
 def few_step_branches(one: Student) -> list[Branch]:
-    flat = load_file(str(folder() / f"{one.name}.safetensors"))
-    stems = [key.removesuffix("|down") for key in flat if key.endswith("|down")]
-    return branches_of({stem: (flat[f"{stem}|down"], flat[f"{stem}|up"]) for stem in stems})
+    return branches_of(read_raw(path_of(one)))
 
 
 class Look:
@@ -82,11 +80,11 @@ def main() -> None:
     for one in students(0):
         branches = few_step_branches(one)
         named, bare = look.named(branches, one.count), look.bare(one.count)
-        ratio = stream_ratio(branches)
+        ratio = stream_ratio(branches, look.network.channels)
         rows.append({"kind": "few-step", "id": one.name, "ratio": ratio, "named": named, "named_bare": bare})
     for part in PARTS:
         for row in Shelf.of_part(part).rows:
-            ratio = stream_ratio(branches_of(scale_data.factors(row["id"])))
+            ratio = stream_ratio(branches_of(scale_data.factors(row["id"])), look.network.channels)
             rows.append({"kind": row["kind"], "id": row["id"], "ratio": ratio})
     told = {few: [r["ratio"] for r in rows if (r["kind"] == "few-step") == few and r["ratio"]] for few in (True, False)}
     figures = {

@@ -44,6 +44,7 @@ from zoo.lora_data import true_picture
 from zoo.lora_plan import LoraSpec
 from zoo.multi_lora import target_layers
 from zoo.pictures import Pictures
+from zoo.raw_factors import read_raw
 from zoo.scale_plan import style_family, style_label
 from zoo.splits import Splits, unit
 from zoo.train_fusion import RECIPES, gate_of
@@ -76,9 +77,8 @@ class SecondShelf:
         return file_sha256(lora_path(self._specs[name]))
 
     def branches(self, name: str, index: int) -> list[Branch]:
-        flat = load_file(str(lora_path(self._specs[name])))
-        stems = [key.removesuffix("|down") for key in flat if key.endswith("|down")]
-        return [Branch(stem, index, down=flat[f"{stem}|down"], up=flat[f"{stem}|up"]) for stem in stems]
+        found = read_raw(lora_path(self._specs[name]))
+        return [Branch(module, index, down=down, up=up) for module, (down, up) in found.items()]
 
     def part(self, subject: str, style: str) -> str | None:
         """No gate was trained on any of them."""

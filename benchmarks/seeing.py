@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.conflict_report import LORAS, comfy_nodes
+from benchmarks import in_comfy
+from benchmarks.conflict_report import LORAS
 from benchmarks.results_file import write_results
 
 STEPS, SEED = 8, 0
@@ -46,10 +47,8 @@ def spent(task: Callable[[], Any]) -> float:
 
 
 def measure(mode: str, rounds: int) -> tuple[dict[str, float], dict[str, Any]]:
-    model, _, apply = comfy_nodes()
-    from comfy_local import pack_module  # of the tests, whose folder is known now
-
-    say = pack_module("nodes.time_and_place").AutoLoRATimeAndPlace().say
+    model, apply = in_comfy.demo_model(), in_comfy.node("gated_apply.AutoLoRAGatedApply")
+    say = in_comfy.node("time_and_place.AutoLoRATimeAndPlace").say
     half = torch.zeros(1, 128, 128)
     half[..., :64] = 1
     stack = [(f"{name}.safetensors", 1.0, 1.0) for name in LORAS]
@@ -69,7 +68,7 @@ def measure(mode: str, rounds: int) -> tuple[dict[str, float], dict[str, Any]]:
         for name in extras
         if name != "plain"
     }
-    drawing = spent(lambda: pack_module("nodes.heat_map").AutoLoRAGateHeatMap().show(models["record"], None))
+    drawing = spent(lambda: in_comfy.node("heat_map.AutoLoRAGateHeatMap").show(models["record"], None))
     medians = {name: round(statistics.median(one[name] for one in times), 4) for name in extras}
     figures[f"map_over_sampling_{mode}"] = round(drawing / medians["plain"], 3)
     return figures, {"mode": mode, "rounds": rounds, "seconds": medians, "map": round(drawing, 4)}

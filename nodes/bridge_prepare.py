@@ -155,7 +155,7 @@ def _model_halves(model: Any, loras: list[LoadedLora], outcomes: list[LoraOutcom
 
 def _look_at_norms(outcome: LoraOutcome, half: ModelHalf, family: Family) -> None:
     if outcome.outside_gate is None:
-        outcome.outside_gate, hint = norms_reason(outcome.name, family.name, half.branches)
+        outcome.outside_gate, hint = norms_reason(outcome.name, family.name, half.branches, half.channels)
         outcome.notes += [hint] if hint else []
 
 

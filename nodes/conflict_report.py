@@ -7,7 +7,7 @@ from typing import Any
 from ..autolora_core.fusion.methods.planner import Settings
 from ..autolora_core.fusion.requests import requests_of
 from ..autolora_core.fusion.terms import terms_of
-from .gated_apply import MODES
+from . import fusion_inputs as inputs
 
 
 class AutoLoRAConflictReport:
@@ -32,39 +32,25 @@ class AutoLoRAConflictReport:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        from .bridge_gates import AUTO, gate_files
-
-        def number(kind: str, default: float, low: float, high: float, step: float, tip: str) -> tuple:
-            return (kind, {"default": default, "min": low, "max": high, "step": step, "tooltip": tip})
-
         return {
             "required": {
                 "model": ("MODEL", {"tooltip": "The diffusion model, without these LoRAs. It is only looked at."}),
-                "mode": (MODES, {"default": "auto", "tooltip": "The mode of Gated Multi-LoRA Apply to tell about."}),
-                "gate": ([AUTO, *gate_files()], {"default": AUTO, "tooltip": "The gate that Apply would be given; auto "
-                                                 "takes the one made for this base model."}),
-                "strength": number("FLOAT", 1.0, -10.0, 10.0, 0.05, "Multiplies the strength of every LoRA."),
+                "mode": (
+                    inputs.MODES, {"default": "auto", "tooltip": "The mode of Gated Multi-LoRA Apply to tell about."}
+                ),
+                "gate": inputs.gate(),
+                "strength": inputs.strength(),
             },
             "optional": {
-                "clip": ("CLIP", {"tooltip": "Needed by LoRAs that change text encoders only, and by mode ssr."}),
-                "selection": ("LORA_SELECTION", {"tooltip": "Picks of Retrieve LoRAs from Prompt, with their roles."}),
-                "lora_stack": ("LORA_STACK", {"tooltip": "LoRAs from any stacker: (name, model strength, clip "
-                                              "strength). A file that the selection names too counts once."}),
-                "density": number("FLOAT", Settings.density, 0.01, 1.0, 0.05, "For ties, dare and magnitude, as in "
-                                  "Apply: the share of each LoRA's numbers that is kept."),
-                "mu": number("FLOAT", Settings.mu, 0.0, 100.0, 0.05, "For np, as in Apply: how far the subject gives "
-                             "way to the style."),
-                "swap_roles": ("BOOLEAN", {"default": False, "tooltip": "For np and klora, as in Apply: exchange "
-                                           "subject and style."}),
-                "interval": number("INT", Settings.interval, 1, 1000, 1, "For switch, as in Apply: for how many steps "
-                                   "each LoRA is on."),
+                **inputs.loras(),
+                **inputs.settings(),
                 "terms": ("LORA_TERMS", {"tooltip": "From LoRA Time and Place, as in Apply. Strengths by block are "
                                          "measured; schedules and masks are told, not measured."}),
             },
         }  # fmt: skip
 
     @classmethod
-    def IS_CHANGED(cls, **inputs: Any) -> str:
+    def IS_CHANGED(cls, **given: Any) -> str:
         from .bridge_gates import gates_fingerprint
 
         return gates_fingerprint()

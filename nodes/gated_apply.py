@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..autolora_core.fusion.methods.planner import METHODS, Settings
+from ..autolora_core.fusion.methods.planner import Settings
 from ..autolora_core.fusion.requests import requests_of
 from ..autolora_core.fusion.terms import terms_of
+from . import fusion_inputs as inputs
 
-MODES = ["auto", "gate", "sum", *METHODS]
 MODE_TIP = (
     "auto: gate where one exists and two or more LoRAs meet, else sum; a pick whose words the prompt hardly asks for "
     "counts less. gate: always the gate, an error without one. "
@@ -18,7 +18,6 @@ MODE_TIP = (
     "needs CLIP. switch: one LoRA a step. composite: the mean of one prediction a LoRA, as many times slower. "
     "With one LoRA every mode is the plain LoRA."
 )
-GATE_TIP = "auto takes the gate made for this base model, from models/autolora or the pack's models folder."
 
 
 class AutoLoRAGatedApply:
@@ -43,80 +42,17 @@ class AutoLoRAGatedApply:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        from .bridge_gates import AUTO, gate_files
-
         return {
             "required": {
                 "model": ("MODEL", {"tooltip": "The diffusion model. It is cloned, never changed."}),
-                "mode": (
-                    MODES,
-                    {"default": "auto", "tooltip": MODE_TIP},
-                ),
-                "gate": ([AUTO, *gate_files()], {"default": AUTO, "tooltip": GATE_TIP}),
-                "strength": (
-                    "FLOAT",
-                    {
-                        "default": 1.0,
-                        "min": -10.0,
-                        "max": 10.0,
-                        "step": 0.05,
-                        "tooltip": "Multiplies the strength of every LoRA. 0 is exactly the model without LoRAs.",
-                    },
-                ),
+                "mode": (inputs.MODES, {"default": "auto", "tooltip": MODE_TIP}),
+                "gate": inputs.gate(),
+                "strength": inputs.strength(),
             },
             "optional": {
-                "clip": ("CLIP", {"tooltip": "Text encoders, for LoRAs that change them too. Mode ssr needs it."}),
-                "selection": (
-                    "LORA_SELECTION",
-                    {"tooltip": "Picks of Retrieve LoRAs from Prompt, with their strengths."},
-                ),
-                "lora_stack": (
-                    "LORA_STACK",
-                    {
-                        "tooltip": "LoRAs from any stacker: (name, model strength, clip strength). "
-                        "A file that the selection names too is used once, with the selection's strength; "
-                        "a file named twice in the stack gets both strengths added."
-                    },
-                ),
-                "density": (
-                    "FLOAT",
-                    {
-                        "default": Settings.density,
-                        "min": 0.01,
-                        "max": 1.0,
-                        "step": 0.05,
-                        "tooltip": "For ties, dare and magnitude: the share of each LoRA's numbers that is kept. "
-                        "1 keeps all of them.",
-                    },
-                ),
-                "mu": (
-                    "FLOAT",
-                    {
-                        "default": Settings.mu,
-                        "min": 0.0,
-                        "max": 100.0,
-                        "step": 0.05,
-                        "tooltip": "For np: how far the subject gives way to the style. 0 is the plain sum.",
-                    },
-                ),
-                "swap_roles": (
-                    "BOOLEAN",
-                    {
-                        "default": False,
-                        "tooltip": "For np and klora: exchange subject and style. The report says which LoRA was taken "
-                        "for which: Retrieve's roles, else the first LoRA is the subject.",
-                    },
-                ),
-                "interval": (
-                    "INT",
-                    {
-                        "default": Settings.interval,
-                        "min": 1,
-                        "max": 1000,
-                        "tooltip": "For switch: for how many steps each LoRA is on before the next one takes over.",
-                    },
-                ),
-                "terms": ("LORA_TERMS", {"tooltip": "From LoRA Time and Place: when, where and in which blocks."}),
+                **inputs.loras(),
+                **inputs.settings(),
+                "terms": inputs.TERMS,
                 "record": (
                     "BOOLEAN",
                     {"default": False, "tooltip": "Note what passes of each LoRA, for Gate Heat Map. Costs some time."},
@@ -125,7 +61,7 @@ class AutoLoRAGatedApply:
         }
 
     @classmethod
-    def IS_CHANGED(cls, **inputs: Any) -> str:
+    def IS_CHANGED(cls, **given: Any) -> str:
         from .bridge_gates import gates_fingerprint
 
         return gates_fingerprint()

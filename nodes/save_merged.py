@@ -8,7 +8,7 @@ from ..autolora_core.fusion.merged.pack import DTYPES
 from ..autolora_core.fusion.methods.planner import Settings
 from ..autolora_core.fusion.requests import requests_of
 from ..autolora_core.fusion.terms import terms_of
-from .gated_apply import GATE_TIP, MODES
+from . import fusion_inputs as inputs
 
 MODE_TIP = (
     "As in Gated Multi-LoRA Apply. sum, ties, dare, magnitude, np and ssr can be saved, and a gate that is a factor "
@@ -39,41 +39,28 @@ class AutoLoRASaveMerged:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        from .bridge_gates import AUTO, gate_files
-
-        def number(default: float, low: float, high: float, tip: str) -> tuple:
-            return ("FLOAT", {"default": default, "min": low, "max": high, "step": 0.05, "tooltip": tip})
-
-        def yes_or_no(tip: str) -> tuple:
-            return ("BOOLEAN", {"default": False, "tooltip": tip})
-
         return {
             "required": {
                 "model": ("MODEL", {"tooltip": "The diffusion model the LoRAs are for; it tells the layers."}),
                 "name": ("STRING", {"default": "merged/my-mix", "tooltip": "File name in the loras folder; subfolders "
                          "are made. Without overwrite a name that is taken gets a number."}),
-                "mode": (MODES, {"default": "auto", "tooltip": MODE_TIP}),
+                "mode": (inputs.MODES, {"default": "auto", "tooltip": MODE_TIP}),
                 "dtype": (list(DTYPES), {"default": "float16", "tooltip": DTYPE_TIP}),
-                "strength": number(1.0, -10.0, 10.0, "Multiplies the strength of every LoRA."),
+                "strength": inputs.strength(),
             },
             "optional": {
-                "clip": ("CLIP", {"tooltip": "Text encoders: without them only the diffusion model's half is saved. "
-                         "Mode ssr needs it."}),
-                "selection": ("LORA_SELECTION", {"tooltip": "Picks of Retrieve LoRAs from Prompt."}),
-                "lora_stack": ("LORA_STACK", {"tooltip": "LoRAs with their strengths, from any stacker."}),
-                "gate": ([AUTO, *gate_files()], {"default": AUTO, "tooltip": GATE_TIP}),
-                "density": number(Settings.density, 0.01, 1.0, "For ties, dare and magnitude: the share of each LoRA's "
-                                  "numbers that is kept."),
-                "mu": number(Settings.mu, 0.0, 100.0, "For np: how far the subject gives way to the style."),
-                "swap_roles": yes_or_no("For np: exchange subject and style."),
-                "overwrite": yes_or_no("Replace a file of this name. Off: a free name with a number is taken."),
+                **inputs.loras(),
+                "gate": inputs.gate(),
+                **inputs.merging(),
+                "overwrite": ("BOOLEAN", {"default": False, "tooltip": "Replace a file of this name. Off: a free name "
+                              "with a number is taken."}),
                 "terms": ("LORA_TERMS", {"tooltip": "From LoRA Time and Place: strengths by block. A schedule or a "
                           "mask cannot be saved."}),
             },
         }  # fmt: skip
 
     @classmethod
-    def IS_CHANGED(cls, **inputs: Any) -> str:
+    def IS_CHANGED(cls, **given: Any) -> str:
         from .bridge_gates import gates_fingerprint
 
         return gates_fingerprint()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,6 +79,28 @@ def sd3_fixtures(hidden: int) -> tuple[Any, Any]:
         comfy.model_management.unload_all_models()
 
     return state, world
+
+
+def clip_fixtures() -> tuple[Any, Any]:
+    """The fixtures ``errors`` (the pack's) and ``clip_l`` (a small CLIP of ComfyUI's, once a module)."""
+
+    @pytest.fixture
+    def errors(comfy):
+        return pack_module("autolora_core.errors")
+
+    @pytest.fixture(scope="module")
+    def clip_l(comfy):
+        """ComfyUI's own CLIP-L text encoder with one narrow layer and random weights."""
+        import comfy.sd
+        import comfy.sd1_clip
+
+        small = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2}
+        target = SimpleNamespace(params={}, clip=comfy.sd1_clip.SD1ClipModel, tokenizer=comfy.sd1_clip.SD1Tokenizer)
+        clip = comfy.sd.CLIP(target, model_options={"clip_l_model_config": small, "dtype": torch.float32})
+        clip.cond_stage_model.load_state_dict(tiny_models.random_state(clip.cond_stage_model))
+        return clip
+
+    return errors, clip_l
 
 
 def two(world: World) -> tuple[tuple[str, float], tuple[str, float]]:

@@ -1,38 +1,11 @@
-"""What the tests of Save Merged LoRA share: the node, a small CLIP-L, and what patches add to the weights."""
+"""What the tests of Save Merged LoRA share: the node, and what patches add to the weights."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
-import pytest
-import tiny_models
 import torch
 from apply_world import World
 from comfy_local import pack_module
 from safetensors import safe_open
-
-
-def merged_fixtures() -> tuple[Any, Any]:
-    """The fixtures ``errors`` (the pack's) and ``clip_l`` (a small CLIP of ComfyUI's, once a module)."""
-
-    @pytest.fixture
-    def errors(comfy):
-        return pack_module("autolora_core.errors")
-
-    @pytest.fixture(scope="module")
-    def clip_l(comfy):
-        """ComfyUI's own CLIP-L text encoder with one narrow layer and random weights."""
-        import comfy.sd
-        import comfy.sd1_clip
-
-        small = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2}
-        target = SimpleNamespace(params={}, clip=comfy.sd1_clip.SD1ClipModel, tokenizer=comfy.sd1_clip.SD1Tokenizer)
-        clip = comfy.sd.CLIP(target, model_options={"clip_l_model_config": small, "dtype": torch.float32})
-        clip.cond_stage_model.load_state_dict(tiny_models.random_state(clip.cond_stage_model))
-        return clip
-
-    return errors, clip_l
 
 
 def save(world: World, *stack: tuple[str, float], name: str = "made/mix", dtype: str = "float32", **inputs):

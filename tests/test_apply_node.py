@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 import os
-from types import SimpleNamespace
 
 import pytest
 import tiny_models
 import torch
-from apply_world import difference, sd3_fixtures, two
+from apply_world import clip_fixtures, difference, sd3_fixtures, two
 from comfy_local import pack_module
 
 FC1 = "joint_blocks.0.x_block.mlp.fc1"
 
 
 state, world = sd3_fixtures(64)
-
-
-@pytest.fixture
-def errors(comfy):
-    return pack_module("autolora_core.errors")
-
-
-@pytest.fixture(scope="module")
-def clip(comfy):
-    """ComfyUI's own CLIP-L text encoder with one narrow layer and random weights."""
-    import comfy.sd
-    import comfy.sd1_clip
-
-    small = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2}
-    target = SimpleNamespace(params={}, clip=comfy.sd1_clip.SD1ClipModel, tokenizer=comfy.sd1_clip.SD1Tokenizer)
-    clip = comfy.sd.CLIP(target, model_options={"clip_l_model_config": small, "dtype": torch.float32})
-    clip.cond_stage_model.load_state_dict(tiny_models.random_state(clip.cond_stage_model))
-    return clip
+errors, clip = clip_fixtures()
 
 
 def node():

@@ -12,9 +12,9 @@ from dataclasses import replace
 import pytest
 import tiny_models
 import torch
-from apply_world import World, difference, lora_delta, sd3_fixtures, two
+from apply_world import World, clip_fixtures, difference, lora_delta, sd3_fixtures, two
 from comfy_local import pack_module
-from merged_world import gap, layer, listed, merged_fixtures, metadata, normal, patched, save, tensors
+from merged_world import gap, layer, listed, metadata, normal, patched, save, tensors
 from methods_world import FC1, methods_fixtures, picked, selection
 from reference_fusion import random_vectors
 
@@ -23,7 +23,7 @@ STATIC = ("sum", "ties", "dare", "magnitude", "np", "ssr")
 QKV = "joint_blocks.0.context_block.attn.qkv"
 state, world = sd3_fixtures(64)
 clip, routers_elsewhere = methods_fixtures()
-errors, clip_l = merged_fixtures()
+errors, clip_l = clip_fixtures()
 
 
 @pytest.mark.parametrize("dtype", ROUNDING)

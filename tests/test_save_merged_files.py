@@ -7,13 +7,13 @@ import json
 
 import pytest
 import tiny_models
-from apply_world import difference, sd3_fixtures, two
+from apply_world import clip_fixtures, difference, sd3_fixtures, two
 from comfy_local import ROOT, pack_module
-from merged_world import gap, layer, merged_fixtures, metadata, normal, patched, save
+from merged_world import gap, layer, metadata, normal, patched, save
 from methods_world import FC1, picked, selection
 
 state, world = sd3_fixtures(64)
-errors, clip_l = merged_fixtures()
+errors, clip_l = clip_fixtures()
 
 
 NOT_ADDITIVE = {

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from zoo.base_data import BaseData
 from zoo.budget import positive_int
-from zoo.cache import write_atomic, zoo_dir
+from zoo.cache import zoo_dir
 from zoo.lora_plan import ATTENTION, CONTEXT, MLP, Creator
 from zoo.multi_lora import StackedAdam, StackedAdapters
+from zoo.raw_factors import write_raw
 from zoo.sampler import Velocity, schedule
 from zoo.train_loras import base_tag, load_base
 
@@ -82,7 +82,7 @@ def target(teacher: Velocity, x: Tensor, start: Tensor, stop: Tensor, texts, emp
 def train(steps: int, compiled: bool = True) -> None:
     """All students side by side; those that are there are not trained again."""
     group = students(steps)
-    if all((folder() / f"{one.name}.safetensors").exists() for one in group):
+    if all(path_of(one).exists() for one in group):
         return
     data, model, teacher = BaseData.load(), load_base(), load_base()
     creators = [one.creator for one in group]
@@ -113,15 +113,12 @@ def train(steps: int, compiled: bool = True) -> None:
         if step % 10 == 0:
             log.info("step %d/%d loss %.4f", step, steps, float(losses.detach().mean()))
     for k, one in enumerate(group):
-        store(adapters, k, one)
+        scale, found = float(adapters.scale[k]), adapters.factors(k, one.creator)
+        write_raw(path_of(one), {name: (down, scale * up) for name, (down, up) in found.items()})
 
 
-def store(adapters: StackedAdapters, k: int, one: Student) -> None:
-    factors = adapters.factors(k, one.creator)
-    scale = float(adapters.scale[k])
-    flat = {f"{n}|down": down.contiguous() for n, (down, _) in factors.items()}
-    flat |= {f"{n}|up": (scale * up).contiguous() for n, (_, up) in factors.items()}
-    write_atomic(folder() / f"{one.name}.safetensors", lambda tmp: save_file(flat, str(tmp)))
+def path_of(one: Student) -> Path:
+    return folder() / f"{one.name}.safetensors"
 
 
 def main() -> None:

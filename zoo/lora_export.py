@@ -12,6 +12,7 @@ from torch import Tensor
 from zoo.cache import write_atomic
 from zoo.captions import with_article
 from zoo.lora_plan import LoraSpec
+from zoo.raw_factors import Factors
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 DIFFUSERS = {
@@ -26,7 +27,6 @@ SPLIT = {
     "x_block.attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
     "context_block.attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
 }
-Factors = dict[str, tuple[Tensor, Tensor]]
 
 
 def kohya(factors: Factors, alpha: float) -> dict[str, Tensor]:

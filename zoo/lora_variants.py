@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from zoo.lora_plan import ATTENTION, LoraSpec, meaningless_name
-
-Factors = dict[str, tuple[Tensor, Tensor]]
+from zoo.raw_factors import Factors
 
 
 @dataclass(frozen=True)

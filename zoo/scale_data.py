@@ -19,12 +19,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-from torch import Tensor
-
 from zoo.lora_export import write
 from zoo.lora_variants import Factors, first_blocks, image_side, louder, of_rank, refactorised, unchanged
 from zoo.pictures import Pictures
+from zoo.raw_factors import read_raw
 from zoo.scale_plan import KEYS, ScaleSpec, is_base_known, plan, style_family, unnamed
 from zoo.scale_sets import captions
 from zoo.splits import unit
@@ -140,12 +138,8 @@ def rows(copies: bool = True, parts: Iterable[str] = ("train", "validation", "te
 def factors(name: str) -> Factors:
     """Module -> (down (r, in), up (out, r)) float32 of a LoRA or copy; the update is up @ down."""
     spec, kind = split_id(name)
-    flat = load_file(str(finished(spec)))
-    return change({k.split("|")[0]: pair(flat, k) for k in flat if k.endswith("|down")}, kind)
-
-
-def pair(flat: dict[str, Tensor], key: str) -> tuple[Tensor, Tensor]:
-    return flat[key].float(), flat[key.replace("|down", "|up")].float()
+    found = read_raw(finished(spec))
+    return change({name: (down.float(), up.float()) for name, (down, up) in found.items()}, kind)
 
 
 def change(trained: Factors, kind: str | None) -> Factors:

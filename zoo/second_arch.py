@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.mmdit import Embedder, RMSScale, attend, modulate, timestep_embedding
+from zoo.mmdit import Embedder, FinalLayer, RMSScale, attend, modulate, timestep_embedding
 
 HEAD = 64
 AXES = (32, 32)  # channels of a head that turn with the row, and with the column
@@ -126,17 +126,6 @@ class SingleBlock(nn.Module):
         q, k, v = self.norm(qkv)
         out = attend(rotate(q, cos, sin), rotate(k, cos, sin), v).transpose(1, 2).flatten(2)
         return x + gate.unsqueeze(1) * self.linear2(torch.cat([out, F.gelu(feed, approximate="tanh")], -1))
-
-
-class FinalLayer(nn.Module):
-    def __init__(self, hidden: int, out: int):
-        super().__init__()
-        self.linear = nn.Linear(hidden, out)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden, 2 * hidden))
-
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
-        return self.linear(modulate(normed(x), shift, scale))
 
 
 class SmallFlux(nn.Module):

@@ -22,7 +22,7 @@ import torch
 import torch.multiprocessing as mp
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.base_data import BaseData
 from zoo.budget import Budget, add_options, chosen
@@ -56,7 +56,7 @@ def clock_of(shared: Shared) -> tuple[float, int]:
     return float(shared.clock[0]), int(shared.clock[1])
 
 
-def slots_of(model: MMDiT) -> list[Slot]:
+def slots_of(model: nn.Module) -> list[Slot]:
     slots, at = [], 0
     for name, p in model.named_parameters():
         slots.append(Slot(name, at, p.shape))
@@ -64,7 +64,7 @@ def slots_of(model: MMDiT) -> list[Slot]:
     return slots
 
 
-def attach(model: MMDiT, slots: list[Slot], params: Tensor, grads: Tensor) -> None:
+def attach(model: nn.Module, slots: list[Slot], params: Tensor, grads: Tensor) -> None:
     """Make the model's parameters and gradients views of the flat vectors."""
     for (_, p), slot in zip(model.named_parameters(), slots, strict=True):
         p.data = params[slot.start : slot.stop].view(slot.shape)
@@ -187,8 +187,9 @@ def write_log(step: int, spent: float, loss: float, path: Path | None = None) ->
     log.info("step %d  %.0f s  loss %.4f", step, spent, loss)
 
 
-def ema_model(flat: Tensor) -> MMDiT:
-    model = MMDiT()
+def ema_model(flat: Tensor, model: nn.Module | None = None) -> nn.Module:
+    """``flat`` in ``model``, the demo base's network if not given."""
+    model = model or MMDiT()
     for (_, p), slot in zip(model.named_parameters(), slots_of(model), strict=True):
         p.data = flat[slot.start : slot.stop].view(slot.shape).clone()
     return model.eval()

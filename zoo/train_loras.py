@@ -19,17 +19,18 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.multiprocessing as mp
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from zoo.budget import positive_int
-from zoo.cache import MODELS, REPO, models_dir, read_json, shelf_table, write_atomic, write_json, zoo_dir
+from zoo.cache import MODELS, REPO, models_dir, read_json, shelf_table, write_json, zoo_dir
 from zoo.lora_data import LoraData, load, style_latents
 from zoo.lora_export import write
 from zoo.lora_plan import LoraSpec, plan
 from zoo.mmdit import MMDiT
 from zoo.multi_lora import StackedAdam, StackedAdapters
 from zoo.pictures import Pictures
+from zoo.raw_factors import Factors, read_raw, write_raw
 from zoo.sampler import Velocity
 from zoo.text_bank import TextBank
 from zoo.train_base import draw_times, flow_loss
@@ -117,13 +118,10 @@ class Group:
 
     def store(self, k: int, spec: LoraSpec) -> None:
         """Keep the raw factors; ``export`` writes the shipped form."""
-        factors = self.adapters.factors(k, spec.creator)
-        flat = {
-            f"{n}|{side}": t.contiguous()
-            for n, pair in factors.items()
-            for side, t in zip(("down", "up"), pair, strict=True)
-        }
-        write_atomic(finished(spec), lambda tmp: save_file(flat, str(tmp)))
+        write_raw(self.path(spec), self.adapters.factors(k, spec.creator))
+
+    def path(self, spec: LoraSpec) -> Path:
+        return finished(spec)
 
 
 def shelf(limit: int | None = None) -> list[LoraSpec]:
@@ -187,9 +185,8 @@ def train(limit: int | None = None, compiled: bool = True) -> None:
     write_json(zoo_dir("loras", base_tag()) / "seconds.json", done)
 
 
-def raw_factors(spec: LoraSpec) -> dict[str, tuple[Tensor, Tensor]]:
-    flat = load_file(str(finished(spec)))
-    return {k.split("|")[0]: (v, flat[k.replace("|down", "|up")]) for k, v in flat.items() if k.endswith("|down")}
+def raw_factors(spec: LoraSpec) -> Factors:
+    return read_raw(finished(spec))
 
 
 def lora_folder() -> Path:

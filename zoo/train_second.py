@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from zoo.base_data import BaseData
 from zoo.budget import Budget, add_options, chosen
@@ -32,7 +31,17 @@ from zoo.samples import draw_sheet
 from zoo.scale_plan import subject_part
 from zoo.second_arch import SmallFlux
 from zoo.splits import Splits, unit
-from zoo.train_base import EMA, attach, draw_times, flow_loss, forget_after, learning_rate, slots_of, write_log
+from zoo.train_base import (
+    EMA,
+    attach,
+    draw_times,
+    ema_model,
+    flow_loss,
+    forget_after,
+    learning_rate,
+    slots_of,
+    write_log,
+)
 from zoo.train_loras import Group, make_bank
 
 log = logging.getLogger("zoo.second")
@@ -107,11 +116,8 @@ class Training:
 
 def load_second() -> SmallFlux:
     """The averaged weights of the training so far, float32, frozen."""
-    model = SmallFlux()
-    flat: Tensor = load_file(str(folder() / "state.safetensors"))["ema"]
-    for p, slot in zip(model.parameters(), slots_of(model), strict=True):
-        p.data = flat[slot.start : slot.stop].view(slot.shape).clone()
-    return model.eval().requires_grad_(False)
+    flat = load_file(str(folder() / "state.safetensors"))["ema"]
+    return ema_model(flat, SmallFlux()).requires_grad_(False)
 
 
 # One recipe, a usual one: the question is the gate, not the LoRAs.
@@ -137,14 +143,8 @@ def lora_path(spec: LoraSpec) -> Path:
 
 
 class SecondGroup(Group):
-    def store(self, k: int, spec: LoraSpec) -> None:
-        factors = self.adapters.factors(k, spec.creator)
-        flat = {
-            f"{name}|{side}": t.contiguous()
-            for name, pair in factors.items()
-            for side, t in zip(("down", "up"), pair, strict=True)
-        }
-        write_atomic(lora_path(spec), lambda tmp: save_file(flat, str(tmp)))
+    def path(self, spec: LoraSpec) -> Path:
+        return lora_path(spec)
 
 
 def train_loras(compiled: bool = True) -> None:

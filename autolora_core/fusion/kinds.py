@@ -11,9 +11,9 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 
-from torch import Tensor
-
 from .branches import Branch
+from .conflicts import energy
+from .plan import by_module
 
 _ALONE = {"lcm", "dmd", "dmd2", "tcd", "pcm", "lightx2v", "causvid", "fastwan", "accvid", "kontext"}
 # Ordinary words in titles ("lightning bolt", "Porsche Turbo"): they count only beside a base's name or a step count.
@@ -58,13 +58,15 @@ def _telling_word(text: str) -> str | None:
     return None
 
 
-def norms_reason(name: str, family: str, branches: Iterable[Branch]) -> tuple[str | None, str | None]:
+def norms_reason(
+    name: str, family: str, branches: Iterable[Branch], channels: Mapping[str, int]
+) -> tuple[str | None, str | None]:
     """(reason, hint) from the norms of one LoRA's ``branches`` where its name and metadata prove nothing.
 
     A reason why it is taken for a few-step LoRA: the norms of one, on the base they were measured on, or with a word in
     the name that alone means nothing ("turbo"). Elsewhere norms are a hint for the report.
     """
-    ratio = stream_ratio(branches)
+    ratio = stream_ratio(branches, channels)
     if ratio is None or ratio < FEW_STEP_RATIO:
         return None, None
     seen = f"it changes the picture's layers {ratio:.1f} × as much as the text's, as few-step LoRAs do"
@@ -76,27 +78,19 @@ def norms_reason(name: str, family: str, branches: Iterable[Branch]) -> tuple[st
     return None, f"{seen}; if it is one, a name with lcm, lightning or 4steps in it keeps it out of gates and modes"
 
 
-def stream_ratio(branches: Iterable[Branch]) -> float | None:
+def stream_ratio(branches: Iterable[Branch], channels: Mapping[str, int]) -> float | None:
     """Geometric mean of ‖ΔW‖ of the picture's layers over ‖ΔW‖ of their twins in the text's stream.
 
-    None for networks with one stream, and where fewer than :data:`LEAST_PAIRS` twins were trained. Low-rank branches
-    only; strength, which both share, falls out.
+    ``channels``: module → output channels. None for networks with one stream, and where fewer than :data:`LEAST_PAIRS`
+    twins were trained. Strength, which both share, falls out.
     """
-    energy: dict[str, float] = {}
-    for branch in branches:
-        if branch.kind == "lowrank" and not branch.kernel:
-            energy[branch.module] = energy.get(branch.module, 0.0) + _energy(branch.down, branch.up) * branch.scale**2
-    pairs = [
-        (energy[name], energy[twin])
-        for name in energy
+    own = by_module(branches)
+    twins = [
+        (name, twin)
+        for name in own
         for picture, text in _TWINS
-        if picture in name and (twin := name.replace(picture, text)) in energy
+        if picture in name and (twin := name.replace(picture, text)) in own
     ]
-    logs = [0.5 * math.log(a / b) for a, b in pairs if a > 0 and b > 0]
+    energies = [[energy(own[name], channels[name]) for name in pair] for pair in twins]
+    logs = [0.5 * math.log(a / b) for a, b in energies if a > 0 and b > 0]
     return math.exp(sum(logs) / len(logs)) if len(logs) >= LEAST_PAIRS else None
-
-
-def _energy(down: Tensor, up: Tensor) -> float:
-    """‖up·down‖², from r × r products."""
-    down, up = down.double(), up.double()
-    return float(((up.T @ up) * (down @ down.T)).sum())

@@ -29,9 +29,12 @@ class Presence:
         """``size`` (frames…, h, w) of the latent, None where it is only a part of it; ``device`` where it is."""
         if self.schedule is not None:
             self.loud.fill_(self.schedule.at(progress))
-        now = (size and tuple(size), layout, str(device))
-        if self.mask is not None and now != self._seen:
+        if self.mask is None:
+            return
+        now = (size and tuple(size), str(device))
+        if now != self._seen:
             self.area, self._seen = Area(self.mask.to(device), size, layout), now
+        self.area.layout = layout  # prompts differ in length, the picture does not
 
     def of(self, y: Tensor, module: str, dim: int) -> Tensor:
         """What stays of ``y``, this LoRA's output at ``module`` with its channels at ``dim``; ``y``'s dtype."""

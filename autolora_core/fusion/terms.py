@@ -50,22 +50,24 @@ class Schedule:
 
         Raises ``SelectionError`` for anything else.
         """
-        parts = [part.strip() for part in re.split(r"[,;\n]", text) if part.strip()]
-        if not parts:
-            return None
-        if len(parts) == 1 and (span := _SPAN.fullmatch(parts[0])):
+        if span := _SPAN.fullmatch(text.strip()):
             start, stop = float(span[1]), float(span[2])
             points = ((start, 0.0), (start, 1.0), (stop, 1.0), (stop, 0.0))
             return cls(_checked(points[1 if start == 0 else 0 : 3 if stop >= 1 else 4], text))
-        found = [_POINT.fullmatch(part) for part in parts]
-        if not all(found):
-            wrong = next(part for part, one in zip(parts, found, strict=True) if not one)
-            raise SelectionError(
-                f"'{wrong}' is no point of a schedule",
-                key="schedule",
-                fix="write progress: factor, as 0: 1, 0.5: 1, 0.6: 0, or a span as 0.2-0.8",
-            )
-        return cls(_checked(tuple((float(one[1]), float(one[2])) for one in found if one), text))
+        fix = "write progress: factor, as 0: 1, 0.5: 1, 0.6: 0, or a span as 0.2-0.8"
+        found = _entries(text, _POINT, "schedule", "no point of a schedule", fix)
+        return cls(_checked(tuple((float(u), float(v)) for u, v in found), text)) if found else None
+
+
+def _entries(text: str, pattern: re.Pattern, key: str, what: str, fix: str) -> list[tuple[str, str]]:
+    """The two groups of ``pattern`` in every entry of ``text``, by commas, semicolons or lines."""
+    found = []
+    for part in (part.strip() for part in re.split(r"[,;\n]", text) if part.strip()):
+        entry = pattern.fullmatch(part)
+        if entry is None:
+            raise SelectionError(f"'{part}' is {what}", key=key, fix=fix)
+        found.append((entry[1], entry[2]))
+    return found
 
 
 def _checked(points: tuple[tuple[float, float], ...], text: str) -> tuple[tuple[float, float], ...]:
@@ -113,18 +115,9 @@ class BlockFactors:
 
         Raises ``SelectionError`` for anything else.
         """
-        parts = [part.strip() for part in re.split(r"[,;\n]", text) if part.strip()]
-        if not parts:
-            return None
-        found = [_FACTOR.fullmatch(part) for part in parts]
-        if not all(found):
-            wrong = next(part for part, one in zip(parts, found, strict=True) if not one)
-            raise SelectionError(
-                f"'{wrong}' is no block with a factor",
-                key="blocks",
-                fix="write a block and a factor, as double_blocks.0-8: 0.5, single_blocks: 0",
-            )
-        return cls(tuple((one[1], float(one[2])) for one in found if one))
+        fix = "write a block and a factor, as double_blocks.0-8: 0.5, single_blocks: 0"
+        found = _entries(text, _FACTOR, "blocks", "no block with a factor", fix)
+        return cls(tuple((pattern, float(factor)) for pattern, factor in found)) if found else None
 
 
 def _fits(pattern: str, module: str) -> bool:
