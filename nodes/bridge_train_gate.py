@@ -77,7 +77,7 @@ class Job:
 
     def _run(self) -> tuple[Outcome, list[str], int, list[Tensor]]:
         self.model = quiet_clone(self.model)
-        self.family = bridge_paths.bridge_paths.model_family(self.model).name
+        self.family = bridge_paths.model_family(self.model).name
         self.loras, halves = self._fitting(self._loras())
         self.texts = [own_text(lora, "")[0] for lora in self.loras]
         channels = {name: width for half in halves for name, width in half.channels.items()}
@@ -119,13 +119,12 @@ class Job:
     def _fitting(self, loras: Sequence[LoadedLora]) -> tuple[list[LoadedLora], list[bridge_loras.ModelHalf]]:
         """Those that have layers beside the model's, numbered anew."""
         key_map = comfy.lora.model_lora_keys_unet(self.model.model, {})
-        family = bridge_paths.model_family(self.model).name
         kept, halves = [], []
         for lora in loras:
             half = bridge_loras.model_half(lora, self.model, key_map, len(kept))
             reason = "no layer of it can stand beside this model's layers"
             if half.branches:
-                reason, _ = norms_reason(lora.name, family, half.branches, half.channels)
+                reason, _ = norms_reason(lora.name, self.family, half.branches, half.channels)
             if reason:
                 self.notes.append(f"{lora.name} is left out: {reason}")
                 continue

@@ -130,3 +130,17 @@ def test_what_cannot_be_trained_says_so(world):
     world.lora("lcm_sd15.safetensors", LAYERS[world.kind], seed=9)
     with pytest.raises(errors.SelectionError, match="two LoRAs or more"):
         train(world, 4, names=(NAMES[0], "lcm_sd15.safetensors"))
+
+
+def test_a_few_step_lora_by_its_norms_is_not_learnt_from(world, monkeypatch):
+    kinds = pack_module("autolora_core.fusion.kinds")
+    heard = []
+
+    def told(name, family, branches, channels):
+        heard.append((name, family, bool(branches), set(channels) == {branch.module for branch in branches}))
+        return ("its norms", None) if name == NAMES[2] else kinds.norms_reason(name, family, branches, channels)
+
+    monkeypatch.setattr(pack_module("nodes.bridge_train_gate"), "norms_reason", told)
+    report = train(world, 2)[1]
+    assert f"{NAMES[2]} is left out: its norms" in report and "2 steps on 2 LoRAs" in report
+    assert heard == [(name, world.kind, True, True) for name in NAMES]
