@@ -17,8 +17,8 @@ class Request:
     """One LoRA asked for: its name as ComfyUI's loras list shows it, and the strengths for model and text encoder.
 
     ``origin`` is selection or stack; ``notes`` say what was decided when several requests were for one file. Of a
-    selection's pick: its ``role``, its ``triggers``, the words of the LoRA its weights are ``near`` to, and how far it
-    is ``asked`` for, in [0, 1].
+    selection's pick: its ``role``, its ``triggers``, the words of the LoRA its weights are ``near`` to, how far it is
+    ``asked`` for, in [0, 1], and the ``sha256`` of the file that was indexed.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Request:
     triggers: tuple[str, ...] = ()
     near: str = ""
     asked: float = 1.0
+    sha256: str = ""
 
     @property
     def absent(self) -> bool:
@@ -44,11 +45,18 @@ def requests_of(selection: Any, stack: Any, strength: float = 1.0) -> list[Reque
     Raises ``SelectionError`` for anything malformed.
     """
     found = [*_from_selection(selection), *_from_stack(stack)]
-    return [
-        replace(one, model=one.model * strength, clip=one.clip * strength)
-        for one in found
-        if one.name and one.name.lower() != "none"
-    ]
+    return [replace(one, model=one.model * strength, clip=one.clip * strength) for one in found if named(one.name)]
+
+
+def named(name: str | None) -> bool:
+    """Whether an entry of a stack names a file: an empty slot of a stacker is None, ``""`` or ``"None"``."""
+    return bool(name and name.strip()) and name.strip().lower() != "none"
+
+
+def stack_entries(stack: Any) -> list[tuple[str, float, float]]:
+    """A LORA_STACK from anywhere as every pack's nodes take it: (name, model strength, clip strength), empty slots
+    left out. Raises ``SelectionError`` for anything malformed."""
+    return [(one.name, one.model, one.clip) for one in _from_stack(stack) if named(one.name)]
 
 
 def merge_same_files(requests: Iterable[tuple[str, Request]]) -> list[tuple[str, Request]]:
@@ -106,7 +114,8 @@ def _from_pick(pick: Any, number: int) -> Request:
     triggers = _texts(pick.get("triggers"))
     near = _texts([one.get("words") for one in _mappings(pick.get("neighbours"))])
     words = {"role": role, "triggers": triggers, "near": near[0] if near else "", "asked": _asked(pick, role)}
-    return Request(pick["name"], strength, strength, "selection", pick.get("path") or None, **words)
+    sha256 = str(pick.get("hash") or "")
+    return Request(pick["name"], strength, strength, "selection", pick.get("path") or None, **words, sha256=sha256)
 
 
 def _asked(pick: Mapping, role: str | None) -> float:
@@ -137,12 +146,23 @@ def _from_stack(stack: Any) -> list[Request]:
 
 
 def _from_entry(entry: Any, number: int) -> Request:
-    if not isinstance(entry, (list, tuple)) or len(entry) != 3 or not isinstance(entry[0], (str, type(None))):
+    """(name, model strength, clip strength), or (name, strength) for both; a tuple or a list. What a fourth field
+    would mean is nowhere agreed, and leaving it out would change the picture."""
+    if not isinstance(entry, (list, tuple)) or len(entry) not in (2, 3) or not isinstance(entry[0], (str, type(None))):
         raise SelectionError(
             f"entry {number} of the LORA_STACK is not (name, model strength, clip strength): {entry!r}",
             key="lora_stack",
         )
-    return Request(entry[0] or "", _number(entry[1], entry[0]), _number(entry[2], entry[0]))
+    name = entry[0] or ""
+    return Request(name, *(_number(_from_text(value), name) for value in (entry[1], entry[-1])))
+
+
+def _from_text(value: Any) -> Any:
+    """Strengths that came through a text field, "0.8", as numbers."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _number(value: Any, name: Any) -> float:
