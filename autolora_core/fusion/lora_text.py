@@ -85,19 +85,19 @@ def _joined(left: str, right: str) -> str:
 
 def _mark(whole: str, body: str) -> Mark:
     """The name is what is left when numbers and named fields are taken off the end: it may hold colons itself."""
-    fields = [field.strip() for field in body.split(":")]
+    fields = body.split(":")
     numbers: list[float] = []
     named: dict[str, str] = {}
     while len(fields) > 1:
-        field, pair = fields[-1], _NAMED.fullmatch(fields[-1])
-        if pair:
+        field = fields[-1].strip()
+        if pair := _NAMED.fullmatch(field):
             named[pair.group(1).lower()] = pair.group(2)
         elif len(numbers) < 2 and _ALMOST_A_NUMBER.fullmatch(field):
             numbers.insert(0, _number(field, whole))
         elif field:
             break
         fields.pop()
-    name = ":".join(fields)
+    name = ":".join(fields).strip()
     if not name:
         raise SelectionError(f"{whole} names no LoRA", key=whole, fix="write <lora:name:1.0>")
     ignored = tuple(f"{key}={value}" for key, value in named.items() if key not in ("te", "unet"))
