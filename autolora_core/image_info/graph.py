@@ -16,6 +16,7 @@ TEXTS = ("text", "prompt", "string", "value", "text_g", "clip_l", "t5xxl", "wild
 NEGATIVE_OF = ("positive", "negative")  # output 0 and 1 of nodes that take both, such as Apply ControlNet
 NOT_TEXT = ("model", "clip", "vae", "image", "pixels", "samples", "mask", "control_net", "style_model", "index")
 MOST_NODES = 2000
+MOST_HOPS = 10  # from an input to where its value is typed
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def _value(graph: Graph, inputs: Mapping[str, Any], *keys: str) -> Any:
     return None if key is None else _typed(graph, inputs[key], (*keys, "value", "int", "float", "number"))
 
 
-def _typed(graph: Graph, value: Any, keys: tuple[str, ...], depth: int = 20) -> Any:
+def _typed(graph: Graph, value: Any, keys: tuple[str, ...], depth: int = MOST_HOPS) -> Any:
     if not _is_link(graph, value):
         return value
     inputs = _inputs(graph, value[0])
@@ -207,7 +208,7 @@ def _prompt(graph: Graph, link: Any) -> str | None:
     return None
 
 
-def _typed_text(graph: Graph, inputs: Mapping[str, Any], depth: int = 20) -> str | None:
+def _typed_text(graph: Graph, inputs: Mapping[str, Any], depth: int = MOST_HOPS) -> str | None:
     if {"string_a", "string_b"} <= inputs.keys():
         return _concatenated(graph, inputs, depth)
     for key in TEXTS:
