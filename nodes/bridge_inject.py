@@ -52,13 +52,20 @@ def peel(module: nn.Module) -> None:
 
 
 class FusionInjection:
-    """Inject and eject of one node application. Idempotent, and per model: a patcher may be given another one."""
+    """Inject and eject of one node application. Idempotent, and per model: a patcher may be given another one.
+
+    The patcher that injected owns the layers, and only it takes them out. A clone of a loaded patcher believes that it
+    is injected too, and ejects when it is deleted: that may be in the middle of its parent's sampling.
+    """
 
     def __init__(self, key: str, prefix: str):
         self.key, self.prefix = key, prefix
         self._installed: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+        self._owners: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
     def inject(self, patcher: Any) -> None:
+        if not self._owned_by_another(patcher):
+            self._owners[patcher.model] = weakref.ref(patcher)
         installed = self._installed.setdefault(patcher.model, {})
         bank = patcher.get_additional_models_with_key(self.key)[0].model
         for name, layer in zip(bank.names, bank.layers, strict=True):
@@ -68,9 +75,16 @@ class FusionInjection:
                 module.forward = installed[name] = FusedForward(module, layer)
 
     def eject(self, patcher: Any) -> None:
+        if self._owned_by_another(patcher):
+            return
+        self._owners.pop(patcher.model, None)
         for name, wrapper in self._installed.pop(patcher.model, {}).items():
             wrapper.kill()
             peel(comfy.utils.get_attr(patcher.model, self.prefix + name))
+
+    def _owned_by_another(self, patcher: Any) -> bool:
+        owner = self._owners.get(patcher.model, lambda: None)()
+        return owner is not None and owner is not patcher and owner.is_injected
 
 
 def attach(patcher: Any, plan: FusionPlan, prefix: str, moment: Moment | None = None) -> str:

@@ -109,6 +109,20 @@ def test_deleting_a_clone_that_was_never_loaded(world):
     assert tiny_models.sample(model).equal(before)
 
 
+def test_a_clone_that_is_deleted_in_the_middle_of_sampling(world):
+    """A clone of a loaded model believes that it is injected, and ejects when Python gets round to deleting it."""
+    model = world.fused((world.a, 1.0), (world.b, 0.7))
+    before = tiny_models.sample(model)
+    clones = [model.clone(), model.clone()]
+    assert clones[0].is_injected
+
+    def drop(step, *_):
+        clones.pop().detach(unpatch_all=False)  # what its finaliser does
+
+    assert tiny_models.sample(model, callback=drop).equal(before) and not clones
+    assert tiny_models.sample(world.model).equal(tiny_models.sample(world.model)) and untouched(world.model)
+
+
 def test_clones_share_the_factors(world):
     model = world.fused((world.a, 1.0))
     clone = model.clone()

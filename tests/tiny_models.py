@@ -89,8 +89,10 @@ def conditioning(
     return [[states, {"pooled_output": torch.randn(1, pooled, generator=generator)}]]
 
 
-def sample(model: Any, *, batch: int = 1, cfg: float = 3.0, steps: int = 2, seed: int = 0) -> torch.Tensor:
-    """Real ``comfy.sample.sample``, euler; noise row ``i`` is the same in every batch size."""
+def sample(
+    model: Any, *, batch: int = 1, cfg: float = 3.0, steps: int = 2, seed: int = 0, callback: Any = None
+) -> torch.Tensor:
+    """Real ``comfy.sample.sample``, euler; noise row ``i`` is the same in every batch size. ``callback``: every step."""
     import comfy.sample
 
     unet = model.model.latent_format.latent_channels == 4
@@ -108,6 +110,7 @@ def sample(model: Any, *, batch: int = 1, cfg: float = 3.0, steps: int = 2, seed
         conditioning(12, width=width, pooled=pooled),
         torch.zeros_like(noise),
         seed=seed,
+        callback=callback,
         disable_pbar=True,
     )
 

@@ -1,4 +1,8 @@
-"""A pack of someone else, for the end-to-end tests: a LoRA stacker that takes any name, as text."""
+"""A pack of someone else, for the end-to-end tests: a LoRA stacker that takes any name, as text; and helper nodes."""
+
+from .basing import NODES as BASING
+from .looking import NODES as LOOKING
+from .patching import NODES as PATCHING
 
 
 class StackFromText:
@@ -17,4 +21,4 @@ class StackFromText:
         return ([(name, float(model), float(clip)) for name, model, clip in entries],)
 
 
-NODE_CLASS_MAPPINGS = {"StackFromText": StackFromText}
+NODE_CLASS_MAPPINGS = {"StackFromText": StackFromText, **LOOKING, **BASING, **PATCHING}
