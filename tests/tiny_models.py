@@ -92,7 +92,7 @@ def conditioning(
 def sample(
     model: Any, *, batch: int = 1, cfg: float = 3.0, steps: int = 2, seed: int = 0, callback: Any = None
 ) -> torch.Tensor:
-    """Real ``comfy.sample.sample``, euler; noise row ``i`` is the same in every batch size. ``callback``: every step."""
+    """Real ``comfy.sample.sample``, euler; noise row ``i`` is the same in every batch size. ``callback``: a step."""
     import comfy.sample
 
     unet = model.model.latent_format.latent_channels == 4
