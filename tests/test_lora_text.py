@@ -174,3 +174,6 @@ def test_short_names_keep_folders_where_two_would_be_the_same():
     assert short_names(["a/twin.safetensors", "b\\twin.safetensors", "s/otter.safetensors"]) == {
         "a/twin.safetensors": "a/twin", "b\\twin.safetensors": "b/twin", "s/otter.safetensors": "otter",
     }  # fmt: skip
+    assert short_names(["s/otter.safetensors"], ["s/otter.safetensors", "t\\otter.pt"]) == {
+        "s/otter.safetensors": "s/otter"
+    }

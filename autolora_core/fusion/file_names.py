@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 ENDINGS = (".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin")
@@ -39,12 +40,14 @@ def namesakes(asked: str, known: Sequence[str]) -> list[str]:
     return find_names(spelled(asked).rpartition("/")[2], known)
 
 
-def short_names(names: Iterable[str]) -> dict[str, str]:
-    """Name → its last part without ending, as ``<lora:…>`` has it; with folders where two would be the same."""
+def short_names(names: Iterable[str], beside: Iterable[str] = ()) -> dict[str, str]:
+    """Name → its last part without ending, as ``<lora:…>`` has it; with folders where two of ``names``, or one of them
+    and another of ``beside`` (all files there are), would be the same."""
     whole = {name: without_ending(spelled(name)) for name in names}
-    last = {name: text.rpartition("/")[2] for name, text in whole.items()}
-    twice = {text for text in last.values() if sum(other == text for other in last.values()) > 1}
-    return {name: whole[name] if last[name] in twice else last[name] for name in whole}
+    files = {*whole.values(), *(without_ending(spelled(name)) for name in beside)}
+    count = Counter(file.rpartition("/")[2] for file in files)
+    last = {name: file.rpartition("/")[2] for name, file in whole.items()}
+    return {name: whole[name] if count[last[name]] > 1 else last[name] for name in whole}
 
 
 def _same(name: str, wanted: str) -> bool:

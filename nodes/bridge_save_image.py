@@ -1,0 +1,168 @@
+"""Pictures written as PNG with what they were made of: ComfyUI's side of ``image_info``."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import folder_paths
+import numpy as np
+from comfy.cli_args import args
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from ..autolora_core.errors import AutoLoRAError
+from ..autolora_core.fusion.requests import Request
+from ..autolora_core.image_info.graph import Facts, GraphLora
+from ..autolora_core.image_info.parameters import HashedLora, parameters_text
+from ..autolora_core.image_info.used import FORMAT, Used, UsedLora
+from ..autolora_core.library.hashes import HashCache, stamp
+from ..autolora_core.library.metadata import autov3
+from ..autolora_core.lora.header import read_header
+from ..autolora_core.wording import shown
+from .bridge_loras import listed_name, resolve
+from .bridge_paths import throw_if_interrupted
+from .bridge_used import used_of
+
+COMPRESSION = 4  # as ComfyUI's own Save Image
+MODEL_FOLDERS = ("checkpoints", "diffusion_models")
+_HASHES = HashCache()
+
+
+@dataclass
+class Told:
+    """What goes into a picture: the ``parameters`` text and the ``autolora`` JSON; ``notes`` for the node's report."""
+
+    parameters: str
+    autolora: dict[str, Any]
+    notes: list[str]
+
+
+def tell(
+    model: Any, clip: Any, facts: Facts, size: tuple[int, int], replaced: Mapping[str, str], hash_model: bool
+) -> Told:
+    """``model``: MODEL or None, ``clip``: CLIP or None, as they came out of Apply; ``size``: width, height in pixels;
+    ``replaced``: settings typed by hand. Files are hashed once; Cancel is heeded."""
+    patchers = [one for one in (model, clip and clip.patcher) if one is not None]
+    notes: list[str] = []
+    others = [_hashed_other(lora, notes) for lora in facts.loras]
+    applied = used_of(patchers)
+    ours = [[_hashed(lora, notes) for lora in used.loras] for used in applied]
+    every = [*(hashed for hashed, _ in others), *(hashed for one in ours for hashed, _ in one)]
+    model_hash = _model_hash(facts.model, notes) if hash_model else ""
+    told = {
+        "format": FORMAT,
+        "applied": [_applied(used, one) for used, one in zip(applied, ours, strict=True)],
+        "other_loras": [data for _, data in others],
+    }
+    if not every:
+        notes.append("no LoRA is known: connect the model that Gated Multi-LoRA Apply gave")
+    if "steps" not in {key.casefold() for key in replaced} and facts.steps is None:
+        notes.append(
+            "the number of steps is not in the graph, and readers of parameters look for it: write Steps: in settings"
+        )
+    return Told(parameters_text(facts, every, size, model_hash, replaced), told, notes)
+
+
+def _applied(used: Used, loras: Iterable[tuple[HashedLora, dict[str, Any]]]) -> dict[str, Any]:
+    gate = {"gate_sha256": _HASHES.of(used.gate_path, throw_if_interrupted).sha256} if _is_file(used.gate_path) else {}
+    return used.to_json() | gate | {"loras": [data for _, data in loras]}
+
+
+def _hashed(lora: UsedLora, notes: list[str]) -> tuple[HashedLora, dict[str, Any]]:
+    """A LoRA of Apply. A file that has changed since is not the one that was used: it gets no hash."""
+    sha256, short = lora.sha256, lora.autov3
+    if not (len(sha256) == 64 and short):
+        if not _is_file(lora.path) or stamp(lora.path)[1:] != lora.stamp:
+            notes.append(f"{lora.name} has changed since it was applied: its hash is not known")
+            sha256 = ""
+        else:
+            made = _HASHES.of(lora.path, throw_if_interrupted)
+            sha256, short = made.sha256, short or made.autov3
+    return _both(lora.name, lora.strength, lora.clip_strength, sha256, short, lora.to_json())
+
+
+def _hashed_other(lora: GraphLora, notes: list[str]) -> tuple[HashedLora, dict[str, Any]]:
+    """A LoRA that another node loads; what it is called there is all that is known of it."""
+    data = {"strength": lora.strength, "clip_strength": lora.clip_strength, "node": lora.node}
+    name, sha256, short = lora.name, "", ""
+    try:
+        path = resolve(Request(lora.name, lora.strength, lora.clip_strength))
+        name, made = listed_name(path) or name, _HASHES.of(path, throw_if_interrupted)
+        sha256, short = made.sha256, _stated(path) or made.autov3
+    except (AutoLoRAError, OSError) as error:
+        notes.append(f"{lora.name}, which node {lora.node} loads, cannot be hashed: {error}")
+    data = {"name": name.replace("\\", "/")} | data
+    return _both(name, lora.strength, lora.clip_strength, sha256, short, data)
+
+
+def _both(
+    name: str, strength: float, clip: float, sha256: str, short: str, data: dict[str, Any]
+) -> tuple[HashedLora, dict[str, Any]]:
+    hashes = {"sha256": sha256, "autov2": sha256[:10], "autov3": short}
+    told = data | {"hashes": {key: value for key, value in hashes.items() if value}}
+    return HashedLora(name, strength, clip, sha256[:10], short), told
+
+
+def _stated(path: str) -> str:
+    try:
+        return autov3(read_header(path).metadata)
+    except AutoLoRAError:
+        return ""
+
+
+def _model_hash(name: str | None, notes: list[str]) -> str:
+    path = next((path for path in (_model_path(folder, name) for folder in MODEL_FOLDERS) if path), None)
+    if path is None:
+        notes.append(f"the base model's file is not known{f' ({name})' if name else ''}: it has no hash")
+        return ""
+    return _HASHES.of(path, throw_if_interrupted).autov2
+
+
+def _model_path(folder: str, name: str | None) -> str | None:
+    return folder_paths.get_full_path(folder, name) if name else None
+
+
+def _is_file(path: str) -> bool:
+    return bool(path) and os.path.isfile(path)
+
+
+def save_pictures(
+    images: Any, prefix: str, told: Told, prompt: Any, extra: Mapping[str, Any] | None
+) -> list[dict[str, str]]:
+    """Write ``images`` (n, height, width, 3), 0 to 1, into the output folder as ComfyUI's Save Image does, and tell
+    what it tells; nothing where ComfyUI runs with --disable-metadata."""
+    height, width = images[0].shape[0], images[0].shape[1]
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+        prefix, folder_paths.get_output_directory(), width, height
+    )
+    chunks = None if args.disable_metadata else _chunks(told, prompt, extra)
+    saved = []
+    for number, image in enumerate(images):
+        throw_if_interrupted()
+        pixels = np.clip(255.0 * image.cpu().numpy(), 0, 255).astype(np.uint8)
+        file = f"{name.replace('%batch_num%', str(number))}_{counter + number:05}_.png"
+        Image.fromarray(pixels).save(os.path.join(folder, file), pnginfo=chunks, compress_level=COMPRESSION)
+        saved.append({"filename": file, "subfolder": subfolder, "type": "output"})
+    return saved
+
+
+def _chunks(told: Told, prompt: Any, extra: Mapping[str, Any] | None) -> PngInfo:
+    chunks = PngInfo()
+    chunks.add_text("parameters", shown(told.parameters))
+    if prompt is not None:
+        chunks.add_text("prompt", json.dumps(prompt))
+    for key, value in (extra or {}).items():
+        if key not in ("parameters", "prompt", "autolora"):
+            chunks.add_text(key, json.dumps(value))
+    chunks.add_text("autolora", json.dumps(told.autolora))
+    return chunks
+
+
+def with_texts(facts: Facts, positive: str | None, negative: str | None, seed: int | None) -> Facts:
+    """The facts with what is connected to the node in place of what the graph says."""
+    given = {"positive": positive, "negative": negative, "seed": seed}
+    return replace(facts, **{key: value for key, value in given.items() if value is not None})

@@ -1,0 +1,65 @@
+"""What Apply did, noted on the MODEL and CLIP it gives, and read again where the picture is saved."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from ..autolora_core.fusion.methods.planner import METHODS, Blend
+from ..autolora_core.fusion.report import LoraOutcome
+from ..autolora_core.image_info.used import Used, UsedLora, unique
+from ..autolora_core.library.hashes import stamp
+from ..autolora_core.library.metadata import autov3
+from .bridge_gates import GateChoice
+from .bridge_loras import LoadedLora, listed_name
+from .bridge_methods import Wishes
+from .bridge_prepare import Prepared
+
+KEY = "autolora_used"
+
+
+def used_by(ready: Prepared, chosen: GateChoice, made: Blend, wishes: Wishes, report: str) -> Used:
+    """One Apply node as a note."""
+    mode, gate = made.plan.mode, chosen.gate.path if chosen.gate is not None and made.plan.gated_modules else ""
+    return Used(
+        mode,
+        chosen.why,
+        ready.family.name,
+        tuple(_used_lora(lora, outcome) for lora, outcome in zip(ready.loras, ready.outcomes, strict=True)),
+        os.path.basename(gate),
+        gate,
+        asdict(wishes.settings) if mode in METHODS else {},
+        wishes.prompt,
+        report,
+    )
+
+
+def _used_lora(lora: LoadedLora, outcome: LoraOutcome) -> UsedLora:
+    request, path = lora.request, lora.file.path
+    return UsedLora(
+        listed_name(path) or request.name,
+        request.model,
+        request.clip,
+        request.origin,
+        path,
+        stamp(path)[1:],
+        request.role,
+        request.triggers,
+        outcome.matched,
+        outcome.clip_layers,
+        outcome.outside_gate,
+        request.sha256,
+        autov3(lora.file.metadata),
+    )
+
+
+def note_used(patcher: Any, used: Used) -> None:
+    """Note it on a patcher (a clone of ours), behind what Apply nodes before noted."""
+    patcher.set_attachments(KEY, (*(patcher.get_attachment(KEY) or ()), used))
+
+
+def used_of(patchers: Iterable[Any]) -> list[Used]:
+    """The notes on ModelPatchers, first applied first."""
+    return unique(note for patcher in patchers for note in patcher.get_attachment(KEY) or ())
