@@ -15,6 +15,7 @@ from .bridge_gates import GateChoice, choose_gate
 from .bridge_loras import layer_name
 from .bridge_methods import Wishes, attach_blend, blend_with
 from .bridge_prepare import Prepared, prepare
+from .bridge_used import note_used, used_by
 
 HARDLY_ASKED = 0.9  # below, the report tells
 
@@ -44,6 +45,9 @@ def apply_loras(model: Any, clip: Any, requests: Iterable[Request], wishes: Wish
         plan.mode, chosen.why, ready.outcomes, plan.gated_modules, len(plan.modules), ready.absent, chosen.warnings,
         made.notes,
     )  # fmt: skip
+    used = used_by(ready, chosen, made, wishes, text)
+    for patcher in [*([] if new_model is model else [new_model]), *([] if new_clip is clip else [new_clip.patcher])]:
+        note_used(patcher, used)
     return Applied(new_model, new_clip, text)
 
 

@@ -15,9 +15,11 @@ from comfy.weight_adapter import WeightAdapterBase
 
 from ..autolora_core.errors import NothingMatchesError, SelectionError
 from ..autolora_core.fusion.branches import Branch
+from ..autolora_core.fusion.file_names import find_names, namesakes
 from ..autolora_core.fusion.requests import Request
 from ..autolora_core.lora.comfy_keys import comfy_stem
 from ..autolora_core.lora.file import LoraFile
+from ..autolora_core.wording import listed, shown
 from .bridge_layers import NotABranch, branch_of, describe_layer
 
 PREFIX = "diffusion_model."
@@ -55,22 +57,53 @@ class ModelHalf:
 
 
 def resolve(request: Request) -> str:
-    """The file of a request. Raises ``SelectionError`` when there is none.
+    """The file of a request. Raises ``SelectionError`` when there is none, and when there are several.
 
-    Some packs write the separators of their own operating system into a stack; the name is tried as it is first.
+    Packs write names as they like: with the separators of another system, without folder or ending, as a whole path.
+    The name as it is comes first, so that no file hides another.
     """
     swapped = request.name.replace("\\", "/").replace("/", os.sep)
     for name in dict.fromkeys((request.name, swapped)):
         path = folder_paths.get_full_path("loras", name)
         if path is not None:
             return os.path.abspath(path)
-    if request.path and os.path.isfile(request.path):
-        return os.path.abspath(request.path)
+    for path in (request.path, request.name if os.path.isabs(request.name) else None):
+        if path and os.path.isfile(path):
+            return os.path.abspath(path)
+    return _found_by_name(request.name)
+
+
+def _found_by_name(name: str) -> str:
+    known = folder_paths.get_filename_list("loras")
+    found = find_names(name, known)
+    path = folder_paths.get_full_path("loras", found[0]) if len(found) == 1 else None
+    if path is not None:
+        return os.path.abspath(path)
+    if len(found) > 1:
+        raise SelectionError(
+            f"{name} may be any of {listed(map(shown, found))}", key=name, fix="write the folder in front of the name"
+        )
+    near = namesakes(name, known)
     raise SelectionError(
-        f"the LoRA file {request.name} is not in any of ComfyUI's loras folders",
-        key=request.name,
-        fix="put the file back, or run Encode LoRA Library again so that the index forgets it",
+        f"the LoRA file {name} is not in any of ComfyUI's loras folders"
+        + (f"; of the same name there is {listed(map(shown, near))}" if near else ""),
+        key=name,
+        fix="correct the name or put the file back; if a selection names it, run Encode LoRA Library again so that "
+        "the index forgets it",
     )
+
+
+def listed_name(path: str) -> str | None:
+    """The name under which ComfyUI's loras list has a file, or None where it lies outside its folders."""
+    for folder in folder_paths.get_folder_paths("loras"):
+        name = os.path.relpath(path, folder) if _same_drive(path, folder) else os.pardir
+        if name.split(os.sep)[0] != os.pardir:
+            return name
+    return None
+
+
+def _same_drive(path: str, folder: str) -> bool:
+    return os.path.splitdrive(os.path.abspath(folder))[0].lower() == os.path.splitdrive(path)[0].lower()
 
 
 def load(path: str, request: Request) -> LoadedLora:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..autolora_core.encode.spaces import FAMILIES as FAMILIES_THAT_ANSWER
+from ..autolora_core.fusion.file_names import spelled, without_ending
+from ..autolora_core.fusion.requests import stack_entries
 from ..autolora_core.library.encoders import OF_CLIP, known_towers
 from ..autolora_core.library.index import Library
 from ..autolora_core.retrieve.selection import Pick, Selection
@@ -104,11 +106,12 @@ def prompt_with_triggers(prompt: str, picks: Iterable[Pick]) -> tuple[str, list[
 
 
 def extend_stack(stack: Sequence[tuple] | None, picks: Iterable[Pick]) -> list[tuple[str, float, float]]:
-    """A new LORA_STACK: the incoming entries, then the picks that are not in it yet (whatever the separators)."""
-    extended = [tuple(entry) for entry in stack or ()]
-    present = {str(entry[0]).replace("\\", "/") for entry in extended if entry}
+    """A new LORA_STACK: the incoming entries without empty slots, then the picks that are not in it yet (whatever the
+    separators, with or without ending)."""
+    extended = stack_entries(stack)
+    present = {without_ending(spelled(name)) for name, _, _ in extended}
     for pick in picks:
-        if pick.name.replace("\\", "/") not in present:
+        if without_ending(spelled(pick.name)) not in present:
             extended.append((pick.name, pick.strength, pick.strength))
     return extended
 

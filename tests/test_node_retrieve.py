@@ -233,9 +233,10 @@ def test_all_nodes_are_registered(pack):
         "AutoLoRAEncodeLibrary", "AutoLoRARetrieve", "AutoLoRAFindSimilar", "AutoLoRAGatedApply",
         "AutoLoRAMiniLMCLIPLoader", "AutoLoRATrainEncoder", "AutoLoRATrainFusionGate",
         "AutoLoRATimeAndPlace", "AutoLoRAConflictReport", "AutoLoRAGateHeatMap", "AutoLoRASaveMerged",
+        "AutoLoRAStackFromText", "AutoLoRAStackToText", "AutoLoRASaveImage",
     }  # fmt: skip
     for node in pack.NODE_CLASS_MAPPINGS.values():
-        groups = node.INPUT_TYPES()
+        groups = {kind: inputs for kind, inputs in node.INPUT_TYPES().items() if kind != "hidden"}
         assert all(spec[1].get("tooltip") for group in groups.values() for spec in group.values())
         assert node.DESCRIPTION and len(node.OUTPUT_TOOLTIPS) == len(node.RETURN_TYPES) == len(node.RETURN_NAMES)
         assert callable(getattr(node, node.FUNCTION))
