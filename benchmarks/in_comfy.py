@@ -10,7 +10,7 @@ from benchmarks.results_file import REPO
 
 
 @cache
-def _start() -> None:
+def start() -> None:
     """ComfyUI reads the command line when it is imported, so it gets one of its own."""
     sys.path.append(str(REPO / "tests"))
     from comfy_local import comfy_path
@@ -27,7 +27,7 @@ def _start() -> None:
 
 def demo_model() -> Any:
     """A MODEL."""
-    _start()
+    start()
     import comfy.sd
 
     return comfy.sd.load_diffusion_model(str(REPO / "models" / "emoji_mmdit.safetensors"))
@@ -35,7 +35,7 @@ def demo_model() -> Any:
 
 def node(name: str) -> Any:
     """An instance, by module and class: ``gated_apply.AutoLoRAGatedApply``."""
-    _start()
+    start()
     from comfy_local import pack_module
 
     module, _, kind = name.partition(".")

@@ -20,6 +20,8 @@ class LoraOutcome:
     """One LoRA after it was applied: ``matched`` of the file's ``total`` layers of the diffusion model were found.
 
     ``forwarded``: layer → why it went to ComfyUI's weight patches. ``missing``: layers the model does not have.
+    Of the text half: ``clip_layers`` were found, ``encoders`` tells them apart (name → found, layers of the file),
+    ``text_missing``: layer → why it is left out; without ``clip_connected`` all of it is.
     """
 
     name: str
@@ -29,6 +31,9 @@ class LoraOutcome:
     matched: int = 0
     total: int = 0
     clip_layers: int = 0
+    clip_connected: bool = True
+    encoders: dict[str, tuple[int, int]] = field(default_factory=dict)
+    text_missing: dict[str, str] = field(default_factory=dict)
     forwarded: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     outside_gate: str | None = None
@@ -47,9 +52,24 @@ class LoraOutcome:
             out.append(f"  as weight patches ({reason}): {listed(layers, SHOWN)}")
         if self.missing:
             out.append(f"  not in this model: {listed(self.missing, SHOWN)}")
+        out += [f"  {line}" for line in self.text_lines()]
         hidden = len(self.notes) - SHOWN
         out += [f"  {note}" for note in self.notes[:SHOWN]]
         return [*out, f"  and {counted(hidden, 'more note')}"] if hidden > 0 else out
+
+    def text_lines(self) -> list[str]:
+        """What became of the text half, encoder by encoder; empty for a LoRA without one."""
+        if not self.encoders:
+            return []
+        if not self.clip_connected:
+            left = ", ".join(f"{name} {counted(total, 'layer')}" for name, (_, total) in self.encoders.items())
+            return [f"its text half is left out, no CLIP is connected: {left}"] if self.clip_strength else []
+        found = (f"{name} {here} of {counted(total, 'layer')}" for name, (here, total) in self.encoders.items())
+        lines = [f"text encoders: {', '.join(found)}"]
+        for reason in dict.fromkeys(self.text_missing.values()):
+            layers = [layer for layer, why in self.text_missing.items() if why == reason]
+            lines.append(f"left out of the text encoders ({reason}): {listed(layers, SHOWN)}")
+        return lines
 
 
 def fusion_report(

@@ -33,7 +33,7 @@ _SAME_NAMES = ("qwen_image", "hidream")  # diffusers and the base name all layer
 _ROWS_PREFIX = {family: "transformer." for family in ("sd3", "emoji", "pixart", *_FLUXES)}
 _ROWS_PREFIX |= {family: "diffusion_model." for family in ("z_image", "lumina2")}
 _HALVES_PREFIX = {family: "transformer." for family in ("sd3", "emoji", "aura_flow", *_FLUXES)}
-_SUFFIX = {
+SUFFIX = {
     "down": ".lora_down.weight",
     "up": ".lora_up.weight",
     "mid": ".lora_mid.weight",
@@ -61,7 +61,7 @@ def comfy_state_dict(lora: LoraFile) -> dict[str, Tensor] | None:
         stem = comfy_stem(entry, lora.family.name)
         read = read_tensors(lora.header, entry.keys.values())
         for role, key in entry.keys.items():
-            name = stem + _SUFFIX.get(role, f".{role}") if stem is not None else key
+            name = stem + SUFFIX.get(role, f".{role}") if stem is not None else key
             result[name] = read[key].reshape(-1) if role == "magnitude" else read[key]
         if stem is not None and entry.scale != entry.stock_scale and entry.rank:
             result[f"{stem}.alpha"] = torch.tensor(entry.scale * entry.rank)

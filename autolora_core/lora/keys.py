@@ -78,6 +78,8 @@ def _form(name: str, pattern: str, half: str = "model", slot: int = 0) -> KeyFor
 
 
 _TEXT_PATH = r"(?P<path>(?:text_model|encoder\.block|encoder\.layers|shared|final_layer_norm|text_projection)\b.*)"
+# A language model inside its head; ACE-Step's own layers have such names too, but nothing around them.
+_LLM_PATH = r"(?P<path>(?:model\.|language_model\.)+layers\.\d+\.(?:self_attn|mlp)\..*)"
 
 # Adding a spelling is adding a line. Order matters: longer prefixes first.
 FORMS: tuple[KeyForm, ...] = (
@@ -89,6 +91,7 @@ FORMS: tuple[KeyForm, ...] = (
     _form("kohya", r"^lora_te1_(?P<path>.+)$", "text", 1),
     _form("kohya", r"^lora_te2_(?P<path>.+)$", "text", 2),
     _form("kohya", r"^lora_te3_(?P<path>.+)$", "text", 3),
+    _form("kohya", r"^lora_te4_(?P<path>.+)$", "text", 4),
     _form("kohya-cascade", r"^lora_prior_unet_(?P<path>.+)$"),
     _form("kohya-cascade", r"^lora_prior_te_(?P<path>.+)$", "text", 0),
     _form("onetrainer", r"^lora_transformer_(?P<path>.+)$"),
@@ -96,11 +99,15 @@ FORMS: tuple[KeyForm, ...] = (
     _form("peft", r"^unet\.base_model\.model\.(?P<path>.+)$"),
     _form("peft", r"^(?:base_model\.model\.)text_encoder(?:_1)?\.(?P<path>.+)$", "text", 1),
     _form("peft", r"^base_model\.model\." + _TEXT_PATH + "$", "text", 1),
+    _form("peft", r"^base_model\.model\." + _LLM_PATH + "$", "text", 1),
     _form("peft", r"^base_model\.model\.(?:diffusion_model\.|transformer\.|unet\.|model\.)?(?P<path>.+)$"),
     _form("native", r"^(?:model\.)?diffusion_model\.(?P<path>.+)$"),
-    _form("comfy-text", r"^text_encoders\.(?:[A-Za-z0-9_]+\.transformer\.)(?P<path>.+)$", "text", 0),
+    _form("comfy-text", r"^text_encoders\.clip_l\.transformer\.(?P<path>.+)$", "text", 1),
+    _form("comfy-text", r"^text_encoders\.clip_g\.transformer\.(?P<path>.+)$", "text", 2),
+    _form("comfy-text", r"^text_encoders\.(?:[A-Za-z0-9_]+\.)?transformer\.(?P<path>.+)$", "text", 0),
     _form("diffusers", r"^text_encoder_2\.(?P<path>.+)$", "text", 2),
     _form("diffusers", r"^text_encoder_3\.(?P<path>.+)$", "text", 3),
+    _form("diffusers", r"^text_encoder_4\.(?P<path>.+)$", "text", 4),
     _form("diffusers", r"^text_encoder\.(?P<path>.+)$", "text", 1),
     _form("diffusers", r"^(?:transformer|unet|prior|pipe\.dit)\.(?P<path>.+)$"),
     _form("xlabs", r"^(?P<path>(?:double|single)_blocks\.\d+\.processor\..+)$"),

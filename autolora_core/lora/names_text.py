@@ -27,6 +27,7 @@ def _t5_rules() -> list[Rule]:
 def _llama_rules() -> list[Rule]:
     parts = [f"self_attn.{x}_proj" for x in "qkvo"] + [f"self_attn.{x}_norm" for x in "qk"]
     parts += [f"mlp.{x}_proj" for x in ("gate", "up", "down")] + ["input_layernorm", "post_attention_layernorm"]
+    parts += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]  # Gemma's
     names = [f"layers.{{}}.{part}" for part in parts] + ["embed_tokens", "norm"]
     rules = same(*names)
     for prefix in ("model.{}", "language_model.{}", "model.language_model.{}"):
