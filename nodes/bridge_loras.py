@@ -140,11 +140,6 @@ def model_half(lora: LoadedLora, model: Any, key_map: Mapping[str, Any], lora_in
     return half
 
 
-def clip_half(lora: LoadedLora, key_map: Mapping[str, Any]) -> dict[Any, Any]:
-    """ComfyUI patches for the text encoders; there the sum is all we want, and weight patches are exactly that."""
-    return _patches(lora, key_map)
-
-
 def _patches(lora: LoadedLora, key_map: Mapping[str, Any]) -> dict[Any, Any]:
     """ComfyUI's reading of the file: of our renamed keys, or of the stored ones where it finds more under those."""
     states = [state for state in (lora.renamed, lora.stored) if state is not None]
@@ -155,22 +150,18 @@ def _patches(lora: LoadedLora, key_map: Mapping[str, Any]) -> dict[Any, Any]:
     return max(found, key=_count_updates)
 
 
-def require_match(lora: LoadedLora, half: ModelHalf | None, clip_layers: int, clip: Any, model_family: Any) -> None:
-    """Raise ``NothingMatchesError`` when not one layer of the LoRA exists in what is connected."""
-    if clip_layers or (half is not None and half.matched):
+def require_match(lora: LoadedLora, half: ModelHalf, model_family: Any) -> None:
+    """Raise ``NothingMatchesError`` when the LoRA changes diffusion models, and not one layer of it exists in this one;
+    its text half may fit for all that, as several bases share text encoders."""
+    if half.matched or "model" not in lora.file.halves or not lora.request.model:
         return
-    if lora.file.kind == "text_encoder_only" and clip is None:
-        raise NothingMatchesError(
-            f"{lora.name} changes text encoders only, and no CLIP is connected",
-            path=lora.file.path,
-            fix="connect CLIP, or leave this LoRA out (banned, in Retrieve LoRAs from Prompt)",
-        )
     family = lora.file.family
+    alone = "; to use its text half alone, set its model strength to 0" if len(lora.file.halves) > 1 else ""
     raise NothingMatchesError(
         f"not one layer of {lora.name} exists in this model: the file is for {family.name} "
         f"({_evidence(family)}), the model is {model_family.name} ({_evidence(model_family)})",
         path=lora.file.path,
-        fix="choose a LoRA made for this base model",
+        fix=f"choose a LoRA made for this base model{alone}",
     )
 
 
@@ -182,11 +173,6 @@ def _layer_of(model: Any, weight: str, name: str) -> Any:
     if not weight.endswith(".weight"):
         raise NotABranch("a bias or another parameter without a matrix")
     return describe_layer(name, comfy.utils.get_attr(model.model, PREFIX + name))
-
-
-def count_layers(patches: Mapping[Any, Any]) -> int:
-    """Layers that have an update; the slices of one weight, and its bias, are one layer."""
-    return len({layer_name(target) for target in patches})
 
 
 def _weight_name(target: Any) -> str:

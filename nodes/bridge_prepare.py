@@ -20,6 +20,7 @@ from . import bridge_loras
 from .bridge_loras import LoadedLora, ModelHalf
 from .bridge_paths import model_family, throw_if_interrupted
 from .bridge_place import require_places
+from .bridge_text import TextEncoders, fill_in, require_text_match, text_half
 
 
 @dataclass
@@ -82,8 +83,8 @@ def prepare(model: Any, clip: Any, requests: Iterable[Request], terms: Sequence[
     outcomes = [_outcome(lora) for lora in loras]
     patches = _clip_patches(clip, loras, outcomes)
     halves = _model_halves(model, loras, outcomes, family)
-    for lora, half, outcome in zip(loras, halves, outcomes, strict=True):
-        bridge_loras.require_match(lora, half, outcome.clip_layers, clip, family)
+    for lora, half in zip(loras, halves, strict=True):
+        bridge_loras.require_match(lora, half, family)
     absent = [request for _, request in merged if request.absent]
     ready = Prepared(family, loras, halves, patches, outcomes, absent, _terms(terms, [one for _, one in merged]))
     _heed(ready, model)
@@ -160,10 +161,10 @@ def _look_at_norms(outcome: LoraOutcome, half: ModelHalf, family: Family) -> Non
 
 
 def _clip_patches(clip: Any, loras: list[LoadedLora], outcomes: list[LoraOutcome]) -> list[dict[Any, Any]]:
-    if clip is None:
-        return [{} for _ in loras]
-    key_map = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}) if loras else {}
-    found = [bridge_loras.clip_half(lora, key_map) for lora in loras]
-    for patches, outcome in zip(found, outcomes, strict=True):
-        outcome.clip_layers = bridge_loras.count_layers(patches)
-    return found
+    """Also counts, per LoRA and text encoder, what was found."""
+    encoders = TextEncoders(clip) if clip is not None and loras else None
+    halves = [text_half(lora, encoders) for lora in loras]
+    for lora, half, outcome in zip(loras, halves, outcomes, strict=True):
+        fill_in(outcome, half, encoders is not None)
+        require_text_match(lora, outcome, encoders)
+    return [half.patches for half in halves]
