@@ -185,19 +185,35 @@ def _stock(clip: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def _difference(clip: Any, ours: Any, theirs: Any) -> float:
-    """The largest difference of two merged weights against the largest number there, over all that are patched."""
+    """The largest difference of two merged weights against the largest number there, over all that are patched.
+
+    The same patch gives the same weight, bit for bit: only the first of each encoder, and those that differ, are made.
+    """
     import comfy.lora
 
-    state, worst = clip.cond_stage_model.state_dict(), 0.0
-    for name in theirs.patcher.patches:
-        mine, stock = (
-            comfy.lora.calculate_weight(one.patcher.patches.get(name, []), state[name].clone(), name)
-            for one in (ours, theirs)
-        )
+    state, worst, seen = clip.cond_stage_model.state_dict(), 0.0, set()
+    for name, wanted in theirs.patcher.patches.items():
+        own = ours.patcher.patches.get(name, [])
+        encoder = name.partition(".")[0]
+        if encoder in seen and _same(own, wanted):
+            continue
+        seen.add(encoder)
+        mine, stock = (comfy.lora.calculate_weight(one, state[name].clone(), name) for one in (own, wanted))
         if stock.equal(state[name]):
             return float("inf")  # the patch did nothing: ComfyUI logs what it cannot do and goes on
         worst = max(worst, float((mine - stock).abs().max() / stock.abs().max()))
     return worst
+
+
+def _same(one: Any, two: Any) -> bool:
+    """Whether two patches hold the same numbers."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(two, torch.Tensor) and one.dtype == two.dtype and one.equal(two)
+    if isinstance(one, (list, tuple)):
+        return type(one) is type(two) and len(one) == len(two) and all(map(_same, one, two))
+    if hasattr(one, "weights"):
+        return type(one) is type(two) and _same(one.weights, two.weights)
+    return one == two
 
 
 def main(out: str) -> None:

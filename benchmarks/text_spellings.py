@@ -22,7 +22,7 @@ OLD = {"down": ".lora_linear_layer.down.weight", "up": ".lora_linear_layer.up.we
 
 @dataclass(frozen=True)
 class Spelling:
-    """``prefixes``: encoder → prefix of its layers' names; ``inner``: a part of them → what it becomes."""
+    """``prefixes``: encoder → prefix of its layers' names; ``inner``: how they begin → what that becomes."""
 
     prefixes: dict[str, str]
     flat: bool = False
@@ -32,7 +32,8 @@ class Spelling:
     def stem(self, weight: str) -> str:
         """The file's name of ``clip_l.transformer.text_model.….q_proj`` (no ``.weight``)."""
         encoder, _, path = weight.partition(BETWEEN)
-        path = path.replace(*self.inner, 1) if self.inner[0] else path
+        if self.inner[0] and path.startswith(self.inner[0]):
+            path = self.inner[1] + path.removeprefix(self.inner[0])
         return self.prefixes[encoder] + (path.replace(".", "_") if self.flat else path)
 
     @property

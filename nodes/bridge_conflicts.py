@@ -21,6 +21,7 @@ from ..autolora_core.fusion.methods.roles import STYLE, assign_roles
 from ..autolora_core.fusion.plan import UNASKED
 from ..autolora_core.fusion.requests import Request
 from .bridge import fuse_prepared
+from .bridge_features import unpatched
 from .bridge_loras import PREFIX
 from .bridge_methods import Wishes
 from .bridge_paths import throw_if_interrupted
@@ -62,8 +63,7 @@ def _tick(module: str) -> None:
 def base_energy(model: Any, module: str) -> float | None:
     """Squared norm of a layer's weight as the checkpoint has it; None where it is packed, quantised or not there."""
     key = f"{PREFIX}{module}.weight"
-    saved = model.backup.get(key)  # of a loaded model whose weights other loaders have patched
-    weight = comfy.utils.get_attr(model.model, key) if saved is None else getattr(saved, "weight", saved)
+    weight = unpatched(model, key, comfy.utils.get_attr(model.model, key))
     # Packed formats (GGUF, ComfyUI's own) come as subclasses of Tensor that may claim a dtype they do not store.
     if not isinstance(weight, Tensor) or type(weight.data) is not Tensor or weight.is_meta:
         return None
@@ -137,7 +137,7 @@ def _subjects(ready: Prepared, inside: Sequence[int], wishes: Wishes) -> list[in
 
 def _lora(ready: Prepared, number: int) -> Lora:
     request, outcome, half = ready.loras[number].request, ready.outcomes[number], ready.halves[number]
-    notes = list(outcome.notes)
+    notes = [*outcome.text_lines(), *outcome.notes]
     if not request.model or not half.matched:
         notes.append("it does not change the diffusion model")
     return Lora(

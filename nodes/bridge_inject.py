@@ -12,7 +12,6 @@ import uuid
 import weakref
 from typing import Any
 
-import comfy.model_patcher
 import comfy.utils
 import torch
 from comfy.patcher_extension import PatcherInjection
@@ -21,6 +20,7 @@ from torch import nn
 from ..autolora_core.fusion.moment import Moment
 from ..autolora_core.fusion.plan import FusionPlan
 from .bridge_bank import FusionBank
+from .bridge_features import patcher_class
 
 
 class FusedForward:
@@ -96,9 +96,7 @@ def attach(patcher: Any, plan: FusionPlan, prefix: str, moment: Moment | None = 
     """
     modules = {name: comfy.utils.get_attr(patcher.model, prefix + name) for name in plan.modules}
     bank = FusionBank(plan, modules, moment)
-    # Read at call time: newer ComfyUI swaps this class when it starts.
-    kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-    aux = kind(bank, load_device=patcher.load_device, offload_device=patcher.offload_device)
+    aux = patcher_class()(bank, load_device=patcher.load_device, offload_device=patcher.offload_device)
     key = f"autolora_fuse_{uuid.uuid4().hex}"
     injection = FusionInjection(key, prefix)
     patcher.set_additional_models(key, [aux])

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import comfy.model_management
 import comfy.patcher_extension
 import comfy.samplers
 import torch
 from torch import Tensor
 
 from ..autolora_core.errors import AutoLoRAError
+from .bridge_features import is_out_of_memory
 
 # Share of the denoising that is done at the sigma used: the prompt decides what is drawn in early steps.
 PERCENT = 0.2
@@ -53,9 +53,9 @@ def _explained() -> Iterator[None]:
     """A network that cannot be run on this conditioning says so in words of its own; memory errors are ComfyUI's."""
     try:
         yield
-    except comfy.model_management.OOM_EXCEPTION:
-        raise
     except (RuntimeError, KeyError) as error:
+        if is_out_of_memory(error):
+            raise
         raise AutoLoRAError(
             f"the model could not be run on what the CLIP makes of a text ({error})",
             fix="connect the CLIP that belongs to the model, or disconnect it",

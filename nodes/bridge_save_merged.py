@@ -31,6 +31,7 @@ from ..autolora_core.library.metadata import header_words
 from . import bridge_paths
 from .bar import Bar
 from .bridge import fuse_prepared
+from .bridge_features import true_shape
 from .bridge_gates import GateChoice
 from .bridge_layers import NotABranch, branch_of, describe_layer, target_parts
 from .bridge_loras import PREFIX, LoadedLora, layer_name
@@ -82,8 +83,7 @@ class Side:
         return self.work.setdefault(parameter, Work())
 
     def shape(self, parameter: str) -> tuple[int, ...]:
-        value = comfy.utils.get_attr(self.network, parameter)
-        return tuple(getattr(value, "tensor_shape", None) or value.shape)
+        return true_shape(comfy.utils.get_attr(self.network, parameter))
 
     def key(self, parameter: str, suffix: str) -> str:
         """The key in a file under which stock ComfyUI finds ``parameter``."""
@@ -153,9 +153,6 @@ def _check_terms(ready: Prepared) -> None:
 def _text_side(clip: Any, ready: Prepared) -> list[Side]:
     """The text encoders' half: always the plain sum. Its factors are kept where there are any."""
     if clip is None:
-        for lora, outcome in zip(ready.loras, ready.outcomes, strict=True):
-            if lora.request.clip and lora.file.halves - {"model"}:
-                outcome.notes.append("its text encoder half is not saved: no CLIP is connected")
         return []
     side = Side(TEXT, clip.cond_stage_model, comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}))
     for number, (lora, patches) in enumerate(zip(ready.loras, ready.clip_patches, strict=True)):

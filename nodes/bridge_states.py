@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..autolora_core.encode.input_states import TextStates
 from ..autolora_core.encode.spaces import IMAGE, Space, named_space
 from ..autolora_core.errors import AutoLoRAError
+from .bridge_features import injections_of, unpatched
 from .bridge_listen import Listener, layer_of
 from .bridge_once import latent_shape, quiet_clone, run_once, sigma_of
 from .bridge_paths import model_family, throw_if_interrupted
@@ -167,13 +168,11 @@ def fingerprint(patcher: Any) -> str:
     # The tables of sigmas are those of whoever was loaded last.
     state = {name: one for name, one in patcher.model.state_dict().items() if not name.startswith("model_sampling.")}
     sampled = set(list(state)[:: max(1, len(state) // MAX_SAMPLED)])
-    backup = getattr(patcher, "backup", {})
     for name, value in state.items():
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         # Quantised and packed tensors are classes of their own; their names and shapes have to do.
         if name in sampled and type(value) in (Tensor, nn.Parameter):
-            kept = backup[name].weight if name in backup else value
-            numbers = kept.detach().flatten()[:SAMPLE].to("cpu", torch.float32)
+            numbers = unpatched(patcher, name, value).detach().flatten()[:SAMPLE].to("cpu", torch.float32)
             digest.update(numbers.numpy().tobytes())
     digest.update(_own_changes(patcher).encode())
     return digest.hexdigest()[:24]
@@ -182,7 +181,7 @@ def fingerprint(patcher: Any) -> str:
 def _own_changes(patcher: Any) -> str:
     """Patches and injections of a model, by names that last as long as ComfyUI runs; empty without any."""
     named = [str(patcher.patches_uuid)] if patcher.patches else []
-    return " ".join([*named, *sorted(getattr(patcher, "injections", {}))])
+    return " ".join([*named, *sorted(injections_of(patcher))])
 
 
 def clip_options(clip: Any) -> str:

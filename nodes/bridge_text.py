@@ -15,6 +15,7 @@ from ..autolora_core.errors import NothingMatchesError
 from ..autolora_core.fusion.report import LoraOutcome
 from ..autolora_core.lora.keys import parse_key
 from ..autolora_core.lora.text_keys import Placement, place, shown_half, stated_encoder, text_tensors
+from .bridge_features import weight_shape
 from .bridge_loras import LoadedLora
 
 _TEXT_KEYS = ("lora_te", "lora_prior_te", "text_encoder")  # how keys of text encoders begin, whatever comes then
@@ -90,15 +91,11 @@ def fill_in(outcome: LoraOutcome, half: TextHalf, connected: bool) -> None:
 
 
 def _weights(model: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Parameters called weight with their sizes, by the layer's own word first: quantised weights are packed."""
+    """Parameters called weight with their sizes."""
     for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if weight is None:
-            continue
-        if hasattr(module, "in_features") and hasattr(module, "out_features"):
-            yield f"{name}.weight", (module.out_features, module.in_features)
-        else:
-            yield f"{name}.weight", tuple(getattr(weight, "tensor_shape", None) or weight.shape)
+        shape = weight_shape(module)
+        if shape is not None:
+            yield f"{name}.weight", shape
 
 
 def _counted(modules: Mapping[str, Any]) -> dict[str, tuple[int, int]]:

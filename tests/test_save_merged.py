@@ -185,7 +185,7 @@ def test_the_text_encoders_half(world, clip_l):
     assert stored["text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.lora_up.weight"].shape[1] == 6
     without, report = save(world, (a, 1.0))
     assert not any(key.startswith("text_encoders") for key in tensors(world, without))
-    assert "text encoder half is not saved: no CLIP" in report
+    assert "its text half is left out, no CLIP is connected: clip_l 1 layer" in report
 
 
 def test_the_update_in_numbers(world):
