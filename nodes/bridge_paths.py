@@ -15,6 +15,7 @@ import comfy.utils
 import folder_paths
 
 from ..autolora_core.lora.families import Family, Layers, recognise
+from .bridge_features import true_shape
 
 PREVIEW_SIDE = 512
 CLIP_FOLDERS = ("clip_vision", "text_encoders")
@@ -93,13 +94,8 @@ def model_family(model: Any) -> Family:
     """The base family of a loaded MODEL, from the names and shapes of its layers; no tensor is copied or moved."""
     network = model.model.diffusion_model
     layers = [
-        (name.removesuffix(".weight"), _shape(value))
+        (name.removesuffix(".weight"), true_shape(value))
         for name, value in network.state_dict().items()
         if name.endswith(".weight")
     ]
     return recognise(Layers(layers), Layers([]), {})
-
-
-def _shape(value: Any) -> tuple[int, ...]:
-    """GGUF tensors keep packed bytes and tell their real shape apart."""
-    return tuple(getattr(value, "tensor_shape", None) or value.shape)
