@@ -13,11 +13,13 @@ import comfy.utils
 import folder_paths
 from comfy.weight_adapter import WeightAdapterBase
 
-from ..autolora_core.errors import NothingMatchesError, SelectionError
+from ..autolora_core.errors import FamilyError, NothingMatchesError, SelectionError
 from ..autolora_core.fusion.branches import Branch
 from ..autolora_core.fusion.file_names import find_names, namesakes
 from ..autolora_core.fusion.requests import Request
+from ..autolora_core.lora.base_match import mismatch
 from ..autolora_core.lora.comfy_keys import comfy_stem
+from ..autolora_core.lora.families import Family
 from ..autolora_core.lora.file import LoraFile
 from ..autolora_core.wording import listed, shown
 from .bridge_layers import NotABranch, branch_of, describe_layer
@@ -106,9 +108,28 @@ def _same_drive(path: str, folder: str) -> bool:
     return os.path.splitdrive(os.path.abspath(folder))[0].lower() == os.path.splitdrive(path)[0].lower()
 
 
-def load(path: str, request: Request) -> LoadedLora:
-    """Open and read a LoRA file. Raises ``FileFormatError`` or ``LoraError`` for files nobody can apply."""
+def open_for(path: str, request: Request, family: Family) -> LoraFile:
+    """Open a file by its header alone, for a model of ``family``. Raises ``FileFormatError``, and ``FamilyError`` for
+    another base, so that nothing is read of a file that will not be used.
+
+    With strength 0 for the model only its text encoders are asked for, and those several bases share.
+    """
     file = LoraFile.open(path)
+    # What nobody can apply to any base says that instead, when it is read.
+    why = mismatch(file.family, family) if request.model and file.kind == "lora" else None
+    if why:
+        raise FamilyError(
+            f"{request.name} does not fit this model: {why}",
+            path=file.path,
+            fix="choose a LoRA made for this base model; to use its text encoders alone, set its model strength to 0",
+        )
+    return file
+
+
+def load(path: str, request: Request, file: LoraFile | None = None) -> LoadedLora:
+    """Read a LoRA file, opened already or not. Raises ``FileFormatError`` or ``LoraError`` for files nobody can
+    apply."""
+    file = file or LoraFile.open(path)
     file.check_values()
     if file.kind != "all_zero":
         file.require_usable()

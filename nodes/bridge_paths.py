@@ -14,8 +14,8 @@ import comfy.model_management
 import comfy.utils
 import folder_paths
 
-from ..autolora_core.lora.families import Family, Layers, recognise
-from .bridge_features import true_shape
+from ..autolora_core.lora.families import Family, Layers, recognise_network
+from ..autolora_core.lora.lineage import Lineage, lineage_of_network
 
 PREVIEW_SIDE = 512
 CLIP_FOLDERS = ("clip_vision", "text_encoders")
@@ -91,11 +91,25 @@ def throw_if_interrupted() -> None:
 
 
 def model_family(model: Any) -> Family:
-    """The base family of a loaded MODEL, from the names and shapes of its layers; no tensor is copied or moved."""
+    """The base family of a loaded MODEL, from the names and sizes of its layers; no tensor is copied or moved."""
+    return recognise_network(_layers(model))
+
+
+def model_lineage(model: Any, family: str) -> Lineage:
+    """Which checkpoint of its family a loaded MODEL descends from, where its layers show that at all."""
+    return lineage_of_network(family, _layers(model))
+
+
+def _layers(model: Any) -> Layers:
     network = model.model.diffusion_model
-    layers = [
-        (name.removesuffix(".weight"), true_shape(value))
-        for name, value in network.state_dict().items()
-        if name.endswith(".weight")
-    ]
-    return recognise(Layers(layers), Layers([]), {})
+    found = ((name.removeprefix("_orig_mod."), _shape(module)) for name, module in network.named_modules())
+    return Layers((name, shape) for name, shape in found if shape is not None)
+
+
+def _shape(module: Any) -> tuple[int, ...] | None:
+    """Sizes by the layer's own word first: quantised weights are packed. GGUF tensors tell their real shape apart."""
+    if hasattr(module, "in_features") and hasattr(module, "out_features"):
+        return (module.out_features, module.in_features)
+    weight = getattr(module, "weight", None)
+    shape = getattr(weight, "tensor_shape", None) or getattr(weight, "shape", None)
+    return None if shape is None else tuple(shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,11 +15,13 @@ from ..autolora_core.fusion.methods.planner import STATIC
 from ..autolora_core.fusion.report import LoraOutcome
 from ..autolora_core.fusion.requests import Request, merge_same_files
 from ..autolora_core.fusion.terms import Term, terms_by_lora
+from ..autolora_core.lora.base_match import doubt
 from ..autolora_core.lora.families import Family
-from ..autolora_core.wording import counted
+from ..autolora_core.lora.lineage import lineage, lineage_note, mixed_note
+from ..autolora_core.wording import counted, listed
 from . import bridge_loras
 from .bridge_loras import LoadedLora, ModelHalf
-from .bridge_paths import model_family, throw_if_interrupted
+from .bridge_paths import model_family, model_lineage, throw_if_interrupted
 from .bridge_place import require_places
 from .bridge_text import TextEncoders, fill_in, require_text_match, text_half
 
@@ -78,9 +81,10 @@ def prepare(model: Any, clip: Any, requests: Iterable[Request], terms: Sequence[
     and ``FamilyError`` for a LoRA of another base.
     """
     merged = merge_same_files((bridge_loras.resolve(request), request) for request in requests)
-    loras = [_load(path, request) for path, request in merged if not request.absent]
     family = model_family(model)
+    loras = _load(merged, family)
     outcomes = [_outcome(lora) for lora in loras]
+    _tell_bases(loras, outcomes, model, family)
     patches = _clip_patches(clip, loras, outcomes)
     halves = _model_halves(model, loras, outcomes, family)
     for lora, half in zip(loras, halves, strict=True):
@@ -120,9 +124,30 @@ def _heed(ready: Prepared, model: Any) -> None:
             notes.append("its weight patches know neither time nor place: they are on always and everywhere")
 
 
-def _load(path: str, request: Request) -> LoadedLora:
-    throw_if_interrupted()
-    return bridge_loras.load(path, request)
+def _load(merged: Sequence[tuple[str, Request]], family: Family) -> list[LoadedLora]:
+    """All headers first: a LoRA of another base is refused before a tensor of any is read."""
+    opened = [(path, one, bridge_loras.open_for(path, one, family)) for path, one in merged if not one.absent]
+    loras = []
+    for path, request, file in opened:
+        throw_if_interrupted()
+        loras.append(bridge_loras.load(path, request, file))
+    return loras
+
+
+def _tell_bases(loras: list[LoadedLora], outcomes: list[LoraOutcome], model: Any, family: Family) -> None:
+    """Notes on near families: they never stop anything."""
+    of_model = model_lineage(model, family.name) if loras else None
+    said = []
+    for lora, outcome in zip(loras, outcomes, strict=True):
+        file = lora.file
+        own = file.family.name if "model" in file.halves else family.name
+        line = lineage(own, file.metadata, file_name=os.path.basename(file.path))
+        said.append(line.name if lora.request.model and own == family.name else "")
+        note = lineage_note(family.name, line, of_model) if own == family.name else doubt(file.family, family)
+        outcome.notes += [note] if note else []
+    mixed = mixed_note(said)
+    if mixed:
+        outcomes[0].notes.append(mixed)
 
 
 def _outcome(lora: LoadedLora) -> LoraOutcome:
@@ -132,6 +157,9 @@ def _outcome(lora: LoadedLora) -> LoraOutcome:
     outcome.outside_gate = few_step_reason(request.name, file.metadata)
     partial = [f"partial file: {file.partial}"] if file.partial else []
     outcome.notes = [*request.notes, *partial, *file.problems]
+    if file.keys.unknown:
+        keys = listed(sorted(file.keys.unknown), 2)
+        outcome.notes.append(f"{counted(len(file.keys.unknown), 'key')} not understood: {keys}")
     if file.kind == "all_zero":
         outcome.notes.append("every update in the file is zero: it changes nothing")
     return outcome

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..autolora_core.encode.towers import file_sha256
-from ..autolora_core.errors import AutoLoRAError, SelectionError
+from ..autolora_core.errors import AutoLoRAError, FamilyError, SelectionError
 from ..autolora_core.fusion.base_print import base_fingerprint
 from ..autolora_core.fusion.files import replace_file
 from ..autolora_core.fusion.kinds import few_step_reason, norms_reason
@@ -77,7 +77,8 @@ class Job:
 
     def _run(self) -> tuple[Outcome, list[str], int, list[Tensor]]:
         self.model = quiet_clone(self.model)
-        self.family = bridge_paths.model_family(self.model).name
+        self.base = bridge_paths.model_family(self.model)
+        self.family = self.base.name
         self.loras, halves = self._fitting(self._loras())
         self.texts = [own_text(lora, "")[0] for lora in self.loras]
         channels = {name: width for half in halves for name, width in half.channels.items()}
@@ -103,7 +104,12 @@ class Job:
         found = []
         for path, request in merged:
             bridge_paths.throw_if_interrupted()
-            lora = bridge_loras.load(path, request)
+            try:
+                file = bridge_loras.open_for(path, request, self.base)
+            except FamilyError as error:  # an index holds Wan of 1.3B and of 14B under one name
+                self.notes.append(f"{request.name} is left out: {error.message}")
+                continue
+            lora = bridge_loras.load(path, request, file)
             reason = few_step_reason(request.name, lora.file.metadata)
             if reason:
                 self.notes.append(f"{request.name} is left out: {reason}")

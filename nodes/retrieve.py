@@ -11,6 +11,8 @@ from ..autolora_core.fusion.file_names import spelled, without_ending
 from ..autolora_core.fusion.requests import stack_entries
 from ..autolora_core.library.encoders import OF_CLIP, known_towers
 from ..autolora_core.library.index import Library
+from ..autolora_core.lora.lineage import choices
+from ..autolora_core.retrieve.near import Near
 from ..autolora_core.retrieve.selection import Pick, Selection
 from ..autolora_core.wording import shown
 from .bar import Bar
@@ -21,6 +23,14 @@ FAMILIES = (
     "sd15", "sd2", "sdxl", "sd3", "flux", "flux2", "chroma", "qwen_image", "z_image", "lumina2", "wan", "hunyuan_video",
     "ltxv", "pixart", "aura_flow", "anima", "krea2", "emoji",
 )  # fmt: skip
+# Bases whose LoRAs are published by checkpoint line; a search can be restricted to one, as "sdxl / pony".
+SPLIT = ("sd15", "sdxl", "flux", "qwen_image", "z_image", "wan")
+WITHIN = " / "
+FAMILY_CHOICES = tuple(
+    choice
+    for family in FAMILIES
+    for choice in (family, *(f"{family}{WITHIN}{line}" for line in (choices(family) if family in SPLIT else ())))
+)
 TRIGGERS_A_PICK = 3
 WORTH_A_LINE = 0.01  # probability below which a LoRA left out is not mentioned
 
@@ -63,6 +73,15 @@ def _model_states(model: Any, clip: Any) -> Any:
     from .bridge_states import ModelStates
 
     return ModelStates(model, clip)
+
+
+def _near(model: Any, known: Any, searched: str | None, wanted: str) -> Near:
+    """The model's size and lineage, where it is of the family searched."""
+    if known is None or known.name != searched:
+        return Near(wanted=wanted)
+    from .bridge_paths import model_lineage
+
+    return Near(known.variant or "", model_lineage(model, known.name), wanted)
 
 
 def _tower_for(library: Library, family: str | None, clip: Any) -> Any:
@@ -181,7 +200,9 @@ class AutoLoRARetrieve:
         from .bridge_paths import model_family, model_folders
 
         bar = Bar()
-        base = model_family(model).name if model is not None else None
+        family, _, wanted = family.partition(WITHIN)
+        known = model_family(model) if model is not None else None
+        base = known and known.name
         with Library.from_handle(index) as library:
             indexed = sorted({entry.family for entry in library.entries()} - {"unknown"})
             chosen, why = choose_family(family, base, indexed)
@@ -200,6 +221,7 @@ class AutoLoRARetrieve:
                 tower=_tower_for(library, chosen, clip) or shared_tower(model_folders()),
                 base=None if unasked else _model_states(model, clip),
                 progress=bar,
+                near=_near(model, known, chosen, wanted),
             )
         bar.finish()
         words, added = prompt_with_triggers(prompt, selection.picks)
@@ -222,8 +244,11 @@ def _required_inputs() -> dict[str, tuple]:
             {"multiline": True, "default": "", "tooltip": "What the picture should show; the search goes by this."},
         ),
         "family": (
-            [AUTO, *FAMILIES],
-            {"tooltip": "Base model whose LoRAs are searched. auto: that of the model connected."},
+            [AUTO, *FAMILY_CHOICES],
+            {
+                "tooltip": "Base model whose LoRAs are searched. auto: that of the model connected. With a checkpoint "
+                "line (sdxl / pony): without LoRAs that say they are made for another line."
+            },
         ),
         "top_k": number("INT", 3, 0, 32, 1, "At most this many LoRAs are chosen, pinned ones included."),
         "threshold": number(

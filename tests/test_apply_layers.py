@@ -133,12 +133,14 @@ def test_a_control_lora_is_refused_by_name(world):
 
 def test_wrong_size_is_another_base(world):
     errors = pack_module("autolora_core.errors")
-    for tensors in (
-        pair(out=256, n_in=64),
-        {"lokr_w1": normal(2, 2), "lokr_w2": normal(64, 32)},
+    for tensors, why in (
+        (pair(out=256, n_in=64), "width 64.*has width 128"),
+        ({"lokr_w1": normal(2, 2), "lokr_w2": normal(64, 32)}, "width 64.*has width 128"),
+        (pair(out=256, n_in=128), FC1),
+        ({"lokr_w1": normal(2, 2), "lokr_w2": normal(60, 64)}, FC1),
     ):
         name = world.file("other.safetensors", with_prefix(tensors))
-        with pytest.raises(errors.FamilyError, match=f"other.safetensors.*{FC1}"):
+        with pytest.raises(errors.FamilyError, match=f"other.safetensors.*{why}"):
             world.apply((name, 1.0))
 
 

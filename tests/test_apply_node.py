@@ -64,9 +64,37 @@ def test_missing_file_with_strength_0_is_still_named(world, errors):
 def test_zero_matching_layers_tell_both_families(world, errors):
     tensors = lora_layers("lora_unet_double_blocks_0_img_attn_qkv", 9216, 3072)
     name = world.file("flux.safetensors", tensors)
-    with pytest.raises(errors.NothingMatchesError, match=r"flux\.safetensors.*is for flux.*model is sd3") as caught:
+    with pytest.raises(errors.FamilyError, match=r"flux\.safetensors.*made for flux.*model is sd3") as caught:
         world.apply((name, 1.0))
     assert str(world.loras / name) in str(caught.value)
+
+
+def test_a_wrong_base_is_refused_by_its_header_though_some_layers_match(world, errors, monkeypatch):
+    """Before a tensor of any LoRA is read, the right ones included."""
+    import comfy.utils
+
+    right = world.lora("right.safetensors")
+    tensors = lora_layers(f"diffusion_model.{FC1}", 256, 64)
+    wrong = world.file("wrong.safetensors", tensors | lora_layers("lora_unet_double_blocks_0_img_attn_qkv", 9216, 3072))
+    # Most telling is a layer that the model has, so it is used, and the other one named.
+    assert "2 keys not understood: lora_unet_double_blocks_0_img_attn_qkv" in world.apply((wrong, 1.0))[2]
+    large = lora_layers("diffusion_model.joint_blocks.0.context_block.attn.qkv", 7296, 2432)
+    large = world.file("large.safetensors", large)
+    file = pack_module("autolora_core.lora.file").LoraFile
+    for owner, name in ((comfy.utils, "load_torch_file"), (file, "check_values")):
+        monkeypatch.setattr(owner, name, lambda *args, **kwargs: pytest.fail("tensors were read"))
+    with pytest.raises(errors.FamilyError, match=r"large\.safetensors.*width 2432 large.*has width 64"):
+        world.apply((right, 1.0), (large, 1.0))
+
+
+def test_near_families_are_told_and_never_block(world):
+    layers = lora_layers(f"diffusion_model.{FC1}", 256, 64)
+    one = world.file("one.safetensors", layers, {"modelspec.architecture": "stable-diffusion-3.5-large/lora"})
+    two = world.file("two.safetensors", {key: value * 2 for key, value in layers.items()}, {"baseModel": "SD 3"})
+    report = world.apply((one, 1.0))[2]
+    assert "made for sd3 3.5 large (modelspec.architecture = 'stable-diffusion-3.5-large/lora')" in report
+    assert "which sd3 this model is: not shown by its layers" in report and "used together" not in report
+    assert "3.5 large (1), 3 medium (1)" in world.apply((one, 1.0), (two, 1.0))[2]
 
 
 def test_some_missing_layers_are_listed(world):

@@ -233,7 +233,7 @@ def test_errors_are_those_of_apply(world, clip):
         report(world, ("gone.safetensors", 1.0))
     layers = {"diffusion_model.double_blocks.0.img_attn.qkv": (9216, 3072)}
     foreign = tiny_models.save_lora(world.loras / "foreign.safetensors", layers, 2)
-    with pytest.raises(errors.NothingMatchesError, match="foreign"):
+    with pytest.raises(errors.FamilyError, match="foreign.*made for flux.*model is sd3"):
         report(world, (a, 1.0), (foreign.name, 1.0))
     with pytest.raises(errors.GateError):
         report(world, (a, 1.0), (b, 1.0), mode="gate")

@@ -104,7 +104,7 @@ def test_sidecars_win_in_order(tmp_path):
     assert found.text.triggers == ("inkotter", "inkotter, sitting")
     assert found.text.tags == ("ink", "animal", "header")
     assert found.text.description == "use at 0.8"
-    assert found.base_model == "SDXL 1.0"
+    assert found.base_model == "SDXL 1.0; Pony"  # all that is said, the surest first
     assert found.preview == str(tmp_path / "o.preview.png")
     (tmp_path / "o.metadata.json").unlink()
     found = read(tmp_path, "o.safetensors")

@@ -100,10 +100,18 @@ def test_incoming_stack_is_extended_never_changed(run):
     assert again == stack  # what is in the stack already is not applied twice
 
 
-def test_connected_model_decides_the_family(run, monkeypatch):
+def stands_for(monkeypatch, family, variant=None, line=()):
+    """Whatever is connected as a model is of this family."""
     bridge = pack_module("nodes.bridge_paths")
+    found = pack_module("autolora_core.lora.families").Family(family, variant)
+    known = pack_module("autolora_core.lora.lineage").Lineage(line, "a test says so")
+    monkeypatch.setattr(bridge, "model_family", lambda model: found)
+    monkeypatch.setattr(bridge, "model_lineage", lambda model, family: known)
+
+
+def test_connected_model_decides_the_family(run, monkeypatch):
     for family, expected in (("emoji", ["otter.safetensors"]), ("sdxl", ["sdxl otter.safetensors"])):
-        monkeypatch.setattr(bridge, "model_family", lambda model, family=family: SimpleNamespace(name=family))
+        stands_for(monkeypatch, family)
         selection, _, _, report = run("an otter", model=object())
         assert names(selection) == expected and selection["family"] == family
         assert f"Base model {family}, recognised" in report and "Left out, made for another base model" in report
@@ -141,7 +149,7 @@ class Asked:
 def test_model_and_clip_together_ask_the_loras(run, monkeypatch):
     asked, states = [], pack_module("nodes.bridge_states")  # imported before anything is replaced
     monkeypatch.setattr(states, "ModelStates", lambda *given: asked.append(Asked(*given)) or asked[-1])
-    monkeypatch.setattr(pack_module("nodes.bridge_paths"), "model_family", lambda model: SimpleNamespace(name="emoji"))
+    stands_for(monkeypatch, "emoji")
     selection, _, _, report = run("a fox", model="model", clip="clip", threshold=0.0)
     assert "fox" in asked[0].texts
     assert f"Asked through the model and the CLIP: {len(WORDS)} of {len(WORDS)} LoRAs." in report

@@ -44,7 +44,8 @@ class Entry:
     """One LoRA file. ``name`` is relative to its loras root, with the system's separator, as ComfyUI's combo shows it.
 
     ``hash`` is the SHA-256 of the content ("" when the file could not be read), ``mtime`` seconds since 1970,
-    ``rank`` the largest rank of its modules or None.
+    ``rank`` the largest rank of its modules or None. ``base_model``: what sidecars and header call its base, the surest
+    first, "; " between them.
     """
 
     name: str

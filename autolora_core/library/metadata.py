@@ -122,7 +122,9 @@ def header_words(metadata: Mapping[str, str]) -> tuple[Words, list[str]]:
     if comment:
         words.triggers += _words(comment.group(1), MAX_TRIGGERS)
     words.tags = _words(metadata.get("modelspec.tags"))
-    words.base_model = _plain(metadata.get("ss_base_model_version") or metadata.get("modelspec.architecture"))
+    checkpoint = re.split(r"[\\/]", metadata.get("ss_sd_model_name", ""))[-1]  # some trainers write the whole path
+    stated = (checkpoint, metadata.get("ss_base_model_version"), metadata.get("modelspec.architecture"))
+    words.base_model = "; ".join(dict.fromkeys(text for text in map(_plain, stated) if text))
     try:
         counts = tag_counts(metadata)
         if not words.triggers:
@@ -272,7 +274,7 @@ def read_words(path: str, metadata: Mapping[str, str], present: Iterable[str]) -
     preview = next((stem + suffix for suffix in PREVIEW_SUFFIXES if stem + suffix in present), "")
     return Reading(
         merge(sources),
-        next((s.base_model for s in sources if s.base_model), ""),
+        "; ".join(dict.fromkeys(s.base_model for s in sources if s.base_model)),
         autov3(metadata),
         os.path.join(os.path.dirname(path), preview) if preview else "",
         problems + notes,

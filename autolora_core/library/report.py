@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from ..lora.lineage import lineage
 from ..wording import counted, shown
 from .duplicates import Pair, describe
 from .entries import Entry, ScanReport
@@ -83,8 +84,18 @@ def _families(summary: Summary) -> list[str]:
         worded = sum(bool(entry.text.title or entry.text.tags or entry.text.triggers) for entry in mine)
         partial = sum(entry.partial is not None for entry in mine)
         extra = f", {partial} partial" if partial else ""
-        lines.append(f"- {family}: {count} ({worded} with words that describe them{extra})")
+        lines.append(f"- {family}: {count} ({worded} with words that describe them{extra}){_lineages(family, mine)}")
     return lines
+
+
+def _lineages(family: str, entries: list[Entry]) -> str:
+    """By what sidecars, headers and names say; nothing where none of the files says it."""
+    names = (lineage(family, {}, entry.base_model, entry.name).name or "not said" for entry in entries)
+    counts = Counter(names)
+    if not counts.keys() - {"not said"}:
+        return ""
+    ordered = sorted(counts.items(), key=lambda item: (item[0] == "not said", -item[1], item[0]))
+    return f", made for {', '.join(f'{name}: {count}' for name, count in ordered)}"
 
 
 def _encoders(fit: FitReport) -> list[str]:

@@ -13,6 +13,7 @@ from ..library.answers import StateSource
 from ..wording import listed
 from . import explain
 from .candidates import USABLE_KINDS, is_for, is_for_shared_encoders
+from .near import Near, mixed, pick_note, set_apart
 from .neighbours import Neighbourhood
 from .prepare import Progress, prepare
 from .score import Evidence, Scorer, said_role
@@ -39,6 +40,7 @@ def retrieve(
     tower: TextTower | None = None,
     base: StateSource | None = None,
     progress: Progress | None = None,
+    near: Near | None = None,
 ) -> Selection:
     """Choose the LoRAs for ``prompt``.
 
@@ -47,10 +49,11 @@ def retrieve(
     probability of fitting. ``pinned``: names (or unique stems, or hashes) that are always in, ``name:0.7`` sets their
     strength; ``banned``: names or patterns with ``*``. ``tower``: default MiniLM, or the lexical tower where it is not
     installed. ``base``: the base model with its text encoder; with it, and ``use_weights``, the LoRAs themselves are
-    asked what they do to the words, which finds files that nobody described. ``progress(done, total, text)`` is called
-    while a library is made ready and may raise to interrupt; what was done is kept. The answer depends on the arguments
-    and the library alone, not on what was asked before. Raises :class:`SelectionError` for a pinned name that is not
-    there and ``FamilyError`` for one of another family.
+    asked what they do to the words, which finds files that nobody described. ``near``: the model's size and lineage,
+    and the lineage wanted. ``progress(done, total, text)`` is called while a library is made ready and may raise to
+    interrupt; what was done is kept. The answer depends on the arguments and the library alone, not on what was asked
+    before. Raises :class:`SelectionError` for a pinned name that is not there and ``FamilyError`` for one of another
+    family or size.
     """
     _check(top_k, threshold, strength)
     everything = list(library.entries())
@@ -59,13 +62,15 @@ def retrieve(
     prepared = prepare(library, family, tower or default_tower(), use_weights, use_text, progress, asking)
     scorer = prepared.scorer
     taken, shut, said = read_wishes(scorer.entries, everything, family, pinned, banned, strength)
+    near = near or Near()
+    apart, told = set_apart(scorer.entries, family, near, [lora for lora, _ in taken])
     spans = decompose(prompt)
     evidence = scorer.evidence(spans, prepared.use_weights, prepared.use_text, asking, progress)
     chosen = choose(
         scorer, spans, evidence, prepared.calibration, prepared.groups,
-        top_k=max(0, top_k - len(taken)), threshold=threshold, taken=[lora for lora, _ in taken], banned=shut,
+        top_k=max(0, top_k - len(taken)), threshold=threshold, taken=[lora for lora, _ in taken], banned=shut | apart,
     )  # fmt: skip
-    answer = _Answer(scorer, spans, evidence, strength, prepared.neighbourhood)
+    answer = _Answer(scorer, spans, evidence, strength, prepared.neighbourhood, family, near)
     picks = [answer.pinned(lora, power) for lora, power in taken] + [answer.pick(choice) for choice in chosen.picks]
     full = len(picks) >= top_k
     misses = [answer.miss(choice, threshold, full) for choice in chosen.misses]
@@ -77,7 +82,7 @@ def retrieve(
             none = "No LoRA was added: the prompt has no words to match."
     return Selection(
         prompt, family, tuple(picks), tuple(misses), none, library.handle, prepared.encoder, scorer.tower.id,
-        (*notes, *said, *prepared.notes),
+        (*notes, *said, *told, *answer.together(picks), *prepared.notes),
     )  # fmt: skip
 
 
@@ -133,6 +138,13 @@ class _Answer:
     evidence: Evidence
     strength: float
     neighbourhood: Neighbourhood | None
+    family: str
+    near: Near
+
+    def together(self, picks: Sequence[Pick]) -> list[str]:
+        """What is to be told of the picks as a set."""
+        names = {pick.name for pick in picks}
+        return mixed([entry for entry in self.scorer.entries if entry.name in names and entry.family == self.family])
 
     def pick(self, choice: Choice) -> Pick:
         return self._made(choice, self._role(choice), self.strength, self._reason(choice))
@@ -163,6 +175,7 @@ class _Answer:
             parts = Parts(*(_or_none(part[at]) for part in (found.weights, found.text, found.lexical, found.response)))
         if entry.kind == "text_encoder_only":
             reason += " It changes the text encoder only: connect CLIP where it is applied."
+        reason += pick_note(entry, self.family, self.near) if role is not None else ""
         near = self.neighbourhood.nearest(choice.lora) if self.neighbourhood is not None else ()
         reason += explain.neighbours(near, bool(self.scorer.has_text[choice.lora]), role is not None)
         score, triggers = round(choice.score, 4), tuple(entry.text.triggers)

@@ -26,7 +26,8 @@ class TextLike(Protocol):
 
 
 class EntryLike(Protocol):
-    """One LoRA file of the library. ``halves``: what it changes, ``model`` and text encoders by name."""
+    """One LoRA file of the library. ``halves``: what it changes, ``model`` and text encoders by name; ``base_model``:
+    what its header and sidecars call its base."""
 
     name: str
     path: str
@@ -35,6 +36,8 @@ class EntryLike(Protocol):
     kind: str
     text: TextLike
     halves: tuple[str, ...]
+    variant: str
+    base_model: str
 
 
 class VectorsLike(Protocol):
@@ -110,6 +113,8 @@ class ViewEntry:
     path: str = ""
     text: ViewText = ViewText()
     halves: tuple[str, ...] = ()
+    variant: str = ""
+    base_model: str = ""
 
 
 @dataclass(frozen=True)
