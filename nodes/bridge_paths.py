@@ -16,6 +16,7 @@ import folder_paths
 
 from ..autolora_core.lora.families import Family, Layers, recognise_network
 from ..autolora_core.lora.lineage import Lineage, lineage_of_network
+from .bridge_features import weight_shape
 
 PREVIEW_SIDE = 512
 CLIP_FOLDERS = ("clip_vision", "text_encoders")
@@ -102,14 +103,5 @@ def model_lineage(model: Any, family: str) -> Lineage:
 
 def _layers(model: Any) -> Layers:
     network = model.model.diffusion_model
-    found = ((name.removeprefix("_orig_mod."), _shape(module)) for name, module in network.named_modules())
+    found = ((name.removeprefix("_orig_mod."), weight_shape(module)) for name, module in network.named_modules())
     return Layers((name, shape) for name, shape in found if shape is not None)
-
-
-def _shape(module: Any) -> tuple[int, ...] | None:
-    """Sizes by the layer's own word first: quantised weights are packed. GGUF tensors tell their real shape apart."""
-    if hasattr(module, "in_features") and hasattr(module, "out_features"):
-        return (module.out_features, module.in_features)
-    weight = getattr(module, "weight", None)
-    shape = getattr(weight, "tensor_shape", None) or getattr(weight, "shape", None)
-    return None if shape is None else tuple(shape)
