@@ -38,15 +38,6 @@ def bypass_loader() -> Callable[..., tuple[Any, Any]] | None:
     return getattr(comfy.sd, "load_bypass_lora_for_models", None)
 
 
-def is_dynamic(patcher: Any) -> bool:
-    """Whether a patcher streams its weights and patches them on the way, so that its model never holds patched ones.
-
-    Always False at 0.3.75; newer ComfyUI does so on NVIDIA cards. Such patchers take no LoRA hooks on conditionings.
-    """
-    ask = getattr(patcher, "is_dynamic", None)
-    return bool(ask()) if ask is not None else False
-
-
 def unpatched(patcher: Any, name: str, value: Tensor) -> Tensor:
     """A weight as the checkpoint has it. ``value``: the one that the model holds now, patched when it is loaded.
 

@@ -11,6 +11,7 @@ import pytest
 import tiny_models
 import torch
 from apply_world import World, difference, layer_calls, lora_delta, untouched
+from comfy_local import pack_module
 from reference_fusion import gated_sum_ref, random_vectors
 
 EXACT = 1e-4  # sums of float32 products in another order; activations here are of order 1
@@ -199,10 +200,9 @@ def test_a_layer_without_gate_is_summed(world):
 
 def test_bypass_loader_before_and_after(world):
     """Newer ComfyUI has a loader that injects too; where it is absent there is nothing that could collide."""
-    import comfy.sd
     import comfy.utils
 
-    bypass = getattr(comfy.sd, "load_bypass_lora_for_models", None)
+    bypass = pack_module("nodes.bridge_features").bypass_loader()
     if bypass is None:
         assert not hasattr(comfy.weight_adapter, "BypassInjectionManager")
         return

@@ -66,12 +66,6 @@ def test_the_bypass_loader_may_be_absent(features, monkeypatch):
     assert features.bypass_loader() is print
 
 
-def test_a_patcher_is_dynamic_only_when_it_says_so(features):
-    assert not features.is_dynamic(SimpleNamespace())
-    assert not features.is_dynamic(SimpleNamespace(is_dynamic=lambda: False))
-    assert features.is_dynamic(SimpleNamespace(is_dynamic=lambda: True))
-
-
 def test_a_weight_without_patches_is_found_wherever_it_is_kept(features):
     now, kept = torch.ones(2), torch.zeros(2)
     assert features.unpatched(SimpleNamespace(), "w", now) is now
@@ -97,7 +91,7 @@ def test_the_real_patcher_keeps_the_weight_where_it_is_looked_for(features, comf
     try:
         assert not net.layer.weight.equal(before)
         assert features.unpatched(patcher, "layer.weight", net.layer.weight).equal(before)
-        assert not features.is_dynamic(patcher) and features.injections_of(patcher) == {}
+        assert features.injections_of(patcher) == {} and features.injections_of(SimpleNamespace()) == {}
     finally:
         patcher.unpatch_model(cpu)
 
