@@ -62,10 +62,12 @@ def resolve(request: Request) -> str:
     """The file of a request. Raises ``SelectionError`` when there is none, and when there are several.
 
     Packs write names as they like: with the separators of another system, without folder or ending, as a whole path.
-    The name as it is comes first, so that no file hides another.
+    A name that stands in the list, in whatever case, becomes the list's own: where the disk takes either case, two
+    spellings would else be two files.
     """
+    known = find_names(request.name, folder_paths.get_filename_list("loras"), whole=True)
     swapped = request.name.replace("\\", "/").replace("/", os.sep)
-    for name in dict.fromkeys((request.name, swapped)):
+    for name in dict.fromkeys((*(known if len(known) == 1 else ()), request.name, swapped)):
         path = folder_paths.get_full_path("loras", name)
         if path is not None:
             return os.path.abspath(path)

@@ -19,10 +19,11 @@ from ..autolora_core.fusion.requests import Request
 from ..autolora_core.image_info.graph import Facts, GraphLora
 from ..autolora_core.image_info.parameters import HashedLora, parameters_text
 from ..autolora_core.image_info.used import FORMAT, Used, UsedLora
-from ..autolora_core.library.hashes import HashCache, stamp
+from ..autolora_core.library.hashes import FileHashes, HashCache, stamp
 from ..autolora_core.library.metadata import autov3
 from ..autolora_core.lora.header import read_header
 from ..autolora_core.wording import shown
+from .bar import Bar
 from .bridge_loras import listed_name, resolve
 from .bridge_paths import throw_if_interrupted
 from .bridge_used import used_of
@@ -68,7 +69,7 @@ def tell(
 
 
 def _applied(used: Used, loras: Iterable[tuple[HashedLora, dict[str, Any]]]) -> dict[str, Any]:
-    gate = {"gate_sha256": _HASHES.of(used.gate_path, throw_if_interrupted).sha256} if _is_file(used.gate_path) else {}
+    gate = {"gate_sha256": _hashes(used.gate_path).sha256} if _is_file(used.gate_path) else {}
     return used.to_json() | gate | {"loras": [data for _, data in loras]}
 
 
@@ -80,7 +81,7 @@ def _hashed(lora: UsedLora, notes: list[str]) -> tuple[HashedLora, dict[str, Any
             notes.append(f"{lora.name} has changed since it was applied: its hash is not known")
             sha256 = ""
         else:
-            made = _HASHES.of(lora.path, throw_if_interrupted)
+            made = _hashes(lora.path)
             sha256, short = made.sha256, short or made.autov3
     return _both(lora.name, lora.strength, lora.clip_strength, sha256, short, lora.to_json())
 
@@ -91,7 +92,7 @@ def _hashed_other(lora: GraphLora, notes: list[str]) -> tuple[HashedLora, dict[s
     name, sha256, short = lora.name, "", ""
     try:
         path = resolve(Request(lora.name, lora.strength, lora.clip_strength))
-        name, made = listed_name(path) or name, _HASHES.of(path, throw_if_interrupted)
+        name, made = listed_name(path) or name, _hashes(path)
         sha256, short = made.sha256, _stated(path) or made.autov3
     except (AutoLoRAError, OSError) as error:
         notes.append(f"{lora.name}, which node {lora.node} loads, cannot be hashed: {error}")
@@ -119,11 +120,16 @@ def _model_hash(name: str | None, notes: list[str]) -> str:
     if path is None:
         notes.append(f"the base model's file is not known{f' ({name})' if name else ''}: it has no hash")
         return ""
-    return _HASHES.of(path, throw_if_interrupted).autov2
+    return _hashes(path).autov2
 
 
 def _model_path(folder: str, name: str | None) -> str | None:
     return folder_paths.get_full_path(folder, name) if name else None
+
+
+def _hashes(path: str) -> FileHashes:
+    bar, size, name = Bar(), os.path.getsize(path), os.path.basename(path)
+    return _HASHES.of(path, lambda done: bar(done, size, name))
 
 
 def _is_file(path: str) -> bool:

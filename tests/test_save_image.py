@@ -261,6 +261,25 @@ def test_apply_takes_names_as_other_packs_write_them(world):
     assert model.get_attachment("autolora_used")[0].loras[0].name == outside
 
 
+def test_two_cases_are_one_file_where_the_disk_takes_either(world, monkeypatch):
+    """As on Windows and Mac: a path is found in whatever case it is asked for, and comes back in that case."""
+    import folder_paths
+
+    name = world.lora("Ink.safetensors", seed=1)
+    exact = folder_paths.get_full_path
+    either = {one.casefold(): one for one in folder_paths.get_filename_list("loras")}
+
+    def find(kind, asked):
+        return asked.casefold() in either and str(world.loras / asked) or exact(kind, asked)
+
+    monkeypatch.setattr(folder_paths, "get_full_path", find)
+    selection = {"format": "autolora-selection/1", "picks": [{"name": name, "strength": 0.5}]}
+    node = pack_module("nodes.gated_apply").AutoLoRAGatedApply()
+    model, _, report = node.apply(world.model, selection=selection, lora_stack=[("INK.safetensors", 0.25, 0.25)])
+    assert "used once, with the selection's strength" in report
+    assert [lora.strength for lora in model.get_attachment("autolora_used")[0].loras] == [0.5]
+
+
 def test_a_stack_becomes_text_with_trigger_words(world):
     layers = tiny_models.linear_layers(world.state, "joint_blocks.0")
     for name, words in (("a/twin", "tok a, in oil"), ("b/twin", ""), ("otter", "ottr")):

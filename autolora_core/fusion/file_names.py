@@ -19,16 +19,16 @@ def without_ending(name: str) -> str:
     return name[: len(name) - len(ending)]
 
 
-def find_names(asked: str, known: Sequence[str]) -> list[str]:
+def find_names(asked: str, known: Sequence[str], whole: bool = False) -> list[str]:
     """The entries of ``known`` that ``asked`` may mean, by the first of these rules that finds any: the name itself
     (endings and separators aside), the same in other case, the end of a longer path, the same in other case.
 
-    Where a .safetensors file is among them, files of other endings are left out.
+    Where a .safetensors file is among them, files of other endings are left out. ``whole``: by the first two rules.
     """
     wanted = spelled(asked)
     if not wanted:
         return []
-    for same in (_same, _same_folded, _ends, _ends_folded):
+    for same in (_same, _same_folded) if whole else (_same, _same_folded, _ends, _ends_folded):
         found = [name for name in known if same(spelled(name), wanted)]
         if found:
             return [name for name in found if name.lower().endswith(ENDINGS[0])] or found

@@ -31,18 +31,18 @@ class FileHashes:
         return self.tensors[:12]
 
 
-def hash_file(path: str, tick: Callable[[], None] | None = None) -> FileHashes:
-    """Both hashes in one pass over the file; ``tick`` is called every few megabytes and may raise."""
+def hash_file(path: str, tick: Callable[[int], None] | None = None) -> FileHashes:
+    """Both hashes in one pass over the file; ``tick`` is told the bytes read every few megabytes, and may raise."""
     whole, tensors = hashlib.sha256(), hashlib.sha256()
     with open(path, "rb") as file:
         start = _tensors_start(file.read(9), os.fstat(file.fileno()).st_size)
         file.seek(0)
         position = 0
         while chunk := file.read(CHUNK):
-            if tick is not None:
-                tick()
             whole.update(chunk)
             position += len(chunk)
+            if tick is not None:
+                tick(position)
             if start is not None and position > start:
                 tensors.update(chunk[max(0, start - (position - len(chunk))) :])
     return FileHashes(whole.hexdigest(), tensors.hexdigest() if start is not None else "")
@@ -60,7 +60,7 @@ class HashCache:
     def __init__(self, most: int = MOST_KEPT):
         self._most, self._kept = most, OrderedDict()
 
-    def of(self, path: str, tick: Callable[[], None] | None = None) -> FileHashes:
+    def of(self, path: str, tick: Callable[[int], None] | None = None) -> FileHashes:
         """Hashes of the file as it is now. Raises ``OSError`` where it cannot be read."""
         key = stamp(path)
         if key in self._kept:
