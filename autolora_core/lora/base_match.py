@@ -49,8 +49,13 @@ def doubt(file: Family, model: Family) -> str | None:
     )
 
 
+def related(one: str, two: str) -> bool:
+    """Whether LoRAs of one base are used on the other, too."""
+    return frozenset({one, two}) in RELATED
+
+
 def _fits(mine: str, theirs: str) -> bool:
-    return mine == theirs or frozenset({mine, theirs}) in RELATED
+    return mine == theirs or related(mine, theirs)
 
 
 def _named(family: Family) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
 
 from ..errors import FamilyError, SelectionError
+from ..lora.base_match import related
 from .view import EntryLike
 
 
@@ -48,7 +50,9 @@ def _pinned(entries, everything, family, line: str, strength: float) -> tuple[in
     except ValueError:
         pass  # the colon belongs to the name
     for wanted, wished in choices:
-        found = [i for i, entry in enumerate(entries) if _plain(entry.name) == _plain(wanted)]
+        # Names differ by case alone on some disks, so the exact one comes first.
+        found = [i for i, entry in enumerate(entries) if _spelled(entry.name) == _spelled(wanted)]
+        found = found or [i for i, entry in enumerate(entries) if _plain(entry.name) == _plain(wanted)]
         found = found or [i for i, entry in enumerate(entries) if _is_called(entry, wanted)]
         if len({entries[i].hash for i in found}) == 1:
             return found[0], wished
@@ -58,9 +62,10 @@ def _pinned(entries, everything, family, line: str, strength: float) -> tuple[in
         other = [entry for entry in everything if _is_called(entry, wanted) and entry.family != family]
         if other:
             made_for = "an unknown base" if other[0].family == "unknown" else other[0].family
+            try_it = f", or choose {made_for} as family: much of it fits" if related(other[0].family, family) else ""
             raise FamilyError(
                 f"pinned {other[0].name} is a LoRA for {made_for}, the model is {family}",
-                key="pinned", fix="remove it from the pinned names",
+                key="pinned", fix=f"remove it from the pinned names{try_it}",
             )  # fmt: skip
     raise SelectionError(
         f"pinned {line!r} is not in the library", key="pinned",
@@ -68,8 +73,13 @@ def _pinned(entries, everything, family, line: str, strength: float) -> tuple[in
     )  # fmt: skip
 
 
+def _spelled(name: str) -> str:
+    """Separators of any system alike, and letters with marks as one sign: a Mac's disks keep the two apart."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/"))
+
+
 def _plain(name: str) -> str:
-    return name.replace("\\", "/").lower()
+    return _spelled(name).casefold()
 
 
 def _stem(name: str) -> str:
