@@ -12,6 +12,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ def measure(architectures: list[str] | None = None, progress: Callable[[str], No
     weight. Needs ``comfy``, ``folder_paths`` and the tests' helpers importable in this process.
     """
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as folder:
-        apply = _node(Path(folder))
+    with tempfile.TemporaryDirectory() as folder, _loras_in(folder):
+        apply = _node()
         for name in text_encoders.known():
             if architectures is None or name in architectures:
                 progress(name)
@@ -44,13 +45,26 @@ def measure(architectures: list[str] | None = None, progress: Callable[[str], No
     return rows
 
 
-def _node(folder: Path) -> Apply:
+@contextmanager
+def _loras_in(folder: str) -> Iterator[None]:
+    """ComfyUI's loras folder is ``folder`` for a while; the listings it remembers go with it."""
+    import folder_paths
+
+    paths = folder_paths.folder_names_and_paths
+    before, paths["loras"] = paths["loras"], ([folder], {".safetensors"})
+    try:
+        yield
+    finally:
+        paths["loras"] = before
+        folder_paths.filename_list_cache.clear()
+
+
+def _node() -> Apply:
     """Gated Multi-LoRA Apply beside a tiny diffusion model, whose strength is 0: the text half alone."""
     import folder_paths
     import tiny_models
     from comfy_local import pack_module
 
-    folder_paths.folder_names_and_paths["loras"] = ([str(folder)], {".safetensors"})
     model = tiny_models.load(tiny_models.sd3_state(64))
     node = pack_module("nodes.gated_apply").AutoLoRAGatedApply()
 

@@ -63,10 +63,12 @@ def text_half(lora: LoadedLora, encoders: TextEncoders | None) -> TextHalf:
 
 def require_text_match(lora: LoadedLora, outcome: LoraOutcome, encoders: TextEncoders | None) -> None:
     """Raise ``NothingMatchesError`` when a LoRA that changes text encoders only changes none of those connected."""
-    if outcome.clip_layers or "model" in lora.file.halves:
+    if "model" in lora.file.halves:
         return
     if not lora.request.clip:
         outcome.notes.append("it changes text encoders only, and its strength there is 0: it changes nothing")
+        return
+    if outcome.clip_layers:
         return
     if encoders is None:
         raise NothingMatchesError(
