@@ -10,6 +10,10 @@ import torch
 from comfy_local import pack_module
 
 
+class Patcher(SimpleNamespace):
+    """A stand-in for ComfyUI's: like it, it can be referred to weakly."""
+
+
 class Foreign:
     """Another pack's injection, written the naive way: remember the forward, put it back on eject."""
 
@@ -37,7 +41,7 @@ def patcher():
     banks: dict[str, object] = {}
     model = torch.nn.Module()
     model.layer = torch.nn.Linear(3, 3)
-    return SimpleNamespace(model=model, banks=banks, get_additional_models_with_key=lambda key: [banks[key]])
+    return Patcher(model=model, banks=banks, get_additional_models_with_key=lambda key: [banks[key]])
 
 
 def ours(inject, patcher, key: str, amount: float):
@@ -110,9 +114,7 @@ def test_a_buried_dead_wrapper_is_transparent_and_lets_go_of_its_factors(inject,
 def test_each_model_has_its_own_wrappers(inject, patcher):
     """Newer ComfyUI can give a patcher another model; ejecting from one must not touch the other."""
     one = ours(inject, patcher, "a", 1)
-    other = SimpleNamespace(
-        model=torch.nn.Module(), get_additional_models_with_key=patcher.get_additional_models_with_key
-    )
+    other = Patcher(model=torch.nn.Module(), get_additional_models_with_key=patcher.get_additional_models_with_key)
     other.model.layer = torch.nn.Linear(3, 3)
     one.inject(patcher)
     one.inject(other)
