@@ -22,7 +22,9 @@ from ..autolora_core.lora.comfy_keys import comfy_stem
 from ..autolora_core.lora.families import Family
 from ..autolora_core.lora.file import LoraFile
 from ..autolora_core.wording import listed, shown
-from .bridge_layers import NotABranch, branch_of, describe_layer
+from .bridge_features import true_shape
+from .bridge_layers import NotABranch, branch_of, describe_layer, target_parts
+from .bridge_stock import ready
 
 PREFIX = "diffusion_model."
 
@@ -150,7 +152,7 @@ def model_half(lora: LoadedLora, model: Any, key_map: Mapping[str, Any], lora_in
             layer = _layer_of(model, weight, name)
             branch = branch_of(patch, target, layer, lora_index, lora.request.model, lora.name)
         except NotABranch as reason:
-            half.forwarded[target] = patch
+            half.forwarded[target] = ready(patch, _patched_shape(model, target), name, lora.name)
             half.reasons[weight.removeprefix(PREFIX).removesuffix(".weight")] = str(reason)
         else:
             if branch is None:
@@ -196,6 +198,12 @@ def _layer_of(model: Any, weight: str, name: str) -> Any:
     if not weight.endswith(".weight"):
         raise NotABranch("a bias or another parameter without a matrix")
     return describe_layer(name, comfy.utils.get_attr(model.model, PREFIX + name))
+
+
+def _patched_shape(model: Any, target: Any) -> tuple[int, ...]:
+    """Of the parameter, or the part of it, that a patch changes."""
+    shape, offset = true_shape(comfy.utils.get_attr(model.model, _weight_name(target))), target_parts(target)[0]
+    return shape if offset is None else (*shape[: offset[0]], offset[2], *shape[offset[0] + 1 :])
 
 
 def _weight_name(target: Any) -> str:

@@ -35,6 +35,7 @@ _ROWS_PREFIX |= {family: "diffusion_model." for family in ("z_image", "lumina2")
 _HALVES_PREFIX = {family: "transformer." for family in ("sd3", "emoji", "aura_flow", *_FLUXES)}
 SUFFIX = {
     "down": ".lora_down.weight",
+    "magnitude": ".dora_scale",
     "up": ".lora_up.weight",
     "mid": ".lora_mid.weight",
     "bias": ".diff_b",
@@ -53,8 +54,8 @@ _OTHER_PEFT_NAME = re.compile(r"\.lora_[AB]\.(?!default\.)[^.]+\.weight")
 
 def comfy_state_dict(lora: LoraFile) -> dict[str, Tensor] | None:
     """See :meth:`LoraFile.comfy_state_dict`."""
-    modules = lora.modules
-    if lora.kind in ("control", "not_a_lora") or all(is_read(entry, lora.family.name) for entry in modules.values()):
+    modules, family = lora.modules, lora.family.name
+    if lora.kind in ("control", "not_a_lora") or all(_reads_right(entry, family) for entry in modules.values()):
         return None
     result: dict[str, Tensor] = {}
     for entry in modules.values():
@@ -62,10 +63,20 @@ def comfy_state_dict(lora: LoraFile) -> dict[str, Tensor] | None:
         read = read_tensors(lora.header, entry.keys.values())
         for role, key in entry.keys.items():
             name = stem + SUFFIX.get(role, f".{role}") if stem is not None else key
-            result[name] = read[key].reshape(-1) if role == "magnitude" else read[key]
+            result[name] = _upright(read[key], entry) if role in ("magnitude", "dora_scale") else read[key]
         if stem is not None and entry.scale != entry.stock_scale and entry.rank:
             result[f"{stem}.alpha"] = torch.tensor(entry.scale * entry.rank)
     return result
+
+
+def _reads_right(entry: ModuleEntry, family: str) -> bool:
+    """Whether ComfyUI finds the module, and the factor in front of it where it looks."""
+    return is_read(entry, family) and entry.scale == entry.stock_scale
+
+
+def _upright(magnitude: Tensor, entry: ModuleEntry) -> Tensor:
+    """A magnitude for each output as (out, 1, …), as ComfyUI multiplies it; PEFT stores it flat."""
+    return magnitude.reshape(-1, *[1] * (len(entry.shape) - 1)) if magnitude.ndim == 1 else magnitude
 
 
 def comfy_stem(entry: ModuleEntry, family: str) -> str | None:
@@ -94,6 +105,8 @@ def is_read(entry: ModuleEntry, family: str) -> bool:
 
 
 def _suffix_is_read(role: str, key: str, entry: ModuleEntry) -> bool:
+    if role == "magnitude":
+        return False
     if role.startswith(_LYCORIS_ROLES):
         return True
     end = key[len(entry.stem) :]

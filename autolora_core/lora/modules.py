@@ -220,12 +220,15 @@ def _model_entry(group: _Group, family: str) -> ModuleEntry | None:
         known_base = table(family) is not None and group.form.name != "native"
         dotted = group.form.name in _DOTTED_FORMS and "." in group.path and not known_base
         return _entry(group, group.path, "model", shape) if dotted else None
-    if target.piece is not None and len(shape) < 2:
+    blocks = group.found.kind in ("oft", "boft") and len(shape) == 1
+    if target.piece is not None and len(shape) < 2 and not blocks:
         return None  # a bias alone does not tell which rows of the fused layer it belongs to
     shape = _unflatten(target.module, shape, family)
     if target.piece is None:
         return _entry(group, target.module, "model", shape, target.spelled, swap_halves=target.swap_halves)
-    start, stop = target.piece(shape)
+    # OFT tells its outputs alone. q, k and v are as tall as their input is wide; for other rows (an MLP's) the start is
+    # a mere name, as ComfyUI's own map places what is not additive.
+    start, stop = target.piece(shape * 2 if blocks else shape)
     return _entry(group, f"{target.module}[{start}:{stop}]", "model", shape, target.spelled, rows=(start, stop))
 
 

@@ -86,7 +86,18 @@ def _loose_shape(kind: str, shapes: dict[str, Shape]) -> Shape:
         return shapes.get("w_norm") or shapes.get("b_norm") or ()
     if kind == "adalora" and "up" in shapes and "down" in shapes:
         return (shapes["up"][0], shapes["down"][1])
+    if kind == "glora":
+        return _glora(shapes["b1"], shapes["b2"])
+    if kind in ("oft", "boft") and len(shapes.get("oft_blocks", ())) >= 3:
+        return (shapes["oft_blocks"][-3] * shapes["oft_blocks"][-2],)  # blocks on the outputs; nothing tells the inputs
     return ()
+
+
+def _glora(b1: Shape, b2: Shape) -> Shape:
+    """LyCORIS wrote its additive part as b1·b2, before 2024 as b2·b1."""
+    if len(b1) < 2 or len(b2) < 2:
+        return ()
+    return (b1[0], b2[1]) if b1[1] == b2[0] else (b2[0], b1[1])
 
 
 def _require(ok: bool, message: str) -> None:
