@@ -22,7 +22,7 @@ from ..autolora_core.lora.comfy_keys import comfy_stem
 from ..autolora_core.lora.families import Family
 from ..autolora_core.lora.file import LoraFile
 from ..autolora_core.wording import listed, shown
-from .bridge_features import true_shape
+from .bridge_features import true_shape, weight_shape
 from .bridge_layers import NotABranch, branch_of, describe_layer, target_parts
 from .bridge_stock import ready
 
@@ -202,7 +202,10 @@ def _layer_of(model: Any, weight: str, name: str) -> Any:
 
 def _patched_shape(model: Any, target: Any) -> tuple[int, ...]:
     """Of the parameter, or the part of it, that a patch changes."""
-    shape, offset = true_shape(comfy.utils.get_attr(model.model, _weight_name(target))), target_parts(target)[0]
+    weight, offset = _weight_name(target), target_parts(target)[0]
+    module, _, kind = weight.rpartition(".")
+    own = weight_shape(comfy.utils.get_attr(model.model, module)) if kind == "weight" else None
+    shape = true_shape(comfy.utils.get_attr(model.model, weight)) if own is None else own
     return shape if offset is None else (*shape[: offset[0]], offset[2], *shape[offset[0] + 1 :])
 
 
