@@ -80,6 +80,8 @@ def test_settings_typed_by_hand_replace_and_add():
     _, _, settings, _ = read_a1111(parameters_text(FACTS, [], (64, 64), "", typed))
     assert settings["Steps"] == "30" and settings["Clip skip"] == "2" and "Seed" not in settings
     assert settings["Note"] == "a: b, c"
+    bare = parameters_text(Facts(seed=3), [], (64, 64), "", typed | {"Seed": "4", "size": ""})
+    assert bare.split("\n")[1].startswith("Steps: 30, Seed: 4, Clip skip: 2")  # readers know the line by "Steps: "
     for line in ("20 steps", "a,b: 3", ": 3"):
         with pytest.raises(SelectionError, match="is not a setting"):
             read_settings(line)

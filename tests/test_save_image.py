@@ -63,6 +63,7 @@ def test_pictures_carry_what_apply_did(world, output):
     assert text.split("\n")[:2] == ["a fox <lora:a:0.25> <lora:b:0.5>", "Negative prompt: bad"]
     for part in ("Seed: 4", "Size: 48x32", "Steps: 2", f'"lora:a": "{digests[a][:10]}"', "Version: ComfyUI"):
         assert part in text
+    assert text.split("\n")[2].startswith("Steps: 2, ")
     (applied,) = whole["applied"]
     assert whole["format"] == "autolora-image/1" and whole["other_loras"] == []
     assert applied["mode"] == "energy" and applied["family"] == "sd3" and applied["report"] == report

@@ -93,6 +93,7 @@ def read_settings(text: str) -> dict[str, str]:
 
 
 def _settings(facts: Facts, size: tuple[int, int], model_hash: str) -> dict[str, str]:
+    """In AUTOMATIC1111's order; "" is not known."""
     told = {
         "Steps": facts.steps,
         "Sampler": facts.sampler and SAMPLERS.get(facts.sampler.removesuffix("_gpu"), facts.sampler),
@@ -104,11 +105,13 @@ def _settings(facts: Facts, size: tuple[int, int], model_hash: str) -> dict[str,
         "Model": facts.model and without_ending(spelled(facts.model)).rpartition("/")[2],
         "Denoising strength": f"{facts.denoise:g}" if facts.denoise is not None and facts.denoise < 1 else None,
     }
-    return {key: str(value) for key, value in told.items() if value is not None}
+    return {key: "" if value is None else str(value) for key, value in told.items()}
 
 
 def _replaced(settings: dict[str, str], typed: Mapping[str, str]) -> dict[str, str]:
-    """The settings with those typed, in place of ones of the same name in any case; an empty one is left out."""
+    """The settings with those typed, in place of ones of the same name in any case; an empty one is left out.
+
+    Their order stays: readers know the line by its beginning, ``Steps:``."""
     names = {key.casefold(): key for key in settings}
     whole = settings | {names.get(key.casefold(), key): value for key, value in typed.items()}
     return {key: value for key, value in whole.items() if value}
