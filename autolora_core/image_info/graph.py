@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Graph = Mapping[str, Mapping[str, Any]]
-MODEL_FILES = ("ckpt_name", "unet_name", "model_name", "base_ckpt_name", "gguf_name")
+MODEL_FILES = ("ckpt_name", "unet_name", "model_name", "base_ckpt_name", "gguf_name", "model_path")
 TEXTS = ("text", "prompt", "string", "value", "text_g", "clip_l", "t5xxl", "wildcard_text", "populated_text")
 NEGATIVE_OF = ("positive", "negative")  # output 0 and 1 of nodes that take both, such as Apply ControlNet
 NOT_TEXT = ("model", "clip", "vae", "image", "pixels", "samples", "mask", "control_net", "style_model", "index")
