@@ -14,6 +14,7 @@ from ..autolora_core.wording import counted
 from .bridge_gates import GateChoice, choose_gate
 from .bridge_loras import layer_name
 from .bridge_methods import Wishes, attach_blend, blend_with
+from .bridge_plain import plain_layers
 from .bridge_prepare import Prepared, prepare
 from .bridge_used import note_used, used_by
 
@@ -67,7 +68,8 @@ def fuse_prepared(model: Any, clip: Any, ready: Prepared, wishes: Wishes) -> tup
     chosen = GateChoice(None, "no LoRA for a gate")
     if inside:
         wanted = [index for index in inside if loras[index].request.asked >= UNASKED]
-        chosen = choose_gate(wishes.gate, wishes.mode, model, ready.family.name, len(wanted))
+        with plain_layers(model):
+            chosen = choose_gate(wishes.gate, wishes.mode, model, ready.family.name, len(wanted))
     gates, known = chosen.gate and chosen.gate.modules, None
     if wishes.mode != "sum" and len(inside) > 1:
         known = {index: Standing(loras[index].request.role, loras[index].request.asked) for index in inside}
@@ -92,9 +94,10 @@ def _apply_model(model: Any, ready: Prepared, made: Blend, recording: bool) -> A
     if not forwarded and not made.plan.modules and not made.dense:
         return model
     new = model.clone()
-    for patches, strength in forwarded:
-        new.add_patches(patches, strength)
-    attach_blend(new, made, ready.terms, [lora.name for lora in ready.loras] if recording else None)
+    with plain_layers(new):
+        for patches, strength in forwarded:
+            new.add_patches(patches, strength)
+        attach_blend(new, made, ready.terms, [lora.name for lora in ready.loras] if recording else None)
     return new
 
 

@@ -17,6 +17,7 @@ import folder_paths
 from ..autolora_core.lora.families import Family, Layers, recognise_network
 from ..autolora_core.lora.lineage import Lineage, lineage_of_network
 from .bridge_features import weight_shape
+from .bridge_plain import plain_layers
 
 PREVIEW_SIDE = 512
 CLIP_FOLDERS = ("clip_vision", "text_encoders")
@@ -103,5 +104,7 @@ def model_lineage(model: Any, family: str) -> Lineage:
 
 def _layers(model: Any) -> Layers:
     network = model.model.diffusion_model
-    found = ((name.removeprefix("_orig_mod."), weight_shape(module)) for name, module in network.named_modules())
+    with plain_layers(model):
+        modules = list(network.named_modules())
+    found = ((name.removeprefix("_orig_mod."), weight_shape(module)) for name, module in modules)
     return Layers((name, shape) for name, shape in found if shape is not None)

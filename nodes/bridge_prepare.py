@@ -23,6 +23,7 @@ from . import bridge_loras
 from .bridge_loras import LoadedLora, ModelHalf
 from .bridge_paths import model_family, model_lineage, throw_if_interrupted
 from .bridge_place import require_places
+from .bridge_plain import plain_layers
 from .bridge_text import TextEncoders, fill_in, require_text_match, text_half
 
 
@@ -80,6 +81,11 @@ def prepare(model: Any, clip: Any, requests: Iterable[Request], terms: Sequence[
     Raises ``SelectionError`` for a missing file and for terms that mean no LoRA or no block, ``NothingMatchesError``
     and ``FamilyError`` for a LoRA of another base.
     """
+    with plain_layers(model):
+        return _prepare(model, clip, requests, terms)
+
+
+def _prepare(model: Any, clip: Any, requests: Iterable[Request], terms: Sequence[Term]) -> Prepared:
     merged = merge_same_files((bridge_loras.resolve(request), request) for request in requests)
     family = model_family(model)
     loras = _load(merged, family)

@@ -46,7 +46,8 @@ def sd3_state(hidden: int = 128, seed: int = SEED) -> dict[str, torch.Tensor]:
     return random_state(network, seed)
 
 
-def sd15_state(seed: int = SEED) -> dict[str, torch.Tensor]:
+def sd15_state(seed: int = SEED, scale: float = 0.02, middle: bool = False) -> dict[str, torch.Tensor]:
+    """``middle``: with the block in the middle, which some patches ask for."""
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
@@ -59,7 +60,7 @@ def sd15_state(seed: int = SEED) -> dict[str, torch.Tensor]:
         channel_mult=[1],
         transformer_depth=[1],
         transformer_depth_output=[1, 1],
-        transformer_depth_middle=-2,
+        transformer_depth_middle=1 if middle else -2,
         num_heads=8,
         use_spatial_transformer=True,
         context_dim=768,
@@ -69,7 +70,7 @@ def sd15_state(seed: int = SEED) -> dict[str, torch.Tensor]:
         dtype=torch.float32,
         operations=comfy.ops.disable_weight_init,
     )
-    return random_state(network, seed, 0.02)
+    return random_state(network, seed, scale)
 
 
 def load(state: dict[str, torch.Tensor], metadata: dict[str, str] | None = None, **model_options: Any) -> Any:
