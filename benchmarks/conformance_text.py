@@ -97,8 +97,6 @@ class _Bench:
         yield self._elsewhere()
 
     def _for(self, adapter: str) -> dict[str, tuple[int, int]]:
-        if adapter == "glora":  # ComfyUI's arithmetic fits square layers alone
-            return {name: shape for name, shape in self.layers.items() if shape[0] == shape[1]}
         if adapter != "diff and bias":
             return self.layers
         state = self.clip.cond_stage_model.state_dict()
