@@ -13,12 +13,12 @@ import comfy.utils
 import folder_paths
 from comfy.weight_adapter import WeightAdapterBase
 
-from ..autolora_core.errors import FamilyError, NothingMatchesError, SelectionError
+from ..autolora_core.errors import FamilyError, NothingMatchesError, SelectionError, UnsupportedAdapterError
 from ..autolora_core.fusion.branches import Branch
 from ..autolora_core.fusion.file_names import find_names, namesakes
 from ..autolora_core.fusion.requests import Request
 from ..autolora_core.lora.base_match import mismatch
-from ..autolora_core.lora.comfy_keys import comfy_stem
+from ..autolora_core.lora.comfy_keys import comfy_stem, unreadable_kinds
 from ..autolora_core.lora.families import Family
 from ..autolora_core.lora.file import LoraFile
 from ..autolora_core.wording import listed, shown
@@ -176,11 +176,18 @@ def _patches(lora: LoadedLora, key_map: Mapping[str, Any]) -> dict[Any, Any]:
 
 
 def require_match(lora: LoadedLora, half: ModelHalf, model_family: Any) -> None:
-    """Raise ``NothingMatchesError`` when the LoRA changes diffusion models, and not one layer of it exists in this one;
-    its text half may fit for all that, as several bases share text encoders."""
+    """Raise ``NothingMatchesError`` when the LoRA changes diffusion models, and not one layer of it exists in this one,
+    ``UnsupportedAdapterError`` when it is made of what nobody can apply. Its text half may fit for all that, as several
+    bases share text encoders."""
     if half.matched or "model" not in lora.file.halves or not lora.request.model:
         return
-    family = lora.file.family
+    family, nobody = lora.file.family, unreadable_kinds(lora.file)
+    if nobody:
+        raise UnsupportedAdapterError(
+            f"{lora.name} is made of {' and '.join(nobody)}: ComfyUI has no way to apply that",
+            path=lora.file.path,
+            fix="convert it to a LoRA with the tool it was trained with",
+        )
     alone = "; to use its text half alone, set its model strength to 0" if len(lora.file.halves) > 1 else ""
     raise NothingMatchesError(
         f"not one layer of {lora.name} exists in this model: the file is for {family.name} "

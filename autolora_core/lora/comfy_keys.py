@@ -48,6 +48,7 @@ _READ_SUFFIXES = (
     ".weight", ".alpha", ".dora_scale", ".diff", ".diff_b", ".set_weight", ".w_norm", ".b_norm", ".reshape_weight",
     ".oft_blocks", ".rescale", ".lora_A", ".lora_B",
 )  # fmt: skip
+_UNREADABLE = {"ia3": "IA³", "vera": "VeRA", "adalora": "AdaLoRA", "embedding": "LoRA of an embedding"}
 _LYCORIS_ROLES = ("hada_", "lokr_")
 _OTHER_PEFT_NAME = re.compile(r"\.lora_[AB]\.(?!default\.)[^.]+\.weight")
 
@@ -67,6 +68,17 @@ def comfy_state_dict(lora: LoraFile) -> dict[str, Tensor] | None:
         if stem is not None and entry.scale != entry.stock_scale and entry.rank:
             result[f"{stem}.alpha"] = torch.tensor(entry.scale * entry.rank)
     return result
+
+
+def unreadable_kinds(lora: LoraFile) -> list[str]:
+    """Kinds of adapter in a file that no ComfyUI can apply, in words; empty for most files."""
+    return sorted({word for entry in lora.modules.values() if (word := _unreadable(entry)) is not None})
+
+
+def _unreadable(entry: ModuleEntry) -> str | None:
+    if entry.kind in ("oft", "boft") and "oft_blocks" not in entry.keys:
+        return f"{entry.kind.upper()} as PEFT stores it"
+    return _UNREADABLE.get(entry.kind)
 
 
 def _reads_right(entry: ModuleEntry, family: str) -> bool:

@@ -21,3 +21,8 @@ def apply_sum(model: Any, name: str, strength: float) -> tuple[Any, str, int]:
     fused, _, report = node.apply(model, mode="sum", lora_stack=[(name, strength, strength)])
     patched = {re.sub(r"\.(weight|bias)$", "", key) for key in fused.patches.keys() - model.patches.keys()}
     return fused, report, len(patched)
+
+
+def open_file(path: Path) -> Any:
+    """The pack's reading of a LoRA file."""
+    return pack_module("autolora_core.lora.file").LoraFile.open(path)

@@ -8,7 +8,7 @@ real step of sampling. The error is the largest difference, over the largest cha
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -94,23 +94,40 @@ class Bench:
         return [(place, lora(place, draw)) for place in inside[:: max(1, len(inside) // COMPANY)]]
 
     def _judge(self, cell: Cell, path: Path, kind: Kind, made: Sequence[tuple[Place, Tensors]]) -> Cell:
-        from .applied import LoraError, apply_sum
-
-        try:
-            model, report, stock_layers = apply_sum(self.model, path.name, STRENGTH)
-        except LoraError as error:
-            cell.outcome = REFUSED if path.name in str(error) else WRONG
-            cell.note = _named(str(error), path.name)
-            return cell
-        except Exception as error:  # anything else is a fault of ours, and a row must say so
-            cell.note = f"{type(error).__name__}: {error}"
+        fused = self._fused(cell, path)
+        if fused is None:
             return cell
         if kind.refused:
             cell.note = "nobody can apply it, and it was not refused"
             return cell
-        ours = forward(model, self.base)
-        twin = self._merged(_state(TWIN, kind, made, twin=True))
-        cell.stock_layers = stock_layers
+        return self._compare(cell, path, fused, _state(TWIN, kind, made, twin=True))
+
+    def file_cell(self, form: str, kind: str, path: Path) -> Cell:
+        """A file as it is. Its twin is what our renaming makes of it, or the file itself where ComfyUI reads that."""
+        from .applied import open_file
+
+        cell = Cell(self.base.name, form, kind, WRONG)
+        (self.folder / path.name).write_bytes(path.read_bytes()) if path.parent != self.folder else None
+        fused, file = self._fused(cell, path), open_file(path)
+        cell.layers = sum(entry.half == "model" for entry in file.modules.values())
+        return cell if fused is None else self._compare(cell, path, fused, file.comfy_state_dict() or _load(path))
+
+    def _fused(self, cell: Cell, path: Path) -> tuple[Any, str, int] | None:
+        """What our node makes of a file; None when it refused it, or failed: the cell then says so."""
+        from .applied import LoraError, apply_sum
+
+        try:
+            return apply_sum(self.model, path.name, STRENGTH)
+        except LoraError as error:
+            cell.outcome = REFUSED if path.name in str(error) else WRONG
+            cell.note = _named(str(error), path.name)
+        except Exception as error:  # anything else is a fault of ours, and a row must say so
+            cell.note = f"{type(error).__name__}: {error}"
+        return None
+
+    def _compare(self, cell: Cell, path: Path, fused: tuple[Any, str, int], state: Tensors) -> Cell:
+        model, report, cell.stock_layers = fused
+        ours, twin = forward(model, self.base), self._merged(state)
         effect = (twin - self.plain).abs().max().item()
         if effect < TOO_LITTLE * self.plain.abs().max().item():
             cell.note = "the merge changes nothing: this cell tests nothing"
@@ -119,8 +136,8 @@ class Bench:
         itself = self._merged(_load(path))
         cell.comfy_reads = (itself - twin).abs().max().item() < TOLERANCE * effect
         good = cell.error <= TOLERANCE
-        told = not stock_layers or "as weight patches" in report
-        cell.outcome = WRONG if not (good and told) else STOCK if stock_layers else EXACT
+        told = not cell.stock_layers or "as weight patches" in report
+        cell.outcome = WRONG if not (good and told) else STOCK if cell.stock_layers else EXACT
         cell.note = "" if good else _first_lines(report)
         return cell
 
@@ -131,9 +148,11 @@ class Bench:
         merged, _ = comfy.sd.load_lora_for_models(self.model, None, state, STRENGTH, 0)
         return forward(merged, self.base)
 
-    def clean(self) -> bool:
+    def clean_cell(self) -> Cell:
         """Whether the base, after everything, draws what it drew before, to the bit."""
-        return torch.equal(forward(self.model, self.base), self.plain)
+        clean = torch.equal(forward(self.model, self.base), self.plain)
+        outcome = EXACT if clean else WRONG
+        return Cell(self.base.name, "no LoRA any more", f"base {self.loaded}", outcome, error=0.0, comfy_reads=True)
 
 
 TWIN = Form("twin", str, KOHYA)
@@ -171,17 +190,12 @@ def _first_lines(report: str) -> str:
     return " / ".join(line.strip() for line in report.splitlines()[1:5])[:240]
 
 
-def run_base(base: Base, folder: Path, kinds: Sequence[Kind] = KINDS, tick: Any = None) -> list[Cell]:
+def base_cells(base: Base, folder: Path, kinds: Sequence[Kind] = KINDS) -> Iterator[Cell]:
     """Every cell of one base; the last one says whether the base came out unharmed."""
     bench = Bench(base, folder)
-    cells = []
     for form in bench.forms():
         for kind in kinds:
             cell = bench.cell(form, kind)
             if cell is not None:
-                cells.append(cell)
-                if tick is not None:
-                    tick(cell)
-    clean = bench.clean()
-    cells.append(Cell(base.name, "no LoRA any more", f"loaded as {bench.loaded}", EXACT if clean else WRONG, error=0.0))
-    return cells
+                yield cell
+    yield bench.clean_cell()

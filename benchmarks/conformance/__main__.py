@@ -1,0 +1,109 @@
+"""``python -m benchmarks.conformance``: fill the matrix and write ``benchmarks/results/conformance.json`` and the page.
+
+Each base runs in a process of its own, with the ComfyUI of ``scripts/test.py`` or ``COMFYUI_PATH``. What is done stays
+in the cache; ``--keep`` goes on where an earlier run stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from benchmarks.results_file import REPO
+
+from .bases import BASES
+
+REAL, LAYOUTS = "real files", "real layouts"
+PARTS = (*(base.name for base in BASES), REAL, LAYOUTS)
+
+
+def start_comfyui() -> Path:
+    """Make ComfyUI importable, on the CPU; returns its folder. It reads the command line when it is imported."""
+    sys.path.append(str(REPO / "tests"))
+    from comfy_local import comfy_path
+
+    folder = comfy_path()
+    sys.path.insert(0, str(folder))
+    os.chdir(folder)
+    sys.argv = ["comfy", "--cpu"]
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import comfy.utils  # noqa: F401
+
+    return folder
+
+
+def part_cells(name: str, folder: Path) -> Iterator[dict]:
+    """The rows of one part of the matrix, measured in this process."""
+    start_comfyui()
+    import logging
+
+    import torch
+
+    logging.disable(logging.ERROR)  # the stock loader logs what it cannot read; rows say it
+    torch.set_num_threads(1)
+    from . import cells, real
+
+    makers: dict[str, Callable] = {REAL: real.real_cells, LAYOUTS: real.layout_cells}
+    base = next((base for base in BASES if base.name == name), None)
+    if base is not None and not base.available:
+        return
+    found = makers[name](folder) if base is None else cells.base_cells(base, folder)
+    for cell in found:
+        yield cell.row()
+
+
+def cache_folder() -> Path:
+    """Where parts are kept, apart for each ComfyUI."""
+    sys.path.append(str(REPO / "tests"))
+    from comfy_local import comfy_path
+
+    cache = Path(os.environ.get("AUTOLORA_CACHE", REPO / ".cache"))
+    return cache / "conformance" / comfy_path().name
+
+
+def run_part(name: str, keep: bool) -> list[dict]:
+    """The rows of a part, from the cache or from a process of its own."""
+    out = cache_folder() / f"{name.replace(' ', '_')}.json"
+    if keep and out.exists():
+        return json.loads(out.read_text(encoding="utf-8"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "benchmarks.conformance", "--part", name, "--out", str(out)]
+    subprocess.run(command, cwd=REPO, check=True)
+    return json.loads(out.read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--keep", action="store_true", help="keep what an earlier run measured")
+    parser.add_argument("--parts", nargs="*", default=PARTS, metavar="PART", help=f"some of: {', '.join(PARTS)}")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.part:
+        folder = cache_folder() / "loras" / str(os.getpid())
+        rows = list(part_cells(given.part, folder))
+        given.out.write_text(json.dumps(rows), encoding="utf-8")
+        return
+    rows = []
+    for name in given.parts:
+        found = run_part(name, given.keep)
+        rows += found
+        counts = {outcome: sum(row["outcome"] == outcome for row in found) for outcome in ("exact", "stock", "refused")}
+        wrong = [row for row in found if row["outcome"] == "wrong"]
+        print(f"{name}: {counts}, wrong {len(wrong)}", flush=True)
+        for row in wrong:
+            print(f"  {row['form']} / {row['kind']}: {row['error']} {row['note']}", flush=True)
+    from .report import write
+
+    write(rows, complete=set(given.parts) == set(PARTS))
+
+
+if __name__ == "__main__":
+    main()
