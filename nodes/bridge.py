@@ -16,7 +16,7 @@ from .bridge_loras import layer_name
 from .bridge_methods import Wishes, attach_blend, blend_with
 from .bridge_plain import plain_layers
 from .bridge_prepare import Prepared, prepare
-from .bridge_used import note_used, used_by
+from .bridge_used import note_metadata, note_used, used_by
 
 HARDLY_ASKED = 0.9  # below, the report tells
 
@@ -49,6 +49,7 @@ def apply_loras(model: Any, clip: Any, requests: Iterable[Request], wishes: Wish
     used = used_by(ready, chosen, made, wishes, text)
     for patcher in [*([] if new_model is model else [new_model]), *([] if new_clip is clip else [new_clip.patcher])]:
         note_used(patcher, used)
+        note_metadata(patcher, ready.loras)
     return Applied(new_model, new_clip, text)
 
 

@@ -18,6 +18,7 @@ from .bridge_methods import Wishes
 from .bridge_prepare import Prepared
 
 KEY = "autolora_used"
+METADATA = "lora_metadata"  # as newer ComfyUI calls it; at 0.3.75 nobody reads it
 
 
 def used_by(ready: Prepared, chosen: GateChoice, made: Blend, wishes: Wishes, report: str) -> Used:
@@ -58,6 +59,14 @@ def _used_lora(lora: LoadedLora, outcome: LoraOutcome) -> UsedLora:
 def note_used(patcher: Any, used: Used) -> None:
     """Note it on a patcher (a clone of ours), behind what Apply nodes before noted."""
     patcher.set_attachments(KEY, (*(patcher.get_attachment(KEY) or ()), used))
+
+
+def note_metadata(patcher: Any, loras: Iterable[LoadedLora]) -> None:
+    """Note the header's metadata of the last LoRA that has any, as newer ComfyUI's own loader does: its IC-LoRA nodes
+    read from a MODEL how the file wants its guides."""
+    found = [lora.file.metadata for lora in loras if lora.file.metadata]
+    if found:
+        patcher.set_attachments(METADATA, dict(found[-1]))
 
 
 def used_of(patchers: Iterable[Any]) -> list[Used]:

@@ -162,6 +162,19 @@ def test_a_text_encoder_only_file_needs_a_clip(world, clip, errors):
     assert model is world.model and fused is not clip and "1 text encoder layer × 1" in report
 
 
+def test_metadata_is_noted_where_comfyuis_own_nodes_look(world, clip):
+    """Newer ComfyUI's loader notes it on both, and its nodes for IC-LoRAs read it; the last file with any counts."""
+    tensors = lora_layers(f"diffusion_model.{FC1}", 256, 64)
+    tensors |= lora_layers("lora_te_text_model_encoder_layers_0_mlp_fc1", 128, 64, seed=1)
+    a = world.file("a.safetensors", tensors, {"reference_downscale_factor": "2"})
+    b = world.file("b.safetensors", lora_layers(f"diffusion_model.{FC1}", 256, 64, seed=2))
+    model, fused, _ = node().apply(world.model, clip=clip, lora_stack=[(a, 1.0, 1.0), (b, 1.0, 1.0)])
+    for patcher in (model, fused.patcher):
+        assert patcher.get_attachment("lora_metadata") == {"reference_downscale_factor": "2"}
+    plain = node().apply(world.model, lora_stack=[(b, 1.0, 1.0)])[0]
+    assert plain.get_attachment("lora_metadata") is None and world.model.get_attachment("lora_metadata") is None
+
+
 def test_strength_multiplies(world):
     (a, _), (b, _) = two(world)
     one = tiny_models.sample(world.fused((a, 1.0), (b, 0.5), strength=0.5, mode="sum"))
