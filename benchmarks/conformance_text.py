@@ -234,7 +234,7 @@ def main(out: str) -> None:
     in_comfy.start()
     logging.disable(logging.WARNING)  # the stock loader tells of every key that it does not know
     rows = measure(progress=lambda name: print(name, file=sys.stderr, flush=True))
-    Path(out).write_text(json.dumps(rows, indent=1) + "\n")
+    Path(out).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     counts = {kind: sum(row["outcome"] == kind for row in rows) for kind in ("exact", "stock", "refused", "wrong")}
     print(len(rows), "rows:", ", ".join(f"{count} {kind}" for kind, count in counts.items()))
 
