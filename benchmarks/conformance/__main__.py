@@ -18,8 +18,8 @@ from benchmarks.results_file import REPO
 
 from .bases import BASES
 
-REAL, LAYOUTS = "real files", "real layouts"
-PARTS = (*(base.name for base in BASES), REAL, LAYOUTS)
+REAL, LAYOUTS, TEXT = "real files", "real layouts", "text encoders"
+PARTS = (*(base.name for base in BASES), REAL, LAYOUTS, TEXT)
 
 
 def start_comfyui() -> Path:
@@ -74,9 +74,20 @@ def run_part(name: str, keep: bool) -> list[dict]:
     if keep and out.exists():
         return json.loads(out.read_text(encoding="utf-8"))
     out.parent.mkdir(parents=True, exist_ok=True)
+    if name == TEXT:
+        subprocess.run([sys.executable, "-m", "benchmarks.conformance_text", str(out)], cwd=REPO, check=True)
+        rows = [_text_row(row) for row in json.loads(out.read_text(encoding="utf-8"))]
+        out.write_text(json.dumps(rows), encoding="utf-8")
+        return rows
     command = [sys.executable, "-m", "benchmarks.conformance", "--part", name, "--out", str(out)]
     subprocess.run(command, cwd=REPO, check=True)
     return json.loads(out.read_text(encoding="utf-8"))
+
+
+def _text_row(row: dict) -> dict:
+    """A row of ``benchmarks.conformance_text`` as one of the matrix."""
+    same = {"outcome": row["outcome"], "error": row["max_rel_error"], "note": row["note"]}
+    return {"base": f"{row['architecture']}, text encoders", "form": row["format"], "kind": row["adapter"], **same}
 
 
 def main() -> None:
