@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import comfy.lora
@@ -77,6 +77,14 @@ def resolve(request: Request) -> str:
         if path and os.path.isfile(path):
             return os.path.abspath(path)
     return _found_by_name(request.name)
+
+
+def resolved(requests: Iterable[Request]) -> Iterator[tuple[str, Request]]:
+    """(file, request) of each; a name that is not the list's own becomes so, that reports tell which file was meant."""
+    for request in requests:
+        path = resolve(request)
+        own = folder_paths.get_full_path("loras", request.name) is not None
+        yield path, request if own else replace(request, name=listed_name(path) or request.name)
 
 
 def _found_by_name(name: str) -> str:

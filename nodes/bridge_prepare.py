@@ -86,7 +86,7 @@ def prepare(model: Any, clip: Any, requests: Iterable[Request], terms: Sequence[
 
 
 def _prepare(model: Any, clip: Any, requests: Iterable[Request], terms: Sequence[Term]) -> Prepared:
-    merged = merge_same_files((bridge_loras.resolve(request), request) for request in requests)
+    merged = merge_same_files(bridge_loras.resolved(requests))
     family = model_family(model)
     loras = _load(merged, family)
     outcomes = [_outcome(lora) for lora in loras]

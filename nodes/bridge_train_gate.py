@@ -100,7 +100,7 @@ class Job:
 
     def _loras(self) -> list[LoadedLora]:
         """Files that go into the gate, each once; few-step LoRAs stay outside it."""
-        merged = merge_same_files((bridge_loras.resolve(request), request) for request in self.requests)
+        merged = merge_same_files(bridge_loras.resolved(self.requests))
         found = []
         for path, request in merged:
             bridge_paths.throw_if_interrupted()

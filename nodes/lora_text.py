@@ -96,14 +96,13 @@ class AutoLoRAStackToText:
         }  # fmt: skip
 
     def write(self, names: str = NAMES[0], selection: Any = None, lora_stack: Any = None) -> tuple[str, str]:
-        from .bridge_loras import listed_name, resolve
+        from .bridge_loras import resolved
         from .bridge_paths import lora_names
 
-        asked = requests_of(selection, lora_stack)
-        merged = merge_same_files((resolve(request), request) for request in asked)
-        listed = {request.name: listed_name(path) or request.name for path, request in merged}
-        short = short_names(listed.values(), lora_names()) if names == NAMES[0] else _with_folders(listed.values())
-        text = marks_text((request for _, request in merged), {name: short[of] for name, of in listed.items()})
+        merged = merge_same_files(resolved(requests_of(selection, lora_stack)))
+        listed = [request.name for _, request in merged]
+        short = short_names(listed, lora_names()) if names == NAMES[0] else _with_folders(listed)
+        text = marks_text((request for _, request in merged), short)
         words = [word for path, request in merged if not request.absent for word in _triggers(path, request)]
         return shown(text), shown(GROUPS.join(dict.fromkeys(words)))
 

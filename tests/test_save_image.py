@@ -256,7 +256,7 @@ def test_apply_takes_names_as_other_packs_write_them(world):
     outside = str(world.folder / "elsewhere.safetensors")
     for written in ("Ink v1", "ink V1.safetensors", "styles\\ink v1", str(world.loras / name)):
         _, _, report = world.apply((written, 1.0))
-        assert f"- {written} × 1 (stack)" in report
+        assert f"- {name} × 1 (stack)" in report  # the report tells the file
     model, _, _ = world.apply((outside, 1.0))
     assert model.get_attachment("autolora_used")[0].loras[0].path == outside
     assert model.get_attachment("autolora_used")[0].loras[0].name == outside
