@@ -12,7 +12,8 @@
     │   └── EncoderMismatchError       vectors of one encoder met another encoder
     ├── SelectionError                 a selection or stack is malformed or names a missing file
     ├── TowerError                     a text tower is missing or damaged
-    └── GateError                      a gate file is damaged or does not fit the model
+    ├── GateError                      a gate file is damaged or does not fit the model
+    └── FileInUseError                 Windows: somebody has the file open (a PermissionError, too)
 """
 
 from __future__ import annotations
@@ -90,3 +91,7 @@ class TowerError(AutoLoRAError):
 
 class GateError(AutoLoRAError):
     """A gate file is damaged or does not fit the model."""
+
+
+class FileInUseError(AutoLoRAError, PermissionError):
+    """Windows: a file cannot be replaced while somebody has it open."""

@@ -26,7 +26,7 @@ def commit() -> str:
     """The commit measured, with `-dirty` when tracked code differs from it; 'unknown' outside a checkout."""
 
     def git(*args: str) -> str:
-        done = subprocess.run(["git", *args], cwd=REPO, capture_output=True, text=True, check=True)
+        done = subprocess.run(["git", *args], cwd=REPO, capture_output=True, encoding="utf-8", check=True)
         return done.stdout.strip()
 
     try:

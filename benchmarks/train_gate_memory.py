@@ -81,7 +81,7 @@ def main() -> None:
     peaks: dict[str, Any] = {}
     for case in CASES:
         command = [sys.executable, "-m", "benchmarks.train_gate_memory", "--case", case, "--side", str(args.side)]
-        done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=REPO, capture_output=True, encoding="utf-8", check=True)
         peaks[case] = json.loads(done.stdout.splitlines()[-1])
     first = peaks["few_loras"]
     figures = {f"{case}_over_few_loras": round(mb / first, 3) for case, mb in peaks.items() if case != "few_loras"}

@@ -170,7 +170,7 @@ def _fast(x: Tensor) -> torch.autocast | nullcontext[None]:
 def _cpu_flags(cache: list[str] = []) -> str:  # noqa: B006 - read once
     if not cache:
         path = Path("/proc/cpuinfo")
-        cache.append(path.read_text() if path.exists() else "")
+        cache.append(path.read_text(encoding="utf-8") if path.exists() else "")
     return cache[0]
 
 

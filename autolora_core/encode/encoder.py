@@ -18,6 +18,7 @@ from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 import numpy as np
 
 from ..errors import FileFormatError
+from ..portable import write_bytes
 from .features import Features, FeatureSchema
 from .generic import GENERIC_PROMPTS
 from .ridge import KernelRidge
@@ -226,17 +227,8 @@ def write_encoder(path: str | os.PathLike, tensors: dict[str, np.ndarray], metad
     """Write an encoder file atomically (temporary file beside it, flushed, renamed); returns its path."""
     from safetensors.numpy import save
 
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            stream.write(save(tensors, metadata))
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    write_bytes(path, save(tensors, metadata))
+    return Path(path)
 
 
 def checked_encoder(path: str | os.PathLike, metadata: Mapping[str, str], make: Callable[[], AnEncoder]) -> AnEncoder:

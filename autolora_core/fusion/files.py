@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import GateError
+from ..portable import load_copies, write_whole
 from .flux_gate import PUBLIC_PREFIX, hidden_size, public_module
 from .gate import EPS, VECTORS, GateVectors
 from .gate_sign import FIX, FORMAT, FORMATS, NO_FAMILY, what_is_wrong
@@ -108,23 +108,14 @@ def _extra(vectors: GateVectors) -> dict[str, Tensor]:
 def replace_file(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file, completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-    os.close(handle)
-    try:
-        save_file(tensors, name, metadata)
-        with open(name, "rb+") as written:
-            os.fsync(written.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    write_whole(path, lambda temporary: save_file(tensors, temporary, metadata))
 
 
 def _read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(os.fspath(path), "pt") as handle:
-            return {key: handle.get_tensor(key) for key in handle.keys()}, handle.metadata() or {}
+            metadata = handle.metadata() or {}
+        return load_copies(path), metadata  # a gate in use may be trained anew under its name
     except (SafetensorError, OSError) as error:
         what, fix = what_is_wrong(path, error)
         raise GateError(f"the gate file cannot be read: {what}", path=path, fix=fix) from error

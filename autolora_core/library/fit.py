@@ -20,6 +20,7 @@ from ..encode.features import FeatureSchema, ModuleFeatures
 from ..encode.generic import GENERIC_PROMPTS
 from ..encode.text_cache import CachedTower, cached
 from ..encode.towers import TextTower
+from ..portable import remove
 from .encoders import drop_old, encoder_path, load_encoder, remember
 from .entries import Entry, EntryText
 from .fit_report import FamilyFit, FitReport
@@ -254,7 +255,7 @@ def _bring_up_to_date(store: Store, encoder: WeightEncoder, hashes: list[str], i
         dropped = drop_old(store, fit.family, encoder.tower)
     for old in dropped:
         for stale in (encoder_path(store.folder, old), vectors_path(store.folder, old)):
-            stale.unlink(missing_ok=True)
+            remove(stale)
 
 
 def feature_matrix(

@@ -8,12 +8,9 @@ import unicodedata
 from pathlib import Path
 
 from ..errors import LibraryError
+from ..portable import DEVICES
 
 DEFAULT = "default"
-# Windows opens devices under these names, with any ending: "nul.old" is NUL.
-_DEVICES = frozenset(
-    ["con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in "0123456789¹²³")]
-)
 
 
 def library_folder(name: str, user_directory: str | os.PathLike) -> Path:
@@ -29,7 +26,7 @@ def library_folder(name: str, user_directory: str | os.PathLike) -> Path:
             key=name,
             fix="choose another name",
         )
-    if name.partition(".")[0].strip().casefold() in _DEVICES:
+    if name.partition(".")[0].strip().casefold() in DEVICES:
         raise LibraryError(
             "Windows keeps this name for a device, so no library can have it", key=name, fix="choose another name"
         )

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..portable import openable
 from .entries import EntryText
 from .names import meaningful_name
 
@@ -203,7 +204,7 @@ def sidecar_names(file_name: str) -> list[str]:
 
 
 def _read_bounded(path: str, limit: int) -> bytes:
-    with open(path, "rb") as handle:
+    with open(openable(path), "rb") as handle:
         data = handle.read(limit + 1)
     if len(data) > limit:
         raise ValueError(f"larger than {limit} bytes")

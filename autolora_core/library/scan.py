@@ -19,6 +19,7 @@ from pathlib import Path
 from ..errors import AutoLoRAError
 from ..lora.file import LoraFile
 from ..lora.header import read_header
+from ..portable import openable
 from .content import READER, Content, content_row, read_content, store_content
 from .entries import ScanReport
 from .metadata import Reading, read_words
@@ -168,14 +169,14 @@ class Scanner:
     def _hash(self, item: Found) -> str:
         """SHA-256 of the content; raises OSError when the file changed meanwhile (a download still running)."""
         digest = hashlib.sha256()
-        with open(item.path, "rb") as stream:
+        with open(openable(item.path), "rb") as stream:
+            before = os.fstat(stream.fileno())
             while block := stream.read(HASH_BLOCK):
                 digest.update(block)
                 self.report.bytes_read += len(block)
                 self._tick()
-            status = os.fstat(stream.fileno())
-        if (status.st_size, status.st_mtime_ns) != (item.size, item.mtime_ns):
-            raise OSError("it is being written just now; scan again later")
+            if not item.steady(before, os.fstat(stream.fileno())):
+                raise OSError("it is being written just now; scan again later")
         return digest.hexdigest()
 
     def _content(self, item: Found, digest: str) -> tuple[Content, LoraFile | None]:

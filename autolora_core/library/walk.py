@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import portable
 from ..errors import LibraryError
+from ..portable import openable
 from .metadata import sidecar_names
 from .names import compile_filter
 
@@ -39,6 +41,14 @@ class Found:
     def signature(self) -> str:
         """Changes when a sidecar is added, changed or removed."""
         return json.dumps(self.sidecars, sort_keys=True)
+
+    def steady(self, before: os.stat_result, after: os.stat_result) -> bool:
+        """Whether nobody wrote the file since it was found, by what it said of itself before and after it was read.
+
+        Windows lists sizes and times from a copy in the folder, which may lag behind the file's own.
+        """
+        found = (before.st_size, before.st_mtime_ns) if portable.WINDOWS else (self.size, self.mtime_ns)
+        return (after.st_size, after.st_mtime_ns) == found
 
 
 @dataclass(frozen=True)
@@ -78,8 +88,8 @@ def walk(root: str, wanted: Callable[[str], bool], trouble: Callable[[str, str],
     while stack:
         folder, relative, parents = stack.pop()
         try:
-            status = os.stat(folder)
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            status = os.stat(openable(folder))
+            entries = sorted(os.scandir(openable(folder)), key=lambda entry: entry.name)
         except OSError as error:
             trouble(folder, f"the folder cannot be listed: {error.strerror or error}")
             continue
@@ -88,9 +98,9 @@ def walk(root: str, wanted: Callable[[str], bool], trouble: Callable[[str, str],
             trouble(folder, "this link leads back to a folder above it; not followed")
             continue
         files, folders = _split(entries)
-        yield from _candidates(root, relative, files, wanted)
+        yield from _candidates(root, folder, relative, files, wanted)
         for entry in reversed(folders):
-            stack.append((entry.path, os.path.join(relative, entry.name), (*parents, identity)))
+            stack.append((os.path.join(folder, entry.name), os.path.join(relative, entry.name), (*parents, identity)))
 
 
 def _split(entries: list[os.DirEntry]) -> tuple[dict[str, os.DirEntry], list[os.DirEntry]]:
@@ -107,7 +117,7 @@ def _split(entries: list[os.DirEntry]) -> tuple[dict[str, os.DirEntry], list[os.
     return files, folders
 
 
-def _candidates(root: str, relative: str, files: dict[str, os.DirEntry], wanted) -> Iterator[Found]:
+def _candidates(root: str, folder: str, relative: str, files: dict[str, os.DirEntry], wanted) -> Iterator[Found]:
     for name, entry in files.items():
         suffix = os.path.splitext(name)[1].lower()
         full = os.path.join(relative, name)
@@ -120,7 +130,7 @@ def _candidates(root: str, relative: str, files: dict[str, os.DirEntry], wanted)
         for sidecar in sidecar_names(name):
             if sidecar in files:
                 beside[sidecar] = list(_stat(files[sidecar])[:2])
-        yield Found(root, full, entry.path, size, mtime_ns, beside, problem)
+        yield Found(root, full, os.path.join(folder, name), size, mtime_ns, beside, problem)
 
 
 def _stat(entry: os.DirEntry) -> tuple[int, int, str | None]:

@@ -18,6 +18,7 @@ from typing import BinaryIO
 import torch
 
 from ..errors import FileFormatError
+from ..portable import openable
 from .sniff import shown, what_is_it
 
 MAX_HEADER_BYTES = 64 * 1024 * 1024
@@ -128,12 +129,12 @@ def _bad(path: str | os.PathLike, message: str, key: str | None = None, fix: str
 
 def _open_regular(path: str | os.PathLike) -> BinaryIO:
     try:
-        mode = os.stat(path).st_mode
+        mode = os.stat(openable(path)).st_mode
         if stat.S_ISDIR(mode):
             raise _bad(path, "this is a folder, not a file", fix="give the path of the .safetensors file inside it.")
         if not stat.S_ISREG(mode):
             raise _bad(path, "this is a pipe, socket or device, not a file", fix="remove it from the folder.")
-        return open(path, "rb")
+        return open(openable(path), "rb")
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         reason = getattr(error, "strerror", None) or str(error)
         raise _bad(path, f"the file cannot be opened: {reason}", fix="check that it exists and may be read.") from error

@@ -19,6 +19,7 @@ from ..errors import AutoLoRAError, LibraryError
 from ..library.encoders import find_encoders
 from ..library.index import Library
 from ..library.store import DATABASE_NAME
+from ..portable import plain_console
 from .captions import read_table
 from .outcome import EPOCHS, MINUTES, Options
 from .own import families_of, train_library
@@ -96,6 +97,7 @@ def _progress():
 
 
 def main() -> int:
+    plain_console()
     args = parse()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:

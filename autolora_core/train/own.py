@@ -30,6 +30,7 @@ from ..errors import AutoLoRAError, FileFormatError, LibraryError
 from ..library.encoders import LIBRARY_KEY, WHEN_KEY, trained_file, trained_for
 from ..library.index import Library
 from ..library.store import write_atomically
+from ..portable import remove
 from .captions import match
 from .contest import CHOSEN, CONTROL, MOST_JUDGED, RIDGE, SET, Contest
 from .figures import Figures, beats, chance, figures_of, leads, ranks_of, scores_of, verdict_of
@@ -176,7 +177,7 @@ class _Job:
     def _tidy(self, work: Path) -> None:
         """Checkpoints go, the result of this training stays; what was done for other inputs goes, finished or not."""
         for path in work.glob("*.safetensors"):
-            path.unlink()
+            remove(path)
         for other in work.parent.glob(f"{self.family}-*"):
             if other != work:
                 shutil.rmtree(other, ignore_errors=True)

@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 from torch.func import functional_call
 
 from ..encode.ridge import KernelRidge
 from ..encode.set_network import SetConfig, SetNetwork
 from ..library.store import write_atomically
+from ..portable import load_copies
 from .steps import Groups, TrainingSet, augmented, batches, contrastive, joined
 
 log = logging.getLogger(__name__)
@@ -206,7 +207,7 @@ class Trainer:
     def _resume(self, checkpoint: Path | None) -> int:
         if checkpoint is None or not checkpoint.exists():
             return 1
-        stored = load_file(str(checkpoint))
+        stored = load_copies(checkpoint)
         self.load({k: v for k, v in stored.items() if k.startswith(("network.", "map."))})
         self.temperature.data = stored["temperature"]
         number, best = (int(v) for v in stored["progress"])

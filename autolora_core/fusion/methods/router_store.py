@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from ...portable import load_copies, remove
 from ..files import replace_file
 
 # The names that ``write`` is given: what else lies in the folder is somebody else's.
@@ -27,7 +27,7 @@ def read(folder: Path, key: str) -> dict[str, Tensor] | None:
     if not path.is_file():
         return None
     try:
-        routers = load_file(path)
+        routers = load_copies(path)
         os.utime(path)
     except (OSError, SafetensorError) as error:
         log.warning("%s: %s; the model is asked again", path, error)
@@ -63,4 +63,4 @@ def _make_room(folder: Path) -> None:
     for number, path in enumerate(files):
         held += path.stat().st_size
         if held > MAX_BYTES and number:
-            path.unlink(missing_ok=True)
+            remove(path)

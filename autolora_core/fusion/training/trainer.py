@@ -17,9 +17,9 @@ from typing import Protocol
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
+from ...portable import load_copies
 from ..files import replace_file
 from .examples import VALIDATION, Draw, Example, draw
 from .parameters import GateParameters
@@ -105,7 +105,7 @@ class Training:
             return False
         with safe_open(str(path), "pt") as handle:
             about = handle.metadata() or {}
-        tensors = load_file(str(path))
+        tensors = load_copies(path)
         self.gate.load_state_dict({n[5:]: v for n, v in tensors.items() if n.startswith("gate.")})
         whole = self.optimiser.state_dict()
         for name, value in tensors.items():

@@ -1,0 +1,161 @@
+"""What other systems do otherwise: files in use and long paths on Windows, names no disk takes, sums no GPU makes.
+
+Nothing here asks which system it is more than once, so that a test can say that it is another one.
+"""
+
+from __future__ import annotations
+
+import logging
+import ntpath
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from .errors import FileInUseError
+
+log = logging.getLogger(__name__)
+WINDOWS = os.name == "nt"
+# Virus scanners and indexers hold a new file for a moment; a file that is mapped or open stays held.
+WAITS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
+MAX_PATH = 259  # characters, for programs and systems that have not been told otherwise
+_FORBIDDEN = frozenset('<>:"|?*/\\')
+# Windows opens devices under these names, with any ending: "nul.old" is NUL.
+DEVICES = frozenset(
+    ["con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in "0123456789¹²³")]
+)
+
+
+def replace(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """``os.replace``. On Windows, where a file that somebody has open cannot be replaced, it is tried for a moment.
+
+    Raises :class:`FileInUseError`, which is a ``PermissionError`` too, when it stays open.
+    """
+    for wait in (*WAITS, None):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError as error:
+            if not WINDOWS:
+                raise
+            if wait is None:
+                raise FileInUseError(
+                    "the file cannot be replaced: another program, or another part of ComfyUI, has it open",
+                    path=target,
+                    fix="close what uses it (a model that is loaded, a viewer, a backup), or give another name",
+                ) from error
+            time.sleep(wait)
+
+
+def remove(path: str | os.PathLike) -> bool:
+    """Delete a file that is no longer needed; False, and a line in the log, where it is open and stays for now."""
+    for wait in (*(WAITS[:3] if WINDOWS else ()), None):
+        try:
+            Path(path).unlink(missing_ok=True)
+            return True
+        except PermissionError as error:
+            if wait is None:
+                log.info("%s stays for now: %s", path, error)
+                return False
+            time.sleep(wait)
+    return False
+
+
+def write_whole(path: str | os.PathLike, write: Callable[[str], None]) -> None:
+    """``write(temporary)`` a file beside ``path``, then put it there: a reader, or a crash, sees the old or the new.
+
+    The temporary name is short, whatever the file's own is: names and paths have limits.
+    """
+    folder = Path(path).parent
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")
+    os.close(handle)
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as written:
+            os.fsync(written.fileno())
+        os.chmod(temporary, 0o644)
+        replace(temporary, path)
+    except BaseException:
+        remove(temporary)
+        raise
+    sync_folder(folder)
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """:func:`write_whole` of ``data``."""
+
+    def write(temporary: str) -> None:
+        Path(temporary).write_bytes(data)
+
+    write_whole(path, write)
+
+
+def load_copies(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, as copies: those of ``load_file`` keep the file mapped as long as one of them
+    lives, and Windows lets nobody replace or delete a mapped file. Raises what ``load_file`` raises."""
+    return {name: value.clone() for name, value in load_file(os.fspath(path)).items()}
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a new name in ``folder`` outlive a loss of power; Windows does so by itself and opens no folders."""
+    if WINDOWS:
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def plain_console() -> None:
+    """For programs of ours: characters that an old Windows console lacks (cp1252 has no Δ) come out as ``?``."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def openable(path: str | os.PathLike) -> str:
+    r"""The path to open a file by. On Windows one longer than 259 characters gets ``\\?\`` in front, which Windows
+    takes whatever its settings; paths that are shown, stored or compared stay as they are."""
+    plain = os.fspath(path)
+    if not WINDOWS or not isinstance(plain, str) or len(plain) <= MAX_PATH or plain.startswith("\\\\?\\"):
+        return plain
+    whole = ntpath.normpath(plain)
+    if whole.startswith("\\\\"):
+        return "\\\\?\\UNC\\" + whole[2:]
+    return "\\\\?\\" + whole if ntpath.isabs(whole) and whole[1:2] == ":" else plain
+
+
+def why_not_a_name(name: str) -> str | None:
+    """Why no file or folder can be called ``name`` on every system (Windows has the most rules); None when it can."""
+    if any(sign in _FORBIDDEN or ord(sign) < 32 for sign in name):
+        return 'a name cannot have any of < > : " | ? * / \\ or control characters on Windows'
+    if name != name.strip() or name.endswith("."):
+        return "Windows drops spaces and dots at the end of a name"
+    if name.partition(".")[0].strip().casefold() in DEVICES:
+        return "Windows keeps this name for a device"
+    return None
+
+
+def one_file(path: str) -> tuple[int, int] | str:
+    """What two spellings of one file have in common: other case on disks that do not tell, links, shares."""
+    try:
+        status = os.stat(openable(path))
+    except OSError:
+        return path
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.normcase(path)
+
+
+def reckoning_device(device: torch.device | str) -> torch.device:
+    """Where to do what not every accelerator can: sums in float64, n-th values, pooling by odd factors.
+
+    NVIDIA's and AMD's can (both are ``cuda``). Apple's has no float64 at all, nor have some of Intel's, and DirectML
+    lacks many an operation; beside them the processor does it.
+    """
+    device = torch.device(device)
+    return device if device.type in ("cpu", "cuda") else torch.device("cpu")
