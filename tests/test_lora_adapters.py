@@ -17,6 +17,7 @@ from autolora_core.errors import LoraError, UnsupportedAdapterError
 from autolora_core.lora import adapters
 from autolora_core.lora.adapters import Update, split_qkv, swap_halves
 from autolora_core.lora.file import LoraFile
+from autolora_core.lora.shapes import describe
 
 NAME = "diffusion_model.joint_blocks.0.x_block.mlp.fc1"  # any dotted name is read as it stands
 CONV = "diffusion_model.middle_block.0.in_layers.2"
@@ -263,3 +264,11 @@ def test_the_configuration_beside_a_peft_file_is_read(tmp_path: Path) -> None:
     assert scales == [4.0, 1.0]
     save_file(tensors, tmp_path / "renamed.safetensors")  # no longer the file the configuration belongs to
     assert {entry.scale for entry in LoraFile.open(tmp_path / "renamed.safetensors").modules.values()} == {1.0}
+
+
+@pytest.mark.parametrize(("out", "wide"), [(64, 64), (96, 64), (64, 96)])
+def test_the_layer_of_a_glora_is_read_off_either_form(out, wide):
+    """LyCORIS turned its factors round in 2024; on a square layer both readings fit, and one of them is 4 × 4."""
+    old = {"a1": (4, wide), "a2": (wide, 4), "b1": (4, wide), "b2": (out, 4)}
+    new = {"a1": (wide, 4), "a2": (4, wide), "b1": (out, 4), "b2": (4, wide)}
+    assert describe(old).shape == describe(new).shape == (out, wide)

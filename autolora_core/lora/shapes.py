@@ -94,10 +94,12 @@ def _loose_shape(kind: str, shapes: dict[str, Shape]) -> Shape:
 
 
 def _glora(b1: Shape, b2: Shape) -> Shape:
-    """LyCORIS wrote its additive part as b1·b2, before 2024 as b2·b1."""
+    """LyCORIS wrote its additive part as b1·b2, before 2024 as b2·b1; where both fit, as on square layers, the one
+    with the lower rank is meant."""
     if len(b1) < 2 or len(b2) < 2:
         return ()
-    return (b1[0], b2[1]) if b1[1] == b2[0] else (b2[0], b1[1])
+    newer = b1[1] == b2[0] and (b1[0] != b2[1] or b1[1] <= b1[0])
+    return (b1[0], b2[1]) if newer else (b2[0], b1[1])
 
 
 def _require(ok: bool, message: str) -> None:
