@@ -115,6 +115,15 @@ def test_without_any_text_encoder_nothing_is_placed(opened):
     assert found.placed == {} and "no text encoder that LoRAs are made for" in next(iter(found.missing.values()))
 
 
+@pytest.mark.parametrize("number", ["1", "2"])
+def test_layers_that_show_no_width_go_with_their_neighbours(opened, number):
+    """An OFT's tensors tell the outputs alone, and those of fc1 are no CLIP's width: the number would be asked."""
+    stem = f"lora_te{number}_text_model_encoder_layers_0_"
+    tensors = {f"{stem}mlp_fc1.oft_blocks": torch.zeros(4, 16, 16)} | pair(f"{stem}self_attn_q_proj", 1280, 1280)
+    file = opened(tensors)
+    assert file.halves == {"clip_g"} and f"clip_g.{Q.format(0).replace('self_attn.q_proj', 'mlp.fc1')}" in file.modules
+
+
 def test_adapters_that_weight_patches_do_not_know_are_named(opened):
     stem = f"base_model.model.{Q.format(0)}"
     found = placed(opened({f"{stem}.ia3_l": torch.ones(768, 1)}), CLIP_L)

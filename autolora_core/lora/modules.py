@@ -9,7 +9,7 @@ from .families import Family, Layers, recognise
 from .header import Header
 from .keys import KeyForm, ignored_reason, parse_key
 from .names import find_module, table
-from .names_text import find_text_module
+from .names_text import clip_by_width, find_text_module
 from .names_unet import cloneofsimo_order, cloneofsimo_text_order, unet_kernel
 from .shapes import AdapterShape, ShapeError, describe
 
@@ -98,8 +98,9 @@ def sort_modules(header: Header) -> Sorted:
     family = recognise(model, text, header.metadata)
     family = _decide_text_only(family, groups)
     entries: dict[str, ModuleEntry] = {}
+    homes = _homes(groups)
     for group in groups:
-        _enter(group, family.name, entries, report, problems)
+        _enter(group, family.name, homes.get(_prefix(group)), entries, report, problems)
     _set_aside_duplicates(report, entries)
     return Sorted(family, entries, report, problems, _forms(groups))
 
@@ -172,8 +173,27 @@ def _decide_text_only(family: Family, groups: list[_Group]) -> Family:
     return family
 
 
-def _enter(group: _Group, family: str, entries: dict[str, ModuleEntry], report: KeyReport, problems: list[str]) -> None:
-    entry = _text_entry(group) if group.form.half == "text" else _model_entry(group, family)
+def _prefix(group: _Group) -> str:
+    """What the trainer put before the module's name: layers of one encoder share it."""
+    return group.stem.removesuffix(group.path)
+
+
+def _homes(groups: list[_Group]) -> dict[str, str]:
+    """Prefix → CLIP model, by the first layer that shows a width: some adapters' tensors do not."""
+    homes: dict[str, str] = {}
+    for group in groups:
+        found = find_text_module(group.path, 0, group.found.shape) if group.form.half == "text" else None
+        width = clip_by_width(found[1], group.found.shape) if found and found[0].startswith("clip_") else None
+        if width is not None:
+            homes.setdefault(_prefix(group), width)
+    return homes
+
+
+def _enter(
+    group: _Group, family: str, home: str | None, entries: dict[str, ModuleEntry], report: KeyReport,
+    problems: list[str],
+) -> None:  # fmt: skip
+    entry = _text_entry(group, home) if group.form.half == "text" else _model_entry(group, family)
     if entry is None:
         report.unknown.update(group.keys.values())
         return
@@ -204,8 +224,8 @@ def _entry(
     return ModuleEntry(*head, kind, dict(group.keys), shape, group.found.rank, dora=dora, **more)
 
 
-def _text_entry(group: _Group) -> ModuleEntry | None:
-    found = find_text_module(group.path, group.form.slot, group.found.shape)
+def _text_entry(group: _Group, home: str | None) -> ModuleEntry | None:
+    found = find_text_module(group.path, group.form.slot, group.found.shape, home)
     if found is None:
         return None
     half, module = found

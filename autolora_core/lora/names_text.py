@@ -40,26 +40,27 @@ _CLIP_BY_WIDTH = {768: "clip_l", 1280: "clip_g", 1024: "clip_h"}
 _WIDTH_FROM_OUTPUT = ("mlp.fc2",)  # every other CLIP layer has the model's width as its input
 
 
-def find_text_module(path: str, slot: int, shape: Shape) -> tuple[str, str] | None:
+def find_text_module(path: str, slot: int, shape: Shape, home: str | None = None) -> tuple[str, str] | None:
     """``(encoder, module)`` for a text encoder path, e.g. ``("clip_l", "text_model.encoder.layers.0.mlp.fc1")``.
 
     CLIP models are told apart by their width, because trainers number them differently; ``slot`` is the number in the
-    file's prefix (0: none) and decides only where the shape does not.
+    file's prefix (0: none) and decides only where neither the shape does nor ``home``, the CLIP of its neighbours.
     """
     for kind, table in _TABLES:
         target = table.find(path)
         if target is None:
             continue
         if kind == "clip":
-            return _clip_by(target.module, slot, shape), target.module
+            return clip_by_width(target.module, shape) or home or ("clip_g" if slot == 2 else "clip_l"), target.module
         return ("t5xxl" if kind == "t5" else "text_encoder"), target.module
     return None
 
 
-def _clip_by(module: str, slot: int, shape: Shape) -> str:
+def clip_by_width(module: str, shape: Shape) -> str | None:
+    """The CLIP model whose width a layer shows, or None where it shows none."""
     width = None
     if len(shape) >= 2:
         width = shape[0] if module.endswith(_WIDTH_FROM_OUTPUT) else shape[1]
     elif len(shape) == 1 and not module.endswith("mlp.fc1"):
         width = shape[0]
-    return _CLIP_BY_WIDTH.get(width) or ("clip_g" if slot == 2 else "clip_l")
+    return _CLIP_BY_WIDTH.get(width)
