@@ -8,9 +8,11 @@ from __future__ import annotations
 import logging
 import ntpath
 import os
+import re
 import sys
 import tempfile
 import time
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +26,7 @@ WINDOWS = os.name == "nt"
 # Virus scanners and indexers hold a new file for a moment; a file that is mapped or open stays held.
 WAITS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 MAX_PATH = 259  # characters, for programs and systems that have not been told otherwise
+LONGEST_STEM = 120  # bytes; file systems take 255 for a whole name
 _FORBIDDEN = frozenset('<>:"|?*/\\')
 # Windows opens devices under these names, with any ending: "nul.old" is NUL.
 DEVICES = frozenset(
@@ -140,6 +143,14 @@ def why_not_a_name(name: str) -> str | None:
     if name.partition(".")[0].strip().casefold() in DEVICES:
         return "Windows keeps this name for a device"
     return None
+
+
+def file_stem(typed: str) -> str:
+    """A file's name without ending, after what somebody typed: letters and digits of any script, ``_ . -``, all else
+    as ``-``, at most 120 bytes, no device of Windows; empty when nothing is left."""
+    stem = re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFC", typed)).strip("-.")
+    stem = stem.encode("utf-8")[:LONGEST_STEM].decode("utf-8", "ignore").strip("-.")
+    return f"_{stem}" if stem.partition(".")[0].casefold() in DEVICES else stem
 
 
 def one_file(path: str) -> tuple[int, int] | str:

@@ -21,6 +21,7 @@ from ..autolora_core.lora.base_match import mismatch
 from ..autolora_core.lora.comfy_keys import comfy_stem, unreadable_kinds
 from ..autolora_core.lora.families import Family
 from ..autolora_core.lora.file import LoraFile
+from ..autolora_core.portable import one_file
 from ..autolora_core.wording import listed, shown
 from .bridge_features import true_shape, weight_shape
 from .bridge_layers import NotABranch, branch_of, describe_layer, target_parts
@@ -80,9 +81,14 @@ def resolve(request: Request) -> str:
 
 
 def resolved(requests: Iterable[Request]) -> Iterator[tuple[str, Request]]:
-    """(file, request) of each; a name that is not the list's own becomes so, that reports tell which file was meant."""
+    """(file, request) of each; a name that is not the list's own becomes so, that reports tell which file was meant.
+
+    One file has one path, the first: disks of Windows and Macs take a name in any case.
+    """
+    first: dict[Any, str] = {}
     for request in requests:
         path = resolve(request)
+        path = first.setdefault(one_file(path), path)
         own = folder_paths.get_full_path("loras", request.name) is not None
         yield path, request if own else replace(request, name=listed_name(path) or request.name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -9,8 +10,9 @@ ENDINGS = (".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin")
 
 
 def spelled(name: str) -> str:
-    """The name with ``/`` between its folders, whatever system wrote it."""
-    return name.replace("\\", "/").strip("/")
+    """The name with ``/`` between its folders, whatever system wrote it, and letters with marks as one sign: names from
+    a Mac may keep the two apart."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/").strip("/"))
 
 
 def without_ending(name: str) -> str:

@@ -21,6 +21,7 @@ from ..portable import write_bytes
 log = logging.getLogger(__name__)
 DATABASE_NAME = "library.sqlite"
 SCHEMA_VERSION = 3
+LONG_PATH = 230  # characters, from which the length may be why SQLite fails
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -106,11 +107,13 @@ class Store:
             raise self._unusable(error) from error
 
     def _unusable(self, error: Exception) -> LibraryError:
-        return LibraryError(
-            f"the library cannot be opened ({error})",
-            path=self.path,
-            fix="check that the folder is writable; a damaged library can be deleted, encoding makes it again",
-        )
+        fix = "check that the folder is writable; a damaged library can be deleted, encoding makes it again"
+        if len(str(self.path)) > LONG_PATH:
+            fix = (
+                f"its path has {len(str(self.path))} characters, more than SQLite takes (about 500, on Windows 250): move "
+                "ComfyUI's user directory to a shorter path (--user-directory)"
+            )
+        return LibraryError(f"the library cannot be opened ({error})", path=self.path, fix=fix)
 
     def _prepare(self) -> None:
         """Create the tables in a new file, add what an old one lacks, or refuse a newer one."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import json
 import logging
-import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +29,7 @@ from ..errors import AutoLoRAError, FileFormatError, LibraryError
 from ..library.encoders import LIBRARY_KEY, WHEN_KEY, trained_file, trained_for
 from ..library.index import Library
 from ..library.store import write_atomically
-from ..portable import remove
+from ..portable import file_stem, remove
 from .captions import match
 from .contest import CHOSEN, CONTROL, MOST_JUDGED, RIDGE, SET, Contest
 from .figures import Figures, beats, chance, figures_of, leads, ranks_of, scores_of, verdict_of
@@ -104,10 +103,10 @@ def _part(progress: Progress, at: int, count: int, family: str) -> Callable[[flo
 def encoder_file(target: Path, family: str, library: str, name: str = "", several: bool = False) -> Path:
     """Where an encoder is saved: ``<family>-<library>-encoder.safetensors``, or after ``name``."""
     stem = f"{family}-{library}" if not name.strip() else f"{name.strip()}-{family}" if several else name.strip()
-    stem = re.sub(r"[^\w.-]+", "-", stem.removesuffix(".safetensors").removesuffix("-encoder")).strip("-.")
+    stem = file_stem(stem.removesuffix(".safetensors").removesuffix("-encoder"))
     if not stem:
         raise LibraryError("the name of an encoder needs letters or digits", key=name, fix="choose another name")
-    return target / f"{stem[:100]}-encoder.safetensors"
+    return target / f"{stem}-encoder.safetensors"
 
 
 def _check_own(path: Path, library: str, family: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...errors import SelectionError
+from ...portable import why_not_a_name
 
 SUFFIX = ".safetensors"
 LONGEST = 200  # bytes of one part of a name; file systems take 255, and a number may be added
@@ -31,7 +32,19 @@ def merged_path(folder: Path, name: str) -> Path:
         raise SelectionError("the merged LoRA has no name", key="name", fix="give a file name, such as my-mix")
     if any(len(part.encode("utf-8", "surrogatepass")) > LONGEST for part in parts):
         raise SelectionError("the name of the merged LoRA is too long", key="name", fix="give a shorter one")
+    _check_parts(folder, [*parts[:-1], parts[-1] + SUFFIX])
     return folder.joinpath(*parts[:-1], parts[-1] + SUFFIX)
+
+
+def _check_parts(folder: Path, parts: list[str]) -> None:
+    """Raise ``SelectionError`` for a new folder or file that could not be copied to another system."""
+    for part in parts:
+        folder = folder / part
+        why = why_not_a_name(part)
+        if why and not folder.is_dir():
+            raise SelectionError(
+                f"nothing can be called {part!r} on every system: {why}", key="name", fix="give another name"
+            )
 
 
 def free_path(path: Path) -> Path:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ...portable import file_stem
 from ...wording import counted
 from ..files import write_gate
 from .parameters import GateParameters
@@ -42,8 +42,8 @@ class Outcome:
 
 def gate_path(folder: Path, family: str, name: str) -> Path:
     """Where a gate is saved."""
-    stem = re.sub(r"[^\w.-]+", "-", name.strip().removesuffix(".safetensors") or f"{family}-trained-gate").strip("-.")
-    return folder / f"{stem[:100] or 'gate'}.safetensors"
+    stem = file_stem(name.strip().removesuffix(".safetensors") or f"{family}-trained-gate")
+    return folder / f"{stem or 'gate'}.safetensors"
 
 
 def save_gate(
