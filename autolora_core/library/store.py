@@ -110,8 +110,8 @@ class Store:
         fix = "check that the folder is writable; a damaged library can be deleted, encoding makes it again"
         if len(str(self.path)) > LONG_PATH:
             fix = (
-                f"its path has {len(str(self.path))} characters, more than SQLite takes (about 500, on Windows 250): move "
-                "ComfyUI's user directory to a shorter path (--user-directory)"
+                f"its path has {len(str(self.path))} characters, more than SQLite takes (about 500, on Windows 250): "
+                "move ComfyUI's user directory to a shorter path (--user-directory)"
             )
         return LibraryError(f"the library cannot be opened ({error})", path=self.path, fix=fix)
 
