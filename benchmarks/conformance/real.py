@@ -39,11 +39,12 @@ def _full_unet() -> Base:
 _WIDE = {
     "flux": lambda: _base("FLUX.1", hidden_size=3072, num_heads=24, vec_in_dim=768, context_in_dim=4096),
     "qwen_image": lambda: _base("Qwen-Image", num_attention_heads=24, joint_attention_dim=3584),
+    "krea2": lambda: _base("Krea 2", features=6144, heads=48, kvheads=12, txtlayers=12, txtdim=2560),
     "anima": lambda: _base(
         "Anima (Cosmos Predict2)", model_channels=2048, num_heads=16, crossattn_emb_channels=1024, adaln_lora_dim=256
     ),
 }
-_TEXT = {"flux": (4096, 768), "qwen_image": (3584, 32), "anima": (1024, 32)}
+_TEXT = {"flux": (4096, 768), "qwen_image": (3584, 32), "krea2": (12 * 2560, 32), "anima": (1024, 32)}
 
 
 def real_cells(folder: Path) -> Iterator[Cell]:
@@ -66,6 +67,8 @@ def layout_cells(folder: Path) -> Iterator[Cell]:
             by_family.setdefault(family, []).append(path)
     for family, paths in by_family.items():
         base = _WIDE[family]()
+        if not base.available:
+            continue
         text, pooled = _TEXT[family]
         bench = Bench(replace(base, name=f"{base.name}, real widths", text=text, pooled=pooled), folder)
         for path in paths:
