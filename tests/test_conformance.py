@@ -14,18 +14,22 @@ from benchmarks.results_file import read_results
 SMALL = ("SD3.5 medium", "FLUX.1", "Z-Image", "Wan 2.1", "LTX-Video")
 
 
-@pytest.fixture(scope="module", params=SMALL)
-def bench(request, comfy, tmp_path_factory):
+@pytest.fixture(scope="module")
+def bench_of(comfy, tmp_path_factory):
     import comfy.model_management
     import folder_paths
 
     from benchmarks.conformance.cells import Bench
 
-    base = next(base for base in BASES if base.name == request.param)
     before = folder_paths.folder_names_and_paths["loras"]
-    yield Bench(base, tmp_path_factory.mktemp("loras"))
+    yield lambda name: Bench(next(base for base in BASES if base.name == name), tmp_path_factory.mktemp("loras"))
     folder_paths.folder_names_and_paths["loras"] = before
     comfy.model_management.unload_all_models()
+
+
+@pytest.fixture(scope="module", params=SMALL)
+def bench(request, bench_of):
+    return bench_of(request.param)
 
 
 def _some(forms: list[Form], number: int) -> list[Form]:
@@ -45,6 +49,16 @@ def test_every_kind_is_the_merge_or_refused_by_name(bench):
                 assert (cell.outcome == "refused") == kind.refused, cell
     assert seen == {"exact", "stock", "refused"}
     assert bench.clean_cell().outcome == "exact"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["PEFT", "diffusers", "kohya, diffusers names"])
+def test_a_unet_with_fewer_blocks_gets_every_layer_where_it_belongs(bench_of, name):
+    """SSD-1B, Vega and KOALA number their blocks otherwise than SD1.5 and SDXL."""
+    bench = bench_of("SD1.5")
+    form = next(form for form in bench.forms() if form.name == name)
+    cell = bench.cell(form, KINDS[0])
+    assert (cell.outcome, cell.stock_layers) == ("exact", 0), cell
 
 
 @pytest.mark.slow

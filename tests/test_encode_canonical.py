@@ -36,8 +36,9 @@ def test_equals_the_dense_update(out, inputs, rank, kernel):
 def test_refactoring_changes_nothing(out, inputs, rank, kernel):
     """A → RA, B → BR⁻¹ with an ill-conditioned R."""
     update = lowrank("m", out, inputs, rank, seed=2, kernel=kernel)
-    mix = torch.randn(rank, rank, generator=seeded(3), dtype=torch.float64) @ torch.diag(10.0 ** torch.linspace(
-        -2, 2, rank, dtype=torch.float64))
+    mix = torch.randn(rank, rank, generator=seeded(3), dtype=torch.float64) @ torch.diag(
+        10.0 ** torch.linspace(-2, 2, rank, dtype=torch.float64)
+    )
     mixed = replace(update, down=torch.tensordot(mix, update.down, 1), up=update.up @ torch.linalg.inv(mix))
     a, b = canonical(update), canonical(mixed)
     assert a.log_norm == pytest.approx(b.log_norm, abs=1e-9)

@@ -189,7 +189,7 @@ def test_renamed_keys_hold_the_same_tensors_and_read_back_the_same(tmp_path: Pat
     save_file({f"{stem}.lora_A.weight": torch.randn(2, 768), f"{stem}.lora_B.weight": torch.randn(320, 2)}, path)
     lora = LoraFile.open(path)
     renamed = lora.comfy_state_dict()
-    new = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k"
+    new = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
     assert sorted(renamed) == [f"{new}.lora_down.weight", f"{new}.lora_up.weight"]
     save_file(renamed, tmp_path / "renamed.safetensors")
     again = LoraFile.open(tmp_path / "renamed.safetensors")

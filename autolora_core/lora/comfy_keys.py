@@ -106,6 +106,9 @@ def comfy_stem(entry: ModuleEntry, family: str) -> str | None:
     if entry.swap_halves:
         prefix = _HALVES_PREFIX.get(family)
         return None if prefix is None else prefix + entry.path
+    if family in _UNETS and entry.path != entry.name:
+        # Which number a block has depends on how many there are (SSD-1B, Vega, KOALA), so ComfyUI counts them itself.
+        return "lora_unet_" + re.sub(r"\.to_out$", ".to_out.0", entry.path).replace(".", "_")
     return f"diffusion_model.{entry.name}"
 
 

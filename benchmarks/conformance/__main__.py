@@ -19,7 +19,8 @@ from benchmarks.results_file import REPO
 from .bases import BASES
 
 REAL, LAYOUTS, TEXT = "real files", "real layouts", "text encoders"
-PARTS = (*(base.name for base in BASES), REAL, LAYOUTS, TEXT)
+UNETS = ("SD1.5", "SD2", "SDXL")  # the slowest, so they come last
+PARTS = (*(base.name for base in BASES if base.name not in UNETS), TEXT, LAYOUTS, REAL, *UNETS)
 
 
 def start_comfyui() -> Path:
