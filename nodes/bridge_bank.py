@@ -77,25 +77,40 @@ class Gate(nn.Module):
         return None if self.stack is None else GateVectors.from_stack(self.stack.to(device), self.eps)
 
 
-class LowRank(nn.Module):
+class Scaled(nn.Module):
+    """A branch with a strength. A compiled graph takes it as an input, so that another strength is no other graph."""
+
+    def __init__(self, scale: float):
+        super().__init__()
+        self.scale = scale
+        self.register_buffer("scale_input", torch.tensor(scale, dtype=torch.float32), persistent=False)
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """``scale · x`` in x's dtype, the product in float32 at least."""
+        if not torch.compiler.is_compiling():
+            return x * self.scale
+        return (x.to(torch.promote_types(x.dtype, torch.float32)) * self.scale_input).to(x.dtype)
+
+
+class LowRank(Scaled):
     """``up(scale · (mid) down(x))``."""
 
     def __init__(self, stages: list[nn.Module], up: nn.Module, scale: float):
-        super().__init__()
-        self.stages, self.up, self.scale = nn.ModuleList(stages), up, scale
+        super().__init__(scale)
+        self.stages, self.up = nn.ModuleList(stages), up
 
     def forward(self, x: Tensor) -> Tensor:
         for stage in self.stages:
             x = stage(x)
-        return self.up(x * self.scale)
+        return self.up(self.scaled(x))
 
 
-class Kronecker(nn.Module):
+class Kronecker(Scaled):
     """``scale · (left ⊗ right) ∗ x`` by two small products, over the channel axis ``dim``: b·d → b, c → a, c."""
 
     def __init__(self, left: nn.Module, right: nn.Module, scale: float, dim: int):
-        super().__init__()
-        self.left, self.right, self.scale, self.dim = left, right, scale, dim
+        super().__init__(scale)
+        self.left, self.right, self.dim = left, right, dim
         self.columns = left.in_features
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,18 +122,18 @@ class Kronecker(nn.Module):
         return self._mix(parts, 1).flatten(1, 2)
 
     def _mix(self, x: Tensor, dim: int) -> Tensor:
-        return self.left(x.movedim(dim, -1) * self.scale).movedim(-1, dim)
+        return self.left(self.scaled(x.movedim(dim, -1))).movedim(-1, dim)
 
 
-class Dense(nn.Module):
+class Dense(Scaled):
     """``scale · dense(x)``."""
 
     def __init__(self, layer: nn.Module, scale: float):
-        super().__init__()
-        self.layer, self.scale = layer, scale
+        super().__init__(scale)
+        self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x) * self.scale
+        return self.scaled(self.layer(x))
 
 
 def branch_module(branch: Branch, base: nn.Module) -> nn.Module:

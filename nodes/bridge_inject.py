@@ -24,7 +24,11 @@ from .bridge_features import patcher_class
 
 
 class FusedForward:
-    """Stands in for ``module.forward``; once dead it only passes on to what it replaced."""
+    """Stands in for ``module.forward``; once dead it only passes on to what it replaced.
+
+    What is put in place is the bound method ``run``: torch.compile knows a method by its code and its owner by what is
+    in it, but any other object by its identity, and would compile again at every injection.
+    """
 
     def __init__(self, module: nn.Module, layer: nn.Module):
         self.had_own_forward = "forward" in module.__dict__
@@ -32,7 +36,7 @@ class FusedForward:
         self.layer = layer
         self.live = True
 
-    def __call__(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def run(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         y0 = self.inner(x, *args, **kwargs)
         return self.layer(x, y0) if self.live else y0
 
@@ -42,9 +46,15 @@ class FusedForward:
         self.layer = None
 
 
+def top_wrapper(module: nn.Module) -> FusedForward | None:
+    """Our wrapper, dead or alive, when it is the outermost thing that stands in for a layer's ``forward``."""
+    owner = getattr(module.__dict__.get("forward"), "__self__", None)
+    return owner if isinstance(owner, FusedForward) else None
+
+
 def peel(module: nn.Module) -> None:
     """Remove our dead wrappers from the top of the stack."""
-    while isinstance(top := module.__dict__.get("forward"), FusedForward) and not top.live:
+    while (top := top_wrapper(module)) is not None and not top.live:
         if top.had_own_forward:
             module.forward = top.inner
         else:
@@ -72,7 +82,8 @@ class FusionInjection:
             if name not in installed:
                 module = comfy.utils.get_attr(patcher.model, self.prefix + name)
                 peel(module)
-                module.forward = installed[name] = FusedForward(module, layer)
+                installed[name] = FusedForward(module, layer)
+                module.forward = installed[name].run
 
     def eject(self, patcher: Any) -> None:
         if self._owned_by_another(patcher):

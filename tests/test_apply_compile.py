@@ -75,6 +75,27 @@ def test_the_fused_layer_is_one_graph(world):
         assert broken == 0, name
 
 
+@pytest.mark.parametrize("mode", ["sum", "gate", "energy"])
+def test_neither_a_strength_nor_an_injection_is_another_graph(world, mode):
+    """ComfyUI ejects and injects at every sampling, and another strength is another run of the node."""
+    from torch._dynamo.testing import CompileCounter
+
+    module = world.model.model.get_submodule("diffusion_model.joint_blocks.0.x_block.mlp.fc1")
+    counter, x, outs = CompileCounter(), torch.randn(1, 3, module.in_features), []
+    compiled_layer = torch.compile(module, backend=counter)
+    with torch.inference_mode():
+        base = compiled_layer(x)
+        for strength in (1.0, 1.0, 0.5, 0.2, -0.4):
+            fused = world.fused(("a.safetensors", strength), ("b.safetensors", 0.7 * strength), mode=mode)
+            fused.inject_model()
+            outs.append(compiled_layer(x))
+            assert difference(outs[-1], module(x)) <= EXACT
+            fused.eject_model()
+            assert compiled_layer(x).equal(base)
+    assert counter.frame_count == 2
+    assert outs[0].equal(outs[1]) and difference(outs[0], outs[2]) > 1e-2
+
+
 @pytest.mark.parametrize(("mode", "graphs"), [("switch", 2), ("composite", 2), ("gate", 1)])
 def test_a_layer_has_few_graphs_however_many_steps(world, mode, graphs):
     """One a LoRA that is alone on, one for a gate that moves with the sampling: beyond eight torch gives up on

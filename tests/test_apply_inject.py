@@ -104,7 +104,7 @@ def test_beside_a_naive_neighbour(inject, patcher, ours_first):
 def test_a_buried_dead_wrapper_is_transparent_and_lets_go_of_its_factors(inject, patcher):
     one, foreign = ours(inject, patcher, "a", 1), Foreign()
     one.inject(patcher)
-    buried = patcher.model.layer.forward
+    buried = patcher.model.layer.forward.__self__
     foreign.inject(patcher)
     one.eject(patcher)
     assert run(patcher) == pytest.approx(100)

@@ -61,8 +61,8 @@ class PrintModel:
         for name, value in sorted([*network.named_parameters(), *network.named_buffers()]):
             total.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
             total.update(_bytes(value))
-        stand_ins = [one.__dict__["forward"] for one in network.modules() if "forward" in one.__dict__]
-        fused = sum(type(one).__name__ == "FusedForward" and one.live for one in stand_ins)
+        owners = [getattr(one.__dict__.get("forward"), "__self__", None) for one in network.modules()]
+        fused = sum(type(one).__name__ == "FusedForward" and one.live for one in owners)
         return {"ui": {"text": [json.dumps({"weights": total.hexdigest(), "fused": fused})]}}
 
 

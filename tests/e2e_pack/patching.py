@@ -148,7 +148,8 @@ class CompileEager:
 
 
 class SeeCompiles:
-    """Graphs that torch has compiled in this process so far, and frames it gave up on."""
+    """Graphs that torch has compiled in this process so far; ``forget`` throws them away afterwards, as torch compiles
+    one function eight times at most."""
 
     RETURN_TYPES = ()
     FUNCTION = "see"
@@ -157,12 +158,14 @@ class SeeCompiles:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"after": ("LATENT",)}}
+        return {"required": {"after": ("LATENT",), "forget": ("BOOLEAN", {"default": False})}}
 
-    def see(self, after):
+    def see(self, after, forget):
         from torch._dynamo.utils import counters
 
-        shown = {"graphs": counters["stats"]["unique_graphs"], "breaks": sum(counters["graph_break"].values())}
+        shown = {"graphs": counters["stats"]["unique_graphs"]}
+        if forget:
+            torch.compiler.reset()
         return {"ui": {"text": [json.dumps(shown)]}}
 
 
