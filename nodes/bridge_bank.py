@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import comfy.model_management
 import comfy.ops
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from ..autolora_core.fusion.eager import fuse
 from ..autolora_core.fusion.gate import GateVectors
 from ..autolora_core.fusion.moment import Moment
 from ..autolora_core.fusion.plan import FusionPlan, ModulePlan
+from .bridge_features import computes_in_bfloat16
 
 _KEPT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _CONVOLUTIONS = {1: "Conv1d", 2: "Conv2d", 3: "Conv3d"}
@@ -184,7 +186,10 @@ def _convolution(weight: Tensor, walk: dict[str, Any]) -> nn.Module:
 
 
 def _with_weight(layer: nn.Module, weight: Tensor) -> nn.Module:
-    """Keep the file's precision where torch can compute in it; float8 and float64 become float32."""
-    weight = weight.detach().to(weight.dtype if weight.dtype in _KEPT_DTYPES else torch.float32)
+    """Keep the file's precision where torch computes in it, here; all else, float64 and float8 too, becomes float32."""
+    kept = weight.dtype in _KEPT_DTYPES
+    if weight.dtype == torch.bfloat16:
+        kept = computes_in_bfloat16(comfy.model_management.get_torch_device())
+    weight = weight.detach().to(weight.dtype if kept else torch.float32)
     layer.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
     return layer

@@ -12,6 +12,7 @@ from typing import Any
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
+import torch
 from torch import Tensor
 
 
@@ -46,6 +47,18 @@ def unpatched(patcher: Any, name: str, value: Tensor) -> Tensor:
     """
     saved = getattr(patcher, "backup", {}).get(name)
     return value if saved is None else getattr(saved, "weight", saved)
+
+
+def computes_in_bfloat16(device: Any) -> bool:
+    """Whether a module with bfloat16 weights may be put on ``device``.
+
+    Both ends say that every device casts it, and both are asked apart about Macs: before macOS 14 Metal has no such
+    type, and DirectML never had it. On a CPU it is slow and exact, which is all we need.
+    """
+    management = comfy.model_management
+    if not management.supports_cast(device, torch.bfloat16):
+        return False
+    return not management.is_device_mps(device) or bool(management.should_use_bf16(device))
 
 
 def injections_of(patcher: Any) -> Mapping[str, Any]:

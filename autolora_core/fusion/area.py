@@ -48,14 +48,19 @@ class Layout:
 
 
 class Area:
-    """One LoRA's mask over a latent of ``size`` (frames…, h, w). Weights are tensors of the mask's device, float32.
+    """One LoRA's mask over a latent of ``size`` (frames…, h, w). Weights are float32, on ``device`` (default: the
+    mask's); they are made on the CPU, as Apple's GPUs shrink pictures by whole factors only.
 
     ``size`` None: nobody knows what part of the picture this is (a conditioning with an area of its own), so everything
     gets the mean.
     """
 
-    def __init__(self, mask: Tensor, size: Sequence[int] | None, layout: Layout):
-        self.layout, self.mean, self.whole = layout, mask.float().mean(), size is not None
+    def __init__(
+        self, mask: Tensor, size: Sequence[int] | None, layout: Layout, device: torch.device | str | None = None
+    ):
+        self._device = mask.device if device is None else device
+        self._mask = mask.to("cpu", torch.float32)
+        self.layout, self.mean, self.whole = layout, self._mask.mean().to(self._device), size is not None
         self.planes, self.tokens = {}, {}
         if size is None:
             return
@@ -65,10 +70,12 @@ class Area:
             grid = (math.ceil(height / side), math.ceil(width / side))
             if grid in self.planes:
                 continue
-            plane = F.adaptive_avg_pool2d(mask.float()[None, None], grid)[0, 0]
+            plane = self._shrunk(grid)
             self.planes[grid] = plane
             self.tokens[times * plane.numel()] = plane.flatten().repeat(times)
-        self._mask = mask.float()
+
+    def _shrunk(self, grid: tuple[int, int]) -> Tensor:
+        return F.adaptive_avg_pool2d(self._mask[None, None], grid)[0, 0].to(self._device)
 
     def over(self, y: Tensor, module: str, dim: int) -> Tensor:
         """What ``y``, an output of ``module`` with its channels at ``dim``, is multiplied by; it broadcasts."""
@@ -85,7 +92,7 @@ class Area:
     def _plane(self, grid: tuple[int, int]) -> Tensor:
         if grid in self.planes:
             return self.planes[grid]
-        return F.adaptive_avg_pool2d(self._mask[None, None], grid)[0, 0]
+        return self._shrunk(grid)
 
     def _row(self, length: int, module: str) -> Tensor:
         """(length, 1): the mask where the picture's tokens are, its mean at all others."""

@@ -33,7 +33,7 @@ class Presence:
             return
         now = (size and tuple(size), str(device))
         if now != self._seen:
-            self.area, self._seen = Area(self.mask.to(device), size, layout), now
+            self.area, self._seen = Area(self.mask, size, layout, device), now
         self.area.layout = layout  # prompts differ in length, the picture does not
 
     def of(self, y: Tensor, module: str, dim: int) -> Tensor:

@@ -71,7 +71,7 @@ class Recorder:
         self._keep()
         self._step = None
         steps = sorted(self._done)
-        tables = [self._done[step].double().cpu() for step in steps]
+        tables = [self._done[step].cpu().double() for step in steps]  # in this order: Apple's GPUs have no float64
         return Heat(self.names, self.modules, steps, torch.stack(tables) if tables else torch.zeros(0, *self.now.shape))
 
 

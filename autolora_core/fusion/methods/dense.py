@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ...portable import reckoning_device
 from .rows import Part, blocks, dense_rows
 
 METHODS = ("ties", "dare", "magnitude")
@@ -39,10 +40,11 @@ class DenseMerge:
     _thresholds: dict[int, float] = field(default_factory=dict, compare=False, repr=False)
 
     def blocks(self, device: torch.device | str = "cpu") -> Iterator[tuple[int, int, Tensor]]:
-        """(start, stop, rows start:stop of the update, float32 (…, in·kernel)), together the whole of it."""
+        """(start, stop, rows start:stop of the update, float32 (…, in·kernel), on ``device``), together the whole."""
         merge: Callable[[list[Tensor]], Tensor] = self._elect if self.method == "ties" else sum
+        reckon = reckoning_device(device)
         for start, stop in blocks(self.channels, self.parts[0].branches[0].columns):
-            yield start, stop, merge([self._kept(part, start, stop, device) for part in self.parts])
+            yield start, stop, merge([self._kept(part, start, stop, reckon) for part in self.parts]).to(device)
 
     def delta(self, device: torch.device | str = "cpu") -> Tensor:
         """The whole update, float32 (out, in·kernel)."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ...portable import reckoning_device
 from ..rules import Timed
 from .roles import STYLE
 from .rows import Part, blocks, dense_rows
@@ -41,6 +42,7 @@ def timed_rules(
     tick: Tick | None = None,
 ) -> dict[str, Timed]:
     """Module → who speaks there and when. ``roles``: LoRA → subject or style; ``tick`` is called for every module."""
+    device = reckoning_device(device)
     masses: dict[str, dict[int, Mass]] = {}
     for name, parts in modules.items():
         if tick is not None:
