@@ -128,7 +128,7 @@ class Stage:
 
     def _alone(self, scene: Scene) -> tuple[np.ndarray, str]:
         alone = type(scene)()
-        alone.graph["base"] = scene.graph["base"]
+        alone.graph["base"] = dict(scene.graph["base"])
         fresh = alone.add("FreshLatent", samples=alone.empty, nonce=str(next(_nonces)))
         samples = alone.sample(alone.model, latent_image=fresh)
         (shown, _) = alone.add("PrintModel", model=alone.model, after=samples)
@@ -155,9 +155,9 @@ def gap(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.abs(one - other).max() / other.std())
 
 
-def stage_fixtures(build: Any = None, **server_options: Any) -> tuple[Any, Any]:
-    """The fixtures ``stage`` (one server a module) and ``base_stays`` (after every test). ``build(models)`` writes
-    more files into the `StandIn` before the server starts."""
+def stage_fixtures(build: Any = None, packs: dict[str, Path] | None = None, **server_options: Any) -> tuple[Any, Any]:
+    """The fixtures ``stage`` (one server a module) and ``base_stays`` (after every test). ``build(models, request)``
+    writes more files into the `StandIn` before the server starts; ``packs`` are loaded beside ours."""
 
     @pytest.fixture(scope="module")
     def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
@@ -166,9 +166,9 @@ def stage_fixtures(build: Any = None, **server_options: Any) -> tuple[Any, Any]:
             write_lora(models.loras / f"{name}.safetensors", emoji_factors(500 + number, 4))
         if build is not None:
             build(models, request)
-        packs = {PACK_NAME: REPO, "e2e_pack": Path(__file__).parent / "e2e_pack"}
+        loaded = {PACK_NAME: REPO, "e2e_pack": Path(__file__).parent / "e2e_pack", **(packs or {})}
         folders = {**models.models(), "controlnet": [models.root]}
-        with ComfyServer(tmp_path_factory.mktemp("e2e"), models=folders, packs=packs, **server_options) as server:
+        with ComfyServer(tmp_path_factory.mktemp("e2e"), models=folders, packs=loaded, **server_options) as server:
             yield Stage(server, models)
 
     @pytest.fixture(autouse=True)
