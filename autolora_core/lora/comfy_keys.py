@@ -30,6 +30,10 @@ _READS_DIFFUSERS = {
     "": ("qwen_image",),
 }
 _SAME_NAMES = ("qwen_image", "hidream")  # diffusers and the base name all layers alike
+# 0.3.75 knows FLUX.2's layers by diffusers' names of FLUX.1 alone
+_FLUX2_ONLY = re.compile(
+    r"ff(_context)?\.linear_|to_qkv_mlp_proj|stream_modulation|time_guidance_embed|single_.*attn\.to_out"
+)
 _ROWS_PREFIX = {family: "transformer." for family in ("sd3", "emoji", "pixart", *_FLUXES)}
 _ROWS_PREFIX |= {family: "diffusion_model." for family in ("z_image", "lumina2")}
 _HALVES_PREFIX = {family: "transformer." for family in ("sd3", "emoji", "aura_flow", *_FLUXES)}
@@ -106,6 +110,8 @@ def comfy_stem(entry: ModuleEntry, family: str) -> str | None:
     if entry.swap_halves:
         prefix = _HALVES_PREFIX.get(family)
         return None if prefix is None else prefix + entry.path
+    if entry.kind in ("oft", "boft") and entry.path.endswith("norm1_context.linear") and family in _ROWS_PREFIX:
+        return _ROWS_PREFIX[family] + entry.path  # its tensors do not tell whether this is the one with halves swapped
     if family in _UNETS and entry.path != entry.name:
         # Which number a block has depends on how many there are (SSD-1B, Vega, KOALA), so ComfyUI counts them itself.
         return "lora_unet_" + re.sub(r"\.to_out$", ".to_out.0", entry.path).replace(".", "_")
@@ -150,6 +156,8 @@ def _model_is_read(entry: ModuleEntry, family: str) -> bool:
         return _unet_is_read(entry, prefix)
     if entry.form in ("kohya", "wan-fun"):
         return plain and entry.path.replace(".", "_") == entry.name.replace(".", "_")
+    if family == "flux2" and _FLUX2_ONLY.search(entry.path):
+        return False
     theirs = entry.path != entry.base_module or family in _SAME_NAMES or entry.path == "context_embedder"
     return theirs and family in _READS_DIFFUSERS.get(prefix, ())
 

@@ -15,6 +15,9 @@ def _attention_parts(block: str, attention: str, names: tuple[str, ...], target:
     return split_qkv_rules([f"{block}.{attention}.{name}" for name in names], target)
 
 
+_ATTN2 = ("attn2.qkv", "attn2.proj", "attn2.ln_q", "attn2.ln_k")
+
+
 def sd3_rules() -> list[Rule]:
     """Stable Diffusion 3 and 3.5; also the demo base, which is the same architecture at width 256."""
     theirs, ours = "transformer_blocks.{}", "joint_blocks.{}"
@@ -35,6 +38,8 @@ def sd3_rules() -> list[Rule]:
         ("norm1_context.linear", "context_block.adaLN_modulation.1"),
         ("attn.norm_q", "x_block.attn.ln_q"),
         ("attn.norm_k", "x_block.attn.ln_k"),
+        ("attn2.norm_q", "x_block.attn2.ln_q"),
+        ("attn2.norm_k", "x_block.attn2.ln_k"),
         ("attn.norm_added_q", "context_block.attn.ln_q"),
         ("attn.norm_added_k", "context_block.attn.ln_k"),
     ]
@@ -42,7 +47,7 @@ def sd3_rules() -> list[Rule]:
     rules += rename(_TIME_TEXT_SD3) + [Rule("norm_out.linear", "final_layer.adaLN_modulation.1", swap_halves=True)]
     for stream in ("x_block", "context_block"):
         parts = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "adaLN_modulation.1", "attn.ln_q", "attn.ln_k")
-        rules += same(*(f"{ours}.{stream}.{part}" for part in (*parts, "attn2.qkv", "attn2.proj")))
+        rules += same(*(f"{ours}.{stream}.{part}" for part in (*parts, *_ATTN2)))
     return rules + same("final_layer.linear", "final_layer.adaLN_modulation.1", *(b for _, b in _TIME_TEXT_SD3))
 
 

@@ -107,7 +107,24 @@ _WAN = (
     ("condition_embedder.time_proj", "time_projection.1"),
     ("proj_out", "head.head"),
 )
-_TABLES = {"wan": _WAN}
+_FLUX2 = (
+    ("transformer_blocks.{}.ff.linear_in", "double_blocks.{}.img_mlp.0"),
+    ("transformer_blocks.{}.ff.linear_out", "double_blocks.{}.img_mlp.2"),
+    ("transformer_blocks.{}.ff_context.linear_in", "double_blocks.{}.txt_mlp.0"),
+    ("transformer_blocks.{}.ff_context.linear_out", "double_blocks.{}.txt_mlp.2"),
+    ("single_transformer_blocks.{}.attn.to_qkv_mlp_proj", "single_blocks.{}.linear1"),
+    ("single_transformer_blocks.{}.attn.to_out", "single_blocks.{}.linear2"),
+    ("double_stream_modulation_img.linear", "double_stream_modulation_img.lin"),
+    ("double_stream_modulation_txt.linear", "double_stream_modulation_txt.lin"),
+    ("single_stream_modulation.linear", "single_stream_modulation.lin"),
+    ("time_guidance_embed.timestep_embedder.linear_1", "time_in.in_layer"),
+    ("time_guidance_embed.timestep_embedder.linear_2", "time_in.out_layer"),
+    ("x_embedder", "img_in"),
+    ("context_embedder", "txt_in"),
+    ("proj_out", "final_layer.linear"),
+)
+_TABLES = {"wan": _WAN, "flux2": _FLUX2}
+_AS_FLUX1 = re.compile(r"transformer_blocks\.\d+\.attn\.|norm_out\.")  # named in FLUX.2 as ComfyUI has them of FLUX.1
 
 
 def places_of(model: Any, family: str) -> tuple[list[Place], list[Place]]:
@@ -151,7 +168,8 @@ def _path(stem: str) -> str:
 
 def _by_trainers(found: list[Place], own: list[Place], family: str) -> list[Place]:
     if family in _TABLES:
-        return _translated(own, _TABLES[family])
+        alike = [place for place in found if place.stem.startswith("transformer.") and _AS_FLUX1.match(place.path)]
+        return [*alike, *_translated(own, _TABLES[family])]
     for prefix in ("transformer.", "unet."):
         named = [place for place in found if place.stem.startswith(prefix)]
         if named:
