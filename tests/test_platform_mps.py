@@ -23,6 +23,8 @@ from word_clip import WordClip
 state, world = sd3_fixtures(64)
 clip, routers_elsewhere = methods_fixtures()
 SAME = 2e-5
+# ssr asks the base on the device; patches of weights are made in half precision by newer ComfyUI, but for the CPU.
+LOOSER = {"ssr": 2e-3, "ties": 1e-3, "dare": 1e-3, "magnitude": 1e-3}
 
 
 @contextmanager
@@ -99,7 +101,7 @@ def test_the_sum_is_that_of_the_cpu(world, monkeypatch) -> None:
 def test_every_mode(world, clip, monkeypatch, mode) -> None:
     stack = two(world)
     here, there = both(world, monkeypatch, lambda model: world.apply(*stack, model=model, mode=mode, clip=clip)[0])
-    assert difference(here, there) < (2e-3 if mode == "ssr" else SAME), "ssr asks the base on the device"
+    assert difference(here, there) < LOOSER.get(mode, SAME)
     assert difference(here, tiny_models.sample(world.model)) > 1e-3
 
 
@@ -253,3 +255,11 @@ def test_bfloat16_loras_on_a_mac_that_has_none(world, monkeypatch) -> None:
         model = world.apply(("b.safetensors", 1.0), model=tiny_models.load(world.state))[0]
         there = tiny_models.sample(model)
     assert difference(here, there) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [("cpu", "cpu"), ("cuda:1", "cuda"), ("mps", "cpu"), ("xpu", "cpu"), ("privateuseone", "cpu"), ("meta", "cpu")],
+)
+def test_where_sums_are_made(device, expected) -> None:
+    assert pack_module("autolora_core.portable").reckoning_device(device).type == expected
