@@ -16,7 +16,7 @@ import comfy.utils
 @contextmanager
 def plain_layers(model: Any) -> Iterator[None]:
     """Within it the network under ``model`` (MODEL) has its own modules; nothing may be loaded or sampled meanwhile."""
-    backup = dict(model.object_patches_backup)
+    backup = dict(getattr(model, "object_patches_backup", {}))  # patchers of other packs may keep none
     replaced = {name: comfy.utils.set_attr(model.model, name, own) for name, own in backup.items()}
     try:
         yield
