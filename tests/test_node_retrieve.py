@@ -119,6 +119,18 @@ def test_connected_model_decides_the_family(run, monkeypatch):
     assert selection["family"] == "emoji" and "looks like sdxl" in report
 
 
+def test_a_search_may_be_restricted_to_a_checkpoint_line(run, monkeypatch):
+    node = pack_module("nodes.retrieve")
+    options = node.AutoLoRARetrieve.INPUT_TYPES()["required"]["family"][0]
+    assert options[0] == "auto" and {"sdxl", "sdxl / pony", "flux / krea", "wan / 2.2"} <= set(options)
+    assert {*node.FAMILIES} <= set(options) and "emoji / " not in " ".join(options)
+    selection, _, _, report = run("an otter", family="sdxl / pony")
+    assert names(selection) == ["sdxl otter.safetensors"] and selection["family"] == "sdxl"
+    assert "Only LoRAs for sdxl pony: none is made for another; LoRAs that say none stay in: 1." in report
+    stands_for(monkeypatch, "sdxl", line=("pony",))
+    assert "Only LoRAs for" not in run("an otter", model=object())[3]  # a note would do: the user chose no line
+
+
 def test_choose_family_says_why(comfy):
     choose = pack_module("nodes.retrieve").choose_family
     assert choose("flux", None, ["sdxl"]) == ("flux", "Base model flux, as chosen.")

@@ -3,6 +3,8 @@ mode; that the model comes out as it went in; and that the Apply node uses what 
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import tiny_models
 import torch
@@ -66,6 +68,18 @@ def train(world: World, steps: int, names=NAMES, **more):
     with torch.inference_mode():
         found = node.train(world.model, world.clip, world.vae, steps=steps, **(small | more))
     return found["result"]
+
+
+def test_loras_of_another_base_are_left_out_and_named(world):
+    """An index holds Wan of 1.3B and of 14B under one family: neither stops a training on the other."""
+    wide = {f"diffusion_model.joint_blocks.0.{part}.attn.qkv": (7296, 2432) for part in ("x_block", "context_block")}
+    tiny_models.save_lora(world.loras / "large.safetensors", wide, 2)
+    module, requests = pack_module("nodes.bridge_train_gate"), pack_module("autolora_core.fusion.requests")
+    base = pack_module("nodes.bridge_paths").model_family(world.model)
+    wanted = [requests.Request(name, 1.0, 1.0) for name in (*NAMES, "large.safetensors")]
+    job = SimpleNamespace(requests=wanted, base=base, notes=[])
+    assert [lora.name for lora in module.Job._loras(job)] == list(NAMES)
+    assert len(job.notes) == 1 and "large.safetensors is left out: large.safetensors does not fit" in job.notes[0]
 
 
 def test_a_gate_is_learnt_saved_and_used(world):

@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import FamilyError
 from ..lora.base_match import other_size
 from ..lora.lineage import Lineage, belongs, lineage, lineage_note, mixed_note
-from ..wording import counted, listed
+from ..wording import listed
 from .view import EntryLike
 
 SHOWN = 5
@@ -52,7 +52,7 @@ def set_apart(
     lines = [lineage_of(entry) for entry in entries]
     others = np.array([not belongs(line, near.wanted) for line in lines], bool)
     silent = sum(not line.name for line, shut in zip(lines, sizes | others, strict=True) if not shut)
-    stay = f", {counted(silent, 'LoRA')} that say none stay in" if silent else ""
+    stay = f"; LoRAs that say none stay in: {silent}" if silent else ""
     out = f"left out, made for another: {_some(entries, others)}" if others.any() else "none is made for another"
     return sizes | others, [*notes, f"Only LoRAs for {family} {near.wanted}: {out}{stay}."]
 
