@@ -163,7 +163,8 @@ def hunyuan_video_rules() -> list[Rule]:
     for part, ours in (("self_attn_qkv", "self_attn.qkv"), ("self_attn_proj", "self_attn.proj")):
         rules += [Rule(f"{refiner}.{part}", f"{refiner}.{ours}"), *same(f"{refiner}.{ours}")]
     rules += rename([("mlp.fc1", "mlp.0"), ("mlp.fc2", "mlp.2")], refiner + ".{}", refiner + ".{}")
-    rules += same(*(f"{refiner}.{part}" for part in ("mlp.0", "mlp.2", "adaLN_modulation.1")), "txt_in.input_embedder")
+    rules += same(*(f"{refiner}.{part}" for part in ("mlp.0", "mlp.2", "adaLN_modulation.1", "norm1", "norm2")))
+    rules += same("txt_in.input_embedder")
     for part in ("c_embedder", "t_embedder"):
         rules += same(
             f"txt_in.{part}.in_layer", f"txt_in.{part}.out_layer", f"txt_in.{part}.mlp.0", f"txt_in.{part}.mlp.2"

@@ -132,13 +132,16 @@ def _lokr_tucker(place: Place, draw: Draw) -> Tensors | None:
 
 
 def _kron(place: Place, parts: Tensors) -> Tensors:
-    """LoKr with a Tucker core as a plain difference: ComfyUI 0.3.75 fails on it, and goes on without."""
-    if "lokr_t2" not in parts:
+    """LoKr as a plain difference where ComfyUI 0.3.75 errs: it fails on a Tucker core, and goes on without; and it lays
+    kernels of three dimensions out wrongly."""
+    core = parts.get("lokr_t2")
+    if "lokr_w1" not in parts or (core is None and len(place.shape) < 5):
         return parts
-    right = torch.einsum("ij...,jr,ip->pr...", parts["lokr_t2"], parts["lokr_w2_b"], parts["lokr_w2_a"])
+    right, scale = parts.get("lokr_w2"), 1.0
+    if core is not None:
+        right, scale = torch.einsum("ij...,jr,ip->pr...", core, parts["lokr_w2_b"], parts["lokr_w2_a"]), ALPHA / 3
     left = parts["lokr_w1"].reshape(*parts["lokr_w1"].shape, *[1] * (right.ndim - 2))
-    dense = torch.kron(left.double(), right.double().contiguous())
-    return {"diff": (dense * (ALPHA / 3)).float().reshape(place.shape)}
+    return {"diff": (torch.kron(left.double(), right.double().contiguous()) * scale).float().reshape(place.shape)}
 
 
 def _magnitude(place: Place, draw: Draw, axis: int) -> Tensor:
@@ -242,11 +245,11 @@ KINDS: tuple[Kind, ...] = (
     Kind("LoCon, Tucker", _tucker, partial=True),
     Kind("LoHa", _loha),
     Kind("LoHa, Tucker", _loha_tucker, partial=True),
-    Kind("LoKr", _lokr),
+    Kind("LoKr", _lokr, _kron),
     Kind("LoKr, products", _lokr_products),
     Kind("LoKr, Tucker", _lokr_tucker, _kron, partial=True),
     Kind("DoRA", _dora(lora)),
-    Kind("DoRA, input axis", _dora(_only(lambda p: p.shape[:1] != p.shape[1:2], lora), 1)),
+    Kind("DoRA, input axis", _dora(_only(lambda p: p.shape[:1] != p.shape[1:2], lora), 1), partial=True),
     Kind("DoRA on LoHa", _dora(_loha)),
     Kind("DoRA on LoKr", _dora(_lokr)),
     Kind("GLoRA", _glora),
@@ -254,7 +257,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("OFT, constraint", _oft, alpha=0.5),
     Kind("BOFT", _boft, alpha=0.0),
     Kind("BOFT, no alpha", _boft, lambda place, parts: {**parts, "alpha": torch.tensor(0.0)}, alpha=None),
-    Kind("bias", _bias),
+    Kind("bias", _bias, partial=True),
     Kind("diff", _diff, alpha=None),
     Kind("set", _set, alpha=None),
     Kind("norm", _norm, alpha=None, partial=True),
