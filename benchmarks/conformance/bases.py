@@ -117,7 +117,7 @@ _LTXV = {
 }  # fmt: skip
 _PIXART = {
     "image_model": "pixart_sigma", "num_heads": 16, "patch_size": 2, "hidden_size": 1152, "in_channels": 4, "depth": 1,
-    "micro_condition": False, "input_size": 16, "pe_interpolation": 1, "caption_channels": 48, "mlp_ratio": 1.0,
+    "micro_condition": False, "input_size": 64, "pe_interpolation": 1, "caption_channels": 48, "mlp_ratio": 1.0,
 }  # fmt: skip
 _KREA2 = {
     "image_model": "krea2", "features": 256, "heads": 2, "kvheads": 1, "layers": 1, "txtlayers": 2, "txtdim": 160,
@@ -147,7 +147,7 @@ BASES: tuple[Base, ...] = (
     Base("Wan 2.1", "wan", "WAN21_T2V", _wan(), (16, 1, 4, 4), 4096),
     Base("HunyuanVideo", "hunyuan_video", "HunyuanVideo", _HUNYUAN, (16, 1, 4, 4), 48, extra={"guidance": 6.0}),
     Base("LTX-Video", "ltxv", "LTXV", _LTXV, (128, 1, 4, 4), 48, extra=_MASK),
-    Base("PixArt-Σ", "pixart", "PixArtSigma", _PIXART, (4, 16, 16), 48, scale=0.03),
+    Base("PixArt-Σ", "pixart", "PixArtSigma", _PIXART, (4, 64, 64), 48, scale=0.03),
     Base("AuraFlow", "aura_flow", "AuraFlow", _AURA, (4, 4, 4), 48),
     Base("Krea 2", "krea2", "Krea2", _KREA2, (16, 1, 4, 4), 320),  # newer than 0.3.75
     Base("Anima (Cosmos Predict2)", "anima", "CosmosT2IPredict2", _COSMOS, (16, 1, 4, 4), 64),
