@@ -13,6 +13,7 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PACK = "autolora_pack_under_test"
@@ -34,3 +35,21 @@ def pack_module(name: str) -> ModuleType:
             module.__path__ = [str(folder)]
             sys.modules[package] = module
     return importlib.import_module(f"{PACK}.{name}")
+
+
+# Sizes of networks that newer ComfyUI insists on, with the values that FLUX.1, HunyuanVideo and Chroma have.
+_NEWER_SIZES = {"txt_ids_dims": [], "meanflow_sum": False, "vec_in_dim": None}
+
+
+def sizes_for(params: type, sizes: dict[str, Any]) -> dict[str, Any]:
+    """``sizes`` of a network, with those that this ComfyUI's dataclass ``params`` asks for besides."""
+    asked = params.__dataclass_fields__
+    return {**{name: value for name, value in _NEWER_SIZES.items() if name in asked}, **sizes}
+
+
+def every_progress_message(monkeypatch: Any) -> None:
+    """Newer ComfyUI keeps back messages that come less than a moment or a step after the last one; here none is."""
+    import comfy.utils
+
+    for name in ("PROGRESS_THROTTLE_MIN_INTERVAL", "PROGRESS_THROTTLE_MIN_PERCENT"):
+        monkeypatch.setattr(comfy.utils, name, 0.0, raising=False)

@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from comfy_local import comfy_path
+from comfy_local import comfy_path, sizes_for
 
 
 def _unet(levels: int, context: int, linear: bool, depths: list[int], adm: int | None, middle: int) -> dict:
@@ -113,11 +113,23 @@ def _configs() -> dict[str, dict]:
     }
 
 
+def _with_newer_sizes(config: dict) -> dict:
+    import comfy.ldm.chroma.model
+    import comfy.ldm.flux.model
+    import comfy.ldm.hunyuan_video.model
+
+    flux = comfy.ldm.flux.model.FluxParams
+    known = {"flux": flux, "flux2": flux, "chroma": comfy.ldm.chroma.model.ChromaParams}
+    known["hunyuan_video"] = comfy.ldm.hunyuan_video.model.HunyuanVideoParams
+    params = known.get(config.get("image_model"))
+    return dict(config) if params is None else sizes_for(params, config)
+
+
 def _comfy_model(name: str, config: dict) -> object:
     import comfy.supported_models
     import torch
 
-    chosen = getattr(comfy.supported_models, "SD3" if name == "Emoji" else name)(dict(config))
+    chosen = getattr(comfy.supported_models, "SD3" if name == "Emoji" else name)(_with_newer_sizes(config))
     chosen.set_inference_dtype(torch.float16, None)
     if name.startswith("PixArt"):  # its constructor computes with real numbers
         return chosen.get_model({}, "", device="meta")

@@ -13,6 +13,7 @@ import pytest
 import tiny_models
 import torch
 from apply_world import World
+from comfy_local import sizes_for
 from reference_fusion import gated_sum_ref
 from safetensors.torch import load_file, save_file
 from test_fusion_files import public_file
@@ -74,8 +75,7 @@ def layers(double: int = 1, single: int = 1) -> dict[str, tuple[str, dict[str, i
 def flux_sizes(**more: Any) -> dict[str, Any]:
     from comfy.ldm.flux.model import FluxParams
 
-    newer = {"txt_ids_dims": []} if "txt_ids_dims" in FluxParams.__dataclass_fields__ else {}
-    return {**SIZES, **newer, **more}
+    return {**sizes_for(FluxParams, SIZES), **more}
 
 
 def random_weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from comfy_local import sizes_for
 from reference_fusion import random_vectors
 from safetensors.torch import load_file, save_file
 
@@ -185,9 +186,8 @@ def test_public_layers_are_those_of_comfyui_and_as_wide(comfy, tmp_path):
     sizes = {"in_channels": 16, "out_channels": 16, "vec_in_dim": 768, "context_in_dim": 4096, "hidden_size": 3072}
     sizes |= {"mlp_ratio": 4.0, "num_heads": 24, "depth": 1, "depth_single_blocks": 1, "axes_dim": [16, 56, 56]}
     sizes |= {"theta": 10_000, "patch_size": 2, "qkv_bias": True, "guidance_embed": True}
-    if "txt_ids_dims" in FluxParams.__dataclass_fields__:  # newer ComfyUI
-        sizes["txt_ids_dims"] = []
-    network = Flux(device="meta", dtype=torch.float16, operations=comfy.ops.disable_weight_init, **sizes)
+    how = {"device": "meta", "dtype": torch.float16, "operations": comfy.ops.disable_weight_init}
+    network = Flux(**sizes_for(FluxParams, sizes), **how)
     blocks = {
         name: module.out_features
         for name, module in network.named_modules()

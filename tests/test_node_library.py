@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import tiny_models
 import torch
-from comfy_local import pack_module
+from comfy_local import every_progress_message, pack_module, sizes_for
 from conftest import emoji_factors, write_lora
 
 EMPTY = {"folder": "all loras", "name_filter": "", "library": "default", "force": False}
@@ -210,6 +210,7 @@ def test_cancel_stops_it_and_the_next_run_goes_on(comfy, node, monkeypatch):
             management.interrupt_current_processing(True)
 
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
+    every_progress_message(monkeypatch)
     monkeypatch.setattr(pack_module("nodes.bar").Bar, "INTERVAL", 0.0)
     with pytest.raises(management.InterruptProcessingException):
         run(node)
@@ -234,13 +235,15 @@ def unet(context: int, depth: list[int]):
 
 def flux():
     import comfy.ops
-    from comfy.ldm.flux.model import Flux
+    from comfy.ldm.flux.model import Flux, FluxParams
 
-    return Flux(
-        in_channels=16, out_channels=16, vec_in_dim=768, context_in_dim=4096, hidden_size=3072, mlp_ratio=4.0,
-        num_heads=24, depth=1, depth_single_blocks=1, axes_dim=[16, 56, 56], theta=10000, patch_size=2, qkv_bias=True,
-        guidance_embed=True, device="meta", dtype=torch.float16, operations=comfy.ops.disable_weight_init,
-    )  # fmt: skip
+    sizes = {
+        "in_channels": 16, "out_channels": 16, "vec_in_dim": 768, "context_in_dim": 4096, "hidden_size": 3072,
+        "mlp_ratio": 4.0, "num_heads": 24, "depth": 1, "depth_single_blocks": 1, "axes_dim": [16, 56, 56],
+        "theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": True,
+    }  # fmt: skip
+    how = {"device": "meta", "dtype": torch.float16, "operations": comfy.ops.disable_weight_init}
+    return Flux(**sizes_for(FluxParams, sizes), **how)
 
 
 @pytest.mark.parametrize(

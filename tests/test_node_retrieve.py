@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from comfy_local import pack_module
+from comfy_local import every_progress_message, pack_module
 from conftest import emoji_factors, write_lora
 
 WORDS = ("otter", "fox", "castle", "rocket", "guitar", "cactus", "crown", "harbour", "violin", "lantern")
@@ -194,6 +194,7 @@ def progress(comfy, monkeypatch):
 
     told: list[int] = []
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, *more, **named: told.append(value))
+    every_progress_message(monkeypatch)
     monkeypatch.setattr(pack_module("nodes.bar").Bar, "INTERVAL", 0.0)
     pack_module("autolora_core.retrieve.prepare")._cache.clear()
     return told

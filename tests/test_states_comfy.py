@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from comfy_local import pack_module
+from comfy_local import pack_module, sizes_for
 from word_clip import END, LENGTH, WordClip, layer_reads
 
 from autolora_core.encode.input_states import TextStates
@@ -155,12 +155,13 @@ def ltxv(**how):
 
 
 def hunyuan_video(**how):
-    from comfy.ldm.hunyuan_video.model import HunyuanVideo
+    from comfy.ldm.hunyuan_video.model import HunyuanVideo, HunyuanVideoParams
 
     sizes = {"vec_in_dim": 768, "context_in_dim": 4096, "hidden_size": 128, "mlp_ratio": 4.0, "num_heads": 1}
     sizes |= {"depth": 2, "depth_single_blocks": 1, "axes_dim": [16, 56, 56], "theta": 256, "patch_size": [1, 2, 2]}
     sizes |= {"in_channels": 16, "out_channels": 16, "qkv_bias": True, "guidance_embed": True, "byt5": False}
-    return HunyuanVideo(**sizes, use_cond_type_embedding=False, vision_in_dim=None, meanflow=False, **how)
+    sizes |= {"use_cond_type_embedding": False, "vision_in_dim": None, "meanflow": False}
+    return HunyuanVideo(**sizes_for(HunyuanVideoParams, sizes), **how)
 
 
 def pixart(**how):
