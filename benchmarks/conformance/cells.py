@@ -50,10 +50,10 @@ class Cell:
 class Bench:
     """One base in this process: its MODEL, its picture without LoRA, and a loras folder to write files into."""
 
-    def __init__(self, base: Base, folder: Path):
+    def __init__(self, base: Base, folder: Path, strength: float = STRENGTH):
         import folder_paths
 
-        self.base, self.folder = base, folder
+        self.base, self.folder, self.strength = base, folder, strength
         folder.mkdir(parents=True, exist_ok=True)
         folder_paths.folder_names_and_paths["loras"] = ([str(folder)], {".safetensors"})
         self.model, self.loaded = make(base)
@@ -117,7 +117,7 @@ class Bench:
         from .applied import LoraError, apply_sum
 
         try:
-            return apply_sum(self.model, path.name, STRENGTH)
+            return apply_sum(self.model, path.name, self.strength)
         except LoraError as error:
             cell.outcome = REFUSED if path.name in str(error) else WRONG
             cell.note = _named(str(error), path.name)
@@ -145,7 +145,7 @@ class Bench:
         """The picture of ComfyUI's own LoraLoader."""
         import comfy.sd
 
-        merged, _ = comfy.sd.load_lora_for_models(self.model, None, state, STRENGTH, 0)
+        merged, _ = comfy.sd.load_lora_for_models(self.model, None, state, self.strength, 0)
         return forward(merged, self.base)
 
     def clean_cell(self) -> Cell:
