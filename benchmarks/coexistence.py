@@ -47,7 +47,8 @@ def run(files: Sequence[Path], environment: Mapping[str, str], version: str) -> 
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
-        done = subprocess.run([*command, *map(str, files)], cwd=REPO, env=environment, capture_output=True, text=True)
+        command += map(str, files)
+        done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, encoding="utf-8")
         if done.returncode not in (0, 1) or not report.exists():
             raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
         return [{**row, "comfyui": version} for row in rows_of(report)]
