@@ -24,6 +24,8 @@ TOLERANCE = 1e-3  # of the LoRA's own change; float32 through a network that may
 TOO_LITTLE = 1e-4  # of the picture: a smaller change would say nothing
 EXACT, STOCK, REFUSED, WRONG = "exact", "stock", "refused", "wrong"
 STRENGTH = 0.8
+LOUDER = (STRENGTH, 8.0, 80.0)
+NOTHING = "the merge changes nothing: this cell tests nothing"
 COMPANY = 6
 _BLOCK = re.compile(r"(blocks|layers)\.\d+\.")
 
@@ -50,10 +52,10 @@ class Cell:
 class Bench:
     """One base in this process: its MODEL, its picture without LoRA, and a loras folder to write files into."""
 
-    def __init__(self, base: Base, folder: Path, strength: float = STRENGTH):
+    def __init__(self, base: Base, folder: Path):
         import folder_paths
 
-        self.base, self.folder, self.strength = base, folder, strength
+        self.base, self.folder, self.strength = base, folder, STRENGTH
         folder.mkdir(parents=True, exist_ok=True)
         folder_paths.folder_names_and_paths["loras"] = ([str(folder)], {".safetensors"})
         self.model, self.loaded = make(base)
@@ -103,7 +105,19 @@ class Bench:
         return self._compare(cell, path, fused, _state(TWIN, kind, made, twin=True))
 
     def file_cell(self, form: str, kind: str, path: Path) -> Cell:
-        """A file as it is. Its twin is what our renaming makes of it, or the file itself where ComfyUI reads that."""
+        """A file as it is. Its twin is what our renaming makes of it, or the file itself where ComfyUI reads that.
+
+        What was trained for real weights hardly shows among random ones, so the strength grows until it does.
+        """
+        for self.strength in LOUDER:
+            cell = self._file_cell(form, kind, path)
+            if cell.note != NOTHING:
+                break
+        if cell.outcome in (EXACT, STOCK) and self.strength != STRENGTH:
+            cell.note = f"at strength {self.strength:g}"
+        return cell
+
+    def _file_cell(self, form: str, kind: str, path: Path) -> Cell:
         from .applied import open_file
 
         cell = Cell(self.base.name, form, kind, WRONG)
@@ -130,7 +144,7 @@ class Bench:
         ours, twin = forward(model, self.base), self._merged(state)
         effect = (twin - self.plain).abs().max().item()
         if effect < TOO_LITTLE * self.plain.abs().max().item():
-            cell.note = "the merge changes nothing: this cell tests nothing"
+            cell.note = NOTHING
             return cell
         cell.error = (ours - twin).abs().max().item() / effect
         itself = self._merged(_load(path))

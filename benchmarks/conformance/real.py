@@ -19,7 +19,6 @@ from .bases import BASES, Base
 from .cells import Bench, Cell
 
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "data"
-LOUD = 50.0  # a strength: what was trained for real weights hardly shows among random ones
 _BLOCK = re.compile(r"^(?!lora_te|text_encoder)(.*?(?:blocks|layers))[._](\d+)[._]")
 
 
@@ -53,7 +52,7 @@ def real_cells(folder: Path) -> Iterator[Cell]:
     files = sorted((FOLDER / "loras").glob("*.safetensors"))
     if not files:
         return
-    bench = Bench(replace(_full_unet(), name="SD1.5, whole"), folder, LOUD)
+    bench = Bench(replace(_full_unet(), name="SD1.5, whole"), folder)
     for path in files:
         yield bench.file_cell("real file", path.stem, path)
     yield bench.clean_cell()
