@@ -5,6 +5,7 @@ Nothing here asks which system it is more than once, so that a test can say that
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import ntpath
 import os
@@ -81,7 +82,8 @@ def write_whole(path: str | os.PathLike, write: Callable[[str], None]) -> None:
         write(temporary)
         with open(temporary, "rb+") as written:
             os.fsync(written.fileno())
-        os.chmod(temporary, 0o644)
+        with contextlib.suppress(OSError):  # shares and FAT know no permissions
+            os.chmod(temporary, 0o644)
         replace(temporary, path)
     except BaseException:
         remove(temporary)
@@ -105,14 +107,16 @@ def load_copies(path: str | os.PathLike) -> dict[str, torch.Tensor]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a new name in ``folder`` outlive a loss of power; Windows does so by itself and opens no folders."""
+    """Make a new name in ``folder`` outlive a loss of power; Windows does so by itself and opens no folders, and some
+    shares cannot: the file is there all the same."""
     if WINDOWS:
         return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def plain_console() -> None:

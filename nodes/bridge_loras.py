@@ -28,6 +28,8 @@ from .bridge_layers import NotABranch, branch_of, describe_layer, target_parts
 from .bridge_stock import ready
 
 PREFIX = "diffusion_model."
+# ComfyUI loses the name of a bias that belongs to some rows of a fused weight.
+_PART_BIAS = "the bias of q, k or v alone"
 
 
 @dataclass
@@ -160,8 +162,12 @@ def model_half(lora: LoadedLora, model: Any, key_map: Mapping[str, Any], lora_in
     half = ModelHalf(matched={layer_name(target) for target in patches})
     if lora.file.kind == "all_zero":
         return half
+    absent = []
     for target, patch in patches.items():
         weight, name = _weight_name(target), layer_name(target)
+        if _parameter(model, weight) is None:  # ComfyUI maps a bias without looking whether the layer has one
+            absent.append(_PART_BIAS if weight.startswith("()") else weight.removeprefix(PREFIX))
+            continue
         try:
             layer = _layer_of(model, weight, name)
             branch = branch_of(patch, target, layer, lora_index, lora.request.model, lora.name)
@@ -175,7 +181,7 @@ def model_half(lora: LoadedLora, model: Any, key_map: Mapping[str, Any], lora_in
             half.branches.append(branch)
             half.channels[name] = layer.out
     half.zero -= half.channels.keys() | {layer_name(target) for target in half.forwarded}
-    half.missing = _missing_layers(lora, patches)
+    half.missing = [*_missing_layers(lora, patches), *dict.fromkeys(absent)]
     return half
 
 
@@ -221,12 +227,20 @@ def _layer_of(model: Any, weight: str, name: str) -> Any:
     return describe_layer(name, comfy.utils.get_attr(model.model, PREFIX + name))
 
 
+def _parameter(model: Any, name: str) -> Any:
+    """None where the model has no such parameter, or has it as None, as layers without bias do."""
+    try:
+        return comfy.utils.get_attr(model.model, name)
+    except AttributeError:
+        return None
+
+
 def _patched_shape(model: Any, target: Any) -> tuple[int, ...]:
     """Of the parameter, or the part of it, that a patch changes."""
     weight, offset = _weight_name(target), target_parts(target)[0]
     module, _, kind = weight.rpartition(".")
     own = weight_shape(comfy.utils.get_attr(model.model, module)) if kind == "weight" else None
-    shape = true_shape(comfy.utils.get_attr(model.model, weight)) if own is None else own
+    shape = true_shape(_parameter(model, weight)) if own is None else own
     return shape if offset is None else (*shape[: offset[0]], offset[2], *shape[offset[0] + 1 :])
 
 

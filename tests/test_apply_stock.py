@@ -91,3 +91,21 @@ def _read(world, name: str) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     return load_file(world.loras / name)
+
+
+def test_a_bias_for_a_layer_without_one_is_left_out_and_said(world):
+    """ComfyUI maps it without looking; SD3's query and key norms have no bias."""
+    norm = "diffusion_model.joint_blocks.0.x_block.attn.ln_q"
+    tensors = {**factors(), f"{norm}.w_norm": torch.randn(64) * 0.1, f"{norm}.b_norm": torch.randn(64)}
+    name = world.file("bias.safetensors", tensors)
+    model, _, report = world.apply((name, 1.0), mode="sum")
+    assert "not in this model: joint_blocks.0.x_block.attn.ln_q.bias" in report
+    assert difference(sample(model), sample(world.stock((name, 1.0)))) < 1e-4
+
+
+def test_a_bias_of_q_alone_is_left_out_and_said(world):
+    stem = "transformer.transformer_blocks.0.attn.to_q"
+    tensors = {f"{stem}.lora_down.weight": torch.randn(4, 64), f"{stem}.lora_up.weight": torch.randn(64, 4)}
+    name = world.file("part.safetensors", {**tensors, f"{stem}.diff_b": torch.randn(64)})
+    _, _, report = world.apply((name, 1.0), mode="sum")
+    assert "not in this model: the bias of q, k or v alone" in report

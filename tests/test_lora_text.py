@@ -166,6 +166,7 @@ def test_which_files_a_name_may_mean(asked, found):
 
 def test_exact_case_comes_before_other_case():
     assert find_names("a", ["A.safetensors", "a.safetensors"]) == ["a.safetensors"]
+    assert find_names("x.pt", ["x.pt.safetensors", "x.pt"]) == ["x.pt"]
     assert namesakes("x/lone", KNOWN) == ["b/c/lone.safetensors"]
     assert without_ending("x.SafeTensors") == "x" and without_ending("v1.5") == "v1.5"
 

@@ -82,8 +82,13 @@ def test_another_size_is_left_out_and_a_pinned_one_refused():
 )  # fmt: skip
 def test_which_variants_are_of_another_size(family, model, file, apart):
     view = MemoryView([entry("castle", family, variant=file)])
-    selection = ask(view, "castle", Near(model), family, threshold=0.0)
+    selection = ask(view, "castle", Near(model, Lineage()), family, threshold=0.0)
     assert bool(selection.picks or selection.misses) != apart
+
+
+def test_without_a_model_no_size_is_another():
+    view = MemoryView([entry("castle", "sdxl", variant="refiner")])
+    assert ask(view, "castle", Near(), "sdxl", threshold=0.0, pinned=["castle_refiner"]).picks
 
 
 def test_a_flux_lora_pinned_on_chroma_says_what_to_do():

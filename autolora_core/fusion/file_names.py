@@ -23,13 +23,15 @@ def without_ending(name: str) -> str:
 
 def find_names(asked: str, known: Sequence[str], whole: bool = False) -> list[str]:
     """The entries of ``known`` that ``asked`` may mean, by the first of these rules that finds any: the name itself
-    (endings and separators aside), the same in other case, the end of a longer path, the same in other case.
+    (separators aside), the name without ending, the same in other case, the end of a longer path, the same so.
 
     Where a .safetensors file is among them, files of other endings are left out. ``whole``: by the first two rules.
     """
     wanted = spelled(asked)
     if not wanted:
         return []
+    if exact := [name for name in known if spelled(name) == wanted]:
+        return exact
     for same in (_same, _same_folded) if whole else (_same, _same_folded, _ends, _ends_folded):
         found = [name for name in known if same(spelled(name), wanted)]
         if found:

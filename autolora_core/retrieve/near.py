@@ -36,7 +36,8 @@ def set_apart(
 ) -> tuple[np.ndarray, list[str]]:
     """Which entries (N,) are not to be chosen, and notes on it. A pinned one may be of any lineage, but raises
     ``FamilyError`` when it is of another size, as none of its layers fits."""
-    sizes = np.array([entry.family == family and other_size(family, entry.variant, near.variant) for entry in entries])
+    told = bool(near.variant) or near.model is not None  # else there is no size to differ from
+    sizes = np.array([told and e.family == family and other_size(family, e.variant, near.variant) for e in entries])
     sizes = sizes.astype(bool)
     for lora in pinned:
         if sizes[lora]:
