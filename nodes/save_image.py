@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ..autolora_core.errors import SelectionError
 from ..autolora_core.image_info.graph import facts_of
 from ..autolora_core.image_info.parameters import read_settings
 from ..autolora_core.wording import shown
@@ -12,6 +13,11 @@ from ..autolora_core.wording import shown
 SETTINGS_TIP = (
     "Settings that the graph does not tell, or tells wrongly, one on a line: Steps: 20, Sampler: Euler a, VAE: name … "
     "An empty value leaves one out."
+)
+# Those that ComfyUI's server fills in. %date:…% and %node.input% are its page's, and for its own nodes only.
+PREFIX_TIP = (
+    "Begins the file's name; subfolders as in Save Image. Filled in are %width% %height% %year% %month% %day% %hour% "
+    "%minute% %second%."
 )
 
 
@@ -40,8 +46,7 @@ class AutoLoRASaveImage:
         return {
             "required": {
                 "images": ("IMAGE", {"tooltip": "The pictures to save."}),
-                "filename_prefix": ("STRING", {"default": "ComfyUI", "tooltip": "Begins the file's name; subfolders "
-                                    "and %date:yyyy-MM-dd% as in Save Image."}),
+                "filename_prefix": ("STRING", {"default": "ComfyUI", "tooltip": PREFIX_TIP}),
             },
             "optional": {
                 "model": ("MODEL", {"tooltip": "The model that was sampled, from Gated Multi-LoRA Apply."}),
@@ -58,6 +63,16 @@ class AutoLoRASaveImage:
             },
             "hidden": {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO", "unique_id": "UNIQUE_ID"},
         }  # fmt: skip
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, settings: str | None = None) -> bool | str:
+        """A line that is no setting is refused before anything is sampled; linked: None. No other input is named here,
+        so ComfyUI's own checks of the others stay."""
+        try:
+            read_settings(settings or "")
+        except SelectionError as error:
+            return str(error)
+        return True
 
     def save(
         self, images: Any, filename_prefix: str = "ComfyUI", model: Any = None, clip: Any = None,

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import os
+import re
 
 import pytest
 import tiny_models
@@ -222,6 +223,24 @@ def test_metadata_can_be_switched_off_and_nothing_connected_is_said(world, outpu
     out, _ = save(prompt={}, extra_pnginfo={"workflow": {}}, unique_id="7")
     assert not Image.open(output / "sub/x_00001_.png").info
     assert "no LoRA is known" in out["ui"]["text"][0] and "number of steps is not in the graph" in out["ui"]["text"][0]
+
+
+def test_the_prefix_is_explained_by_what_the_server_fills_in(world, output):
+    node, page = pack_module("nodes.save_image").AutoLoRASaveImage, "web/docs/AutoLoRASaveImage.md"
+    tip = node.INPUT_TYPES()["required"]["filename_prefix"][1]["tooltip"]
+    row = next(line for line in (ROOT / page).read_text(encoding="utf-8").split("\n") if "| filename_prefix |" in line)
+    promised = re.findall(r"%\w+%", tip)
+    assert len(promised) == 8 and re.findall(r"`(%\w+%)`", row) == promised and "%date" not in tip
+    images = torch.zeros(1, 32, 48, 3)
+    node().save(images, "_".join(promised))
+    (name,) = os.listdir(output)
+    assert "%" not in name and name.startswith("48_32_2")
+
+
+def test_settings_are_checked_before_anything_runs(comfy):
+    check = pack_module("nodes.save_image").AutoLoRASaveImage.VALIDATE_INPUTS
+    assert check("Steps: 2") is True and check("") is True and check() is True and check(None) is True
+    assert "'20 steps' is not a setting" in check("Steps: 2\n20 steps")
 
 
 def test_text_becomes_a_stack(world):
