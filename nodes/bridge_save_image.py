@@ -59,6 +59,7 @@ def tell(
         "applied": [_applied(used, one) for used, one in zip(applied, ours, strict=True)],
         "other_loras": [data for _, data in others],
     }
+    notes += _not_in_the_graph(facts)
     if not every:
         notes.append("no LoRA is known: connect the model that Gated Multi-LoRA Apply gave")
     if "steps" not in {key.casefold() for key in replaced} and facts.steps is None:
@@ -66,6 +67,21 @@ def tell(
             "the number of steps is not in the graph, and readers of parameters look for it: write Steps: in settings"
         )
     return Told(parameters_text(facts, every, size, model_hash, replaced), told, notes)
+
+
+def _not_in_the_graph(facts: Facts) -> list[str]:
+    """What else may have made the picture, and cannot be told."""
+    said = [
+        f"node {lora.node} loads {lora.name or 'a LoRA'}, and its name or a strength cannot be read from the graph: "
+        "the picture does not tell it"
+        for lora in facts.unknown_loras
+    ]
+    lost = [
+        f"the model may come from any of several inputs of node {node}: its way from there is not known, and LoRAs on "
+        "it are not told"
+        for node in facts.lost_at
+    ]
+    return said + lost
 
 
 def _applied(used: Used, loras: Iterable[tuple[HashedLora, dict[str, Any]]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 from conftest import emoji_factors, write_lora
 
 from autolora_core.errors import SelectionError
-from autolora_core.image_info.graph import Facts, GraphLora, facts_of
+from autolora_core.image_info.graph import Facts, GraphLora, UnknownLora, facts_of
 from autolora_core.image_info.parameters import HashedLora, parameters_text, read_settings
 from autolora_core.image_info.used import Used, UsedLora, unique
 from autolora_core.library.hashes import HashCache, hash_file
@@ -128,6 +128,62 @@ def test_the_facts_of_an_ordinary_graph():
     assert facts_of(other, "10") == Facts(
         99, 1, 1.0, "lcm", "simple", 1.0, "sd/base.safetensors", "blurry", "blurry", ()
     )
+
+
+def changed(**inputs):
+    """GRAPH with other inputs of the node 3, the second LoRA's loader, and nodes to link them with."""
+    graph = copy.deepcopy(GRAPH)
+    graph["3"]["inputs"] |= inputs
+    graph["name"] = {"class_type": "PrimitiveString", "inputs": {"value": "linked.safetensors"}}
+    graph["list"] = {"class_type": "Any Pack's File Picker", "inputs": {"folder": "loras", "row": 3}}
+    return graph
+
+
+def test_a_lora_whose_name_or_strength_comes_over_a_link_does_not_vanish():
+    facts = facts_of(changed(lora_name=["name", 0]), "10")
+    assert facts.loras[1] == GraphLora("linked.safetensors", 0.75, 0.0, "3") and facts.unknown_loras == ()
+    for inputs, name in (
+        ({"lora_name": ["list", 0]}, None),
+        ({"strength_model": ["list", 0]}, "second.safetensors"),
+        ({"strength_clip": ["list", 0]}, "second.safetensors"),
+    ):
+        facts = facts_of(changed(**inputs), "10")
+        assert facts.loras == LORAS[:1] and facts.unknown_loras == (UnknownLora(name, "3"),)
+    empty = facts_of(changed(lora_name="None", strength_model=["list", 0]), "10")
+    assert empty.loras == LORAS[:1] and empty.unknown_loras == ()
+    graph = changed()
+    graph["3"] = {"class_type": "Lora Loader (LoraManager)", "inputs": {"model": ["2", 0], "loras": ["list", 0]}}
+    assert facts_of(graph, "10").unknown_loras == (UnknownLora(None, "3"),)
+
+
+def test_a_merged_model_came_along_both_ways():
+    graph = changed()
+    graph["m"] = {"class_type": "ModelMergeSimple", "inputs": {"model1": ["2", 0], "model2": ["3", 0], "ratio": 0.5}}
+    graph["8"]["inputs"]["model"] = ["m", 0]
+    facts = facts_of(graph, "10")
+    assert sorted(lora.node for lora in facts.loras) == ["2", "3"] and facts.lost_at == ()  # 2 once, though in both
+
+
+def test_the_models_way_is_lost_at_a_switch_and_goes_on_through_a_reroute():
+    graph = changed()
+    graph["s"] = {"class_type": "Any Switch", "inputs": {"any_01": ["2", 0], "any_02": ["1", 0]}}
+    graph["3"]["inputs"]["model"] = ["s", 0]
+    facts = facts_of(graph, "10")
+    assert facts.loras == LORAS[1:] and facts.model is None and facts.lost_at == ("s",)
+    del graph["s"]["inputs"]["any_02"]
+    facts = facts_of(graph, "10")
+    assert facts.loras == LORAS and facts.model == "sd/base.safetensors" and facts.lost_at == ()
+    graph["1"] = {"class_type": "Efficient Loader", "inputs": {"ckpt_name": "e.ckpt", "a": ["7", 0], "b": ["21", 0]}}
+    assert facts_of(graph, "10").model == "e.ckpt" and facts_of(graph, "10").lost_at == ()
+
+
+def test_of_fluxs_two_texts_the_long_one_is_told():
+    graph = changed()
+    words = {"clip": ["2", 1], "clip_l": "a fox", "t5xxl": "a fox that crosses a frozen lake", "guidance": 3.5}
+    graph["4"] = {"class_type": "CLIPTextEncodeFlux", "inputs": words}
+    assert facts_of(graph, "10").positive == words["t5xxl"]
+    words["t5xxl"] = ""
+    assert facts_of(graph, "10").positive == "a fox"
 
 
 def test_a_sampler_in_parts():

@@ -193,6 +193,20 @@ def test_stock_loaders_are_told_from_the_graph(world, output):
     assert json.loads(info["prompt"]) == graph and json.loads(info["workflow"]) == workflow
 
 
+def test_what_the_graph_does_not_tell_is_noted(world, output):
+    (a, _), _ = two(world)
+    graph = graph_of(world, a)
+    graph["3"]["inputs"] |= {"lora_name": ["8", 0]}
+    graph["8"] = {"class_type": "Any Pack's File Picker", "inputs": {"row": 3}}
+    graph["9"] = {"class_type": "Any Switch", "inputs": {"any_01": ["1", 0], "any_02": ["1", 0]}}
+    graph["2"]["inputs"]["model"] = ["9", 0]
+    out, _ = save(prompt=graph, unique_id="7")
+    assert [one["name"] for one in told(output)[1]["other_loras"]] == [a]
+    notes = out["ui"]["text"][0].split("\n\n")
+    assert any(note.startswith("node 3 loads a LoRA, and its name or a strength cannot be read") for note in notes)
+    assert any("any of several inputs of node 9: its way from there is not known" in note for note in notes)
+
+
 def test_the_base_models_file_is_hashed_when_asked(world, output, tmp_path, monkeypatch):
     import folder_paths
 

@@ -12,7 +12,7 @@ from typing import Any
 
 Graph = Mapping[str, Mapping[str, Any]]
 MODEL_FILES = ("ckpt_name", "unet_name", "model_name", "base_ckpt_name", "gguf_name", "model_path")
-TEXTS = ("text", "prompt", "string", "value", "text_g", "clip_l", "t5xxl", "wildcard_text", "populated_text")
+TEXTS = ("text", "prompt", "string", "value", "text_g", "t5xxl", "clip_l", "wildcard_text", "populated_text")
 NEGATIVE_OF = ("positive", "negative")  # output 0 and 1 of nodes that take both, such as Apply ControlNet
 NOT_TEXT = ("model", "clip", "vae", "image", "pixels", "samples", "mask", "control_net", "style_model", "index")
 MOST_NODES = 2000
@@ -30,8 +30,16 @@ class GraphLora:
 
 
 @dataclass(frozen=True)
+class UnknownLora:
+    """A LoRA that a node loads, of which the graph does not tell the name (None) or a strength."""
+
+    name: str | None
+    node: str
+
+
+@dataclass(frozen=True)
 class Facts:
-    """None where the graph does not tell."""
+    """None where the graph does not tell. ``lost_at``: nodes behind which the model's way is not known."""
 
     seed: int | None = None
     steps: int | None = None
@@ -43,6 +51,8 @@ class Facts:
     positive: str | None = None
     negative: str | None = None
     loras: tuple[GraphLora, ...] = ()
+    unknown_loras: tuple[UnknownLora, ...] = ()
+    lost_at: tuple[str, ...] = ()
 
 
 def facts_of(graph: Graph | None, node_id: str | None) -> Facts:
@@ -54,7 +64,8 @@ def facts_of(graph: Graph | None, node_id: str | None) -> Facts:
     if sampler is None:
         return Facts()
     inputs = _sampling_inputs(graph, sampler)
-    chain = list(_model_chain(graph, inputs.get("model")))
+    chain, lost_at = _model_chain(graph, inputs.get("model"))
+    loras = [lora for node in reversed(chain) for lora in _loras_of(graph, node)]
     positive, negative = inputs.get("positive", inputs.get("conditioning")), inputs.get("negative")
     return Facts(
         seed=_integer(_value(graph, inputs, "noise_seed", "seed")),
@@ -66,7 +77,9 @@ def facts_of(graph: Graph | None, node_id: str | None) -> Facts:
         model=next((name for name in (_model_file(graph, node) for node in chain) if name), None),
         positive=_prompt(graph, positive),
         negative=_prompt(graph, negative),
-        loras=tuple(lora for node in reversed(chain) for lora in _loras_of(graph, node)),
+        loras=tuple(lora for lora in loras if isinstance(lora, GraphLora)),
+        unknown_loras=tuple(lora for lora in loras if isinstance(lora, UnknownLora)),
+        lost_at=tuple(lost_at),
     )
 
 
@@ -135,16 +148,33 @@ def _text_value(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _model_chain(graph: Graph, link: Any) -> Iterator[str]:
-    """Nodes that the model came through, nearest first: along inputs that carry a model, else along every link."""
-    seen: set[str] = set()
-    while _is_link(graph, link) and link[0] not in seen:
+def _model_chain(graph: Graph, link: Any) -> tuple[list[str], list[str]]:
+    """Nodes that the model came through, nearest first, and those where its way is lost.
+
+    Its way is along every input that carries a model (both of a merge), else along the only link that there is (a
+    reroute). A node with several links and none for a model, as a switch, may give any of them.
+    """
+    queue, chain, lost_at = [link], [], []
+    while queue and len(chain) < MOST_NODES:
+        link = queue.pop(0)
+        if not _is_link(graph, link) or link[0] in chain:
+            continue
         name = link[0]
-        seen.add(name)
-        yield name
-        inputs = {key: value for key, value in _inputs(graph, name).items() if _is_link(graph, value)}
-        carrying = [value for key, value in inputs.items() if key.startswith(("model", "unet"))]
-        link = next(iter(carrying or list(inputs.values())), None)
+        chain.append(name)
+        inputs = _inputs(graph, name)
+        if _carrying(graph, inputs):
+            queue += _carrying(graph, inputs)
+        elif not inputs.keys() & set(MODEL_FILES):
+            others = [value for value in inputs.values() if _is_link(graph, value)]
+            queue += others if len(others) == 1 else []
+            lost_at += [name] if len(others) > 1 else []
+    return chain, lost_at
+
+
+def _carrying(graph: Graph, inputs: Mapping[str, Any]) -> list[Any]:
+    """Links of the inputs that carry a model."""
+    named = (key for key in inputs if key.startswith(("model", "unet")) and key not in MODEL_FILES)
+    return [inputs[key] for key in named if _is_link(graph, inputs[key])]
 
 
 def _model_file(graph: Graph, name: str) -> str | None:
@@ -152,22 +182,28 @@ def _model_file(graph: Graph, name: str) -> str | None:
     return next((inputs[key] for key in MODEL_FILES if _text_value(inputs.get(key))), None)
 
 
-def _loras_of(graph: Graph, name: str) -> list[GraphLora]:
+def _loras_of(graph: Graph, name: str) -> list[GraphLora | UnknownLora]:
     """Stock loaders and those that name their inputs alike; rgthree's Power Lora Loader; Lora-Manager's loader."""
     inputs = _inputs(graph, name)
-    if _text_value(inputs.get("lora_name")) and "strength_model" in inputs:
+    if "lora_name" in inputs:
         model = _number(_value(graph, inputs, "strength_model"))
         clip = _number(_value(graph, inputs, "strength_clip")) if "strength_clip" in inputs else 0.0
-        return _one(inputs["lora_name"], model, clip, name)
-    found: list[GraphLora] = []
+        return _one(_value(graph, inputs, "lora_name"), model, clip, name)
+    found: list[GraphLora | UnknownLora] = []
     for value in inputs.values():
         if isinstance(value, Mapping) and {"on", "lora", "strength"} <= value.keys() and value["on"]:
-            found += _one(value["lora"], _number(value["strength"]), _number(value.get("strengthTwo")), name)
+            model = _number(value["strength"])
+            clip = model if value.get("strengthTwo") is None else _number(value["strengthTwo"])
+            found += _one(value["lora"], model, clip, name)
     listed = inputs.get("loras")
+    if _is_link(graph, listed):
+        return [*found, UnknownLora(None, name)]
     listed = listed.get("__value__") if isinstance(listed, Mapping) else listed
     for entry in listed if isinstance(listed, (list, tuple)) else ():
         if isinstance(entry, Mapping) and entry.get("active") and "name" in entry:
-            found += _one(entry["name"], _loose(entry.get("strength")), _loose(entry.get("clipStrength")), name)
+            model = _loose(entry.get("strength"))
+            clip = model if entry.get("clipStrength") is None else _loose(entry["clipStrength"])
+            found += _one(entry["name"], model, clip, name)
     return found
 
 
@@ -178,11 +214,13 @@ def _loose(value: Any) -> float | None:
         return None
 
 
-def _one(lora: Any, model: float | None, clip: float | None, node: str) -> list[GraphLora]:
-    if not _text_value(lora) or lora.lower() == "none" or model is None:
+def _one(lora: Any, model: float | None, clip: float | None, node: str) -> list[GraphLora | UnknownLora]:
+    """None where the slot of a loader is empty, or both strengths are 0."""
+    if lora == "" or isinstance(lora, str) and lora.lower() == "none" or (model, clip) == (0, 0):
         return []
-    clip = model if clip is None else clip
-    return [GraphLora(lora, model, clip, node)] if model or clip else []
+    if not isinstance(lora, str) or model is None or clip is None:
+        return [UnknownLora(_text_value(lora), node)]
+    return [GraphLora(lora, model, clip, node)]
 
 
 def _prompt(graph: Graph, link: Any) -> str | None:
