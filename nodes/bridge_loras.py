@@ -15,7 +15,7 @@ from comfy.weight_adapter import WeightAdapterBase
 
 from ..autolora_core.errors import FamilyError, NothingMatchesError, SelectionError, UnsupportedAdapterError
 from ..autolora_core.fusion.branches import Branch
-from ..autolora_core.fusion.file_names import find_names, namesakes
+from ..autolora_core.fusion.file_names import ENDINGS, find_names, namesakes
 from ..autolora_core.fusion.requests import Request
 from ..autolora_core.lora.base_match import mismatch
 from ..autolora_core.lora.comfy_keys import comfy_stem, unreadable_kinds
@@ -68,7 +68,8 @@ def resolve(request: Request) -> str:
 
     Packs write names as they like: with the separators of another system, without folder or ending, as a whole path.
     A name that stands in the list, in whatever case, becomes the list's own: where the disk takes either case, two
-    spellings would else be two files.
+    spellings would else be two files. A whole path outside the list must at least end as a LoRA file does: stacks and
+    texts come from other people.
     """
     known = find_names(request.name, folder_paths.get_filename_list("loras"), whole=True)
     swapped = request.name.replace("\\", "/").replace("/", os.sep)
@@ -76,7 +77,8 @@ def resolve(request: Request) -> str:
         path = folder_paths.get_full_path("loras", name)
         if path is not None:
             return os.path.abspath(path)
-    for path in (request.path, request.name if os.path.isabs(request.name) else None):
+    outside = os.path.isabs(request.name) and request.name.lower().endswith(ENDINGS)
+    for path in (request.path, request.name if outside else None):
         if path and os.path.isfile(path):
             return os.path.abspath(path)
     return _found_by_name(request.name)
@@ -92,7 +94,7 @@ def resolved(requests: Iterable[Request]) -> Iterator[tuple[str, Request]]:
         path = resolve(request)
         path = first.setdefault(one_file(path), path)
         own = folder_paths.get_full_path("loras", request.name) is not None
-        yield path, request if own else replace(request, name=listed_name(path) or request.name)
+        yield path, request if own else replace(request, name=told_name(path))
 
 
 def _found_by_name(name: str) -> str:
@@ -122,6 +124,11 @@ def listed_name(path: str) -> str | None:
         if name.split(os.sep)[0] != os.pardir:
             return name
     return None
+
+
+def told_name(path: str) -> str:
+    """The name for reports and pictures, which go to other people: where the list has none, without folders."""
+    return listed_name(path) or os.path.basename(path)
 
 
 def _same_drive(path: str, folder: str) -> bool:

@@ -107,6 +107,8 @@ def _terms(terms: Sequence[Term], requests: Sequence[Request]) -> dict[int, Term
         return {}
     live = [request.name for request in requests if not request.absent]
     absent = [request.name for request in requests if request.absent]
+    # A term may name a file by its whole path, as stacks do; requests go by the name that is told.
+    terms = [replace(one, lora=bridge_loras.told_name(one.lora)) if os.path.isfile(one.lora) else one for one in terms]
     return {number: term for number, term in terms_by_lora(terms, [*live, *absent]).items() if number < len(live)}
 
 

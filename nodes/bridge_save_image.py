@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ntpath
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from ..autolora_core.library.metadata import autov3
 from ..autolora_core.lora.header import read_header
 from ..autolora_core.wording import shown
 from .bar import Bar
-from .bridge_loras import listed_name, resolve
+from .bridge_loras import resolve, told_name
 from .bridge_paths import throw_if_interrupted
 from .bridge_used import used_of
 
@@ -91,44 +92,46 @@ def _applied(used: Used, loras: Iterable[tuple[HashedLora, dict[str, Any]]]) -> 
 
 def _hashed(lora: UsedLora, notes: list[str]) -> tuple[HashedLora, dict[str, Any]]:
     """A LoRA of Apply. A file that has changed since is not the one that was used: it gets no hash."""
-    sha256, short = lora.sha256, lora.autov3
-    if not (len(sha256) == 64 and short):
-        if not _is_file(lora.path) or stamp(lora.path)[1:] != lora.stamp:
-            notes.append(f"{lora.name} has changed since it was applied: its hash is not known")
-            sha256 = ""
-        else:
-            made = _hashes(lora.path)
-            sha256, short = made.sha256, short or made.autov3
-    return _both(lora.name, lora.strength, lora.clip_strength, sha256, short, lora.to_json())
+    made, stated = FileHashes(""), ""
+    if _is_file(lora.path) and stamp(lora.path)[1:] == lora.stamp:
+        made, stated = _hashes(lora.path), lora.autov3
+    else:
+        notes.append(f"{lora.name} has changed since it was applied: its hash is not known")
+    return _both(lora.name, lora.strength, lora.clip_strength, made, stated, lora.to_json())
 
 
 def _hashed_other(lora: GraphLora, notes: list[str]) -> tuple[HashedLora, dict[str, Any]]:
     """A LoRA that another node loads; what it is called there is all that is known of it."""
-    data = {"strength": lora.strength, "clip_strength": lora.clip_strength, "node": lora.node}
-    name, sha256, short = lora.name, "", ""
+    name, made, stated = _without_place(lora.name), FileHashes(""), ""
     try:
         path = resolve(Request(lora.name, lora.strength, lora.clip_strength))
-        name, made = listed_name(path) or name, _hashes(path)
-        sha256, short = made.sha256, _stated(path) or made.autov3
+        name, stated = told_name(path), _stated(path)
+        made = _hashes(path)
     except (AutoLoRAError, OSError) as error:
-        notes.append(f"{lora.name}, which node {lora.node} loads, cannot be hashed: {error}")
+        notes.append(f"{name}, which node {lora.node} loads, cannot be hashed: {error}")
+    data = {"strength": lora.strength, "clip_strength": lora.clip_strength, "node": lora.node}
     data = {"name": name.replace("\\", "/")} | data
-    return _both(name, lora.strength, lora.clip_strength, sha256, short, data)
+    return _both(name, lora.strength, lora.clip_strength, made, stated, data)
+
+
+def _without_place(name: str) -> str:
+    """A name as typed, without the folders of a whole path on any system."""
+    whole = name.startswith(("/", "\\")) or ntpath.splitdrive(name)[0]
+    return ntpath.basename(name) if whole else name
 
 
 def _both(
-    name: str, strength: float, clip: float, sha256: str, short: str, data: dict[str, Any]
+    name: str, strength: float, clip: float, made: FileHashes, stated: str, data: dict[str, Any]
 ) -> tuple[HashedLora, dict[str, Any]]:
-    hashes = {"sha256": sha256, "autov2": sha256[:10], "autov3": short}
+    """``stated``: AutoV3 by the header, for a file whose own cannot be reckoned."""
+    hashes = {"sha256": made.sha256, "autov2": made.autov2, "autov3": made.autov3 or stated}
     told = data | {"hashes": {key: value for key, value in hashes.items() if value}}
-    return HashedLora(name, strength, clip, sha256[:10], short), told
+    return HashedLora(name, strength, clip, hashes["autov2"], hashes["autov3"]), told
 
 
 def _stated(path: str) -> str:
-    try:
-        return autov3(read_header(path).metadata)
-    except AutoLoRAError:
-        return ""
+    """AutoV3 by the header. Raises ``FileFormatError`` for a safetensors file that is none: nobody hashes that."""
+    return autov3(read_header(path).metadata) if path.lower().endswith((".safetensors", ".sft")) else ""
 
 
 def _model_hash(name: str | None, notes: list[str]) -> str:

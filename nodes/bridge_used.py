@@ -13,7 +13,7 @@ from ..autolora_core.image_info.used import Used, UsedLora, unique
 from ..autolora_core.library.hashes import stamp
 from ..autolora_core.library.metadata import autov3
 from .bridge_gates import GateChoice
-from .bridge_loras import LoadedLora, listed_name
+from .bridge_loras import LoadedLora, told_name
 from .bridge_methods import Wishes
 from .bridge_prepare import Prepared
 
@@ -40,7 +40,7 @@ def used_by(ready: Prepared, chosen: GateChoice, made: Blend, wishes: Wishes, re
 def _used_lora(lora: LoadedLora, outcome: LoraOutcome) -> UsedLora:
     request, path = lora.request, lora.file.path
     return UsedLora(
-        listed_name(path) or request.name,
+        told_name(path),
         request.model,
         request.clip,
         request.origin,
@@ -51,7 +51,6 @@ def _used_lora(lora: LoadedLora, outcome: LoraOutcome) -> UsedLora:
         outcome.matched,
         outcome.clip_layers,
         outcome.outside_gate,
-        request.sha256,
         autov3(lora.file.metadata),
     )
 

@@ -53,15 +53,14 @@ class AutoLoRAStackFromText:
         return str(hash(tuple(lora_names())))
 
     def read(self, text: str, lora_stack: Any = None) -> tuple[list[tuple[str, float, float]], str, str]:
-        from .bridge_loras import listed_name, resolve
+        from .bridge_loras import listed_name, resolve, told_name
 
         marks, rest = read_marks(text)
         stack, lines = stack_entries(lora_stack), []
         for mark in marks:
             path = resolve(Request(mark.name, mark.model, mark.clip))
-            name = listed_name(path) or path
-            stack.append((name, mark.model, mark.clip))
-            lines.append(_line(mark, name))
+            stack.append((listed_name(path) or path, mark.model, mark.clip))
+            lines.append(_line(mark, told_name(path)))
         return stack, rest, "\n".join([f"{counted(len(marks), 'LoRA')} in the text", *lines])
 
 

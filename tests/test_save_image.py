@@ -1,4 +1,4 @@
-"""Proves the nodes that write LoRAs down, into a picture's own data and as text, and the one that reads them back."""
+"""Proves that a saved picture tells in its own data which LoRAs made it, by the files' own hashes and without paths."""
 
 from __future__ import annotations
 
@@ -41,14 +41,6 @@ def save(**inputs):
 def told(output, name="sub/x_00001_.png"):
     info = Image.open(output / name).info
     return info["parameters"], json.loads(info["autolora"]), info
-
-
-def from_text(text, stack=None):
-    return pack_module("nodes.lora_text").AutoLoRAStackFromText().read(text, stack)
-
-
-def to_text(**inputs):
-    return pack_module("nodes.lora_text").AutoLoRAStackToText().write(**inputs)
 
 
 def sha256(path):
@@ -126,30 +118,69 @@ def test_text_encoder_loras_are_told_through_the_clip(world, clip, output):
     assert told(output, "sub/x_00003_.png")[1]["applied"][0]["loras"][0]["clip_layers"] == 1
 
 
-def test_a_stated_hash_is_used_and_a_changed_file_has_none(world, output, monkeypatch):
+def test_the_files_own_hash_is_told_and_a_changed_file_has_none(world, output):
+    """Whatever a selection or a header says, by hand or of a file that has been replaced since."""
     from safetensors.torch import load_file
 
     world.lora("plain.safetensors", seed=1)
-    stated = {"sshs_model_hash": "ab" * 32}
-    name = world.file("a.safetensors", load_file(world.loras / "plain.safetensors"), stated)
-    pick = {"name": name, "strength": 1.0, "role": "style", "triggers": ["tok"], "hash": sha256(world.loras / name)}
+    name = world.file("a.safetensors", load_file(world.loras / "plain.safetensors"), {"sshs_model_hash": "ab" * 32})
+    pick = {"name": name, "strength": 1.0, "role": "style", "triggers": ["tok"], "hash": "cd" * 32}
     selection = {"format": "autolora-selection/1", "prompt": "a fox", "picks": [pick]}
     model, _, _ = pack_module("nodes.gated_apply").AutoLoRAGatedApply().apply(world.model, selection=selection)
-    library = pack_module("autolora_core.library.hashes")
-    with monkeypatch.context() as patched:
-        patched.setattr(library, "hash_file", lambda *_: pytest.fail("both hashes are known"))
-        save(model=model)
+    graph = graph_of(world, name)
+    del graph["3"]
+    graph["4"]["inputs"]["model"] = ["2", 0]
+    save(model=model, prompt=graph, unique_id="7")
     text, whole, _ = told(output)
-    assert 'Lora hashes: "a: abababababab"' in text and pick["hash"][:10] in text
-    (lora,) = whole["applied"][0]["loras"]
+    digest, short = sha256(world.loras / name), autov3_of(world.loras / name)
+    assert f'Lora hashes: "a: {short}"' in text and digest[:10] in text and "abababababab" not in text
+    (lora,), (other,) = whole["applied"][0]["loras"], whole["other_loras"]
+    assert lora["hashes"] == other["hashes"] == {"sha256": digest, "autov2": digest[:10], "autov3": short}
     assert (lora["role"], lora["triggers"], lora["origin"]) == ("style", ["tok"], "selection")
     assert whole["applied"][0]["prompt"] == "a fox"
 
-    model, _, _ = world.apply(("plain.safetensors", 1.0))
-    world.lora("plain.safetensors", seed=3, rank=2)
+    world.lora(name, seed=3, rank=2)
     out, _ = save(model=model)
-    assert "plain.safetensors has changed since it was applied" in out["ui"]["text"][0]
+    assert f"{name} has changed since it was applied" in out["ui"]["text"][0]
     assert told(output, "sub/x_00003_.png")[1]["applied"][0]["loras"][0]["hashes"] == {}
+
+
+def autov3_of(path):
+    data = path.read_bytes()
+    return hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()[:12]
+
+
+def test_files_outside_the_loras_folders_are_told_without_their_place(world, output):
+    world.lora(os.path.join("..", "elsewhere.safetensors"), seed=2)
+    (a, _), _ = two(world)
+    outside = str(world.folder / "elsewhere.safetensors")
+    term = pack_module("autolora_core.fusion.terms").Term(outside)
+    node = pack_module("nodes.gated_apply").AutoLoRAGatedApply()
+    model, _, report = node.apply(world.model, lora_stack=[(outside, 1.0, 1.0)], terms=(term,))
+    assert "- elsewhere.safetensors × 1 (stack)" in report
+    graph = graph_of(world, outside)
+    graph["3"]["inputs"]["lora_name"] = "C:\\Users\\me\\gone.safetensors"
+    save(model=model, prompt=graph, unique_id="7")
+    text, whole, _ = told(output)
+    assert str(world.folder) not in text + json.dumps(whole) and "Users" not in text + json.dumps(whole)
+    assert whole["applied"][0]["loras"][0]["name"] == "elsewhere.safetensors"
+    assert [one["name"] for one in whole["other_loras"]] == ["elsewhere.safetensors", "gone.safetensors"]
+    digest = sha256(world.folder / "elsewhere.safetensors")
+    assert whole["other_loras"][0]["hashes"]["sha256"] == digest
+
+
+def test_only_lora_files_are_reached_by_a_whole_path(world, errors, output, tmp_path):
+    secret, false = tmp_path / "secret.txt", tmp_path / "false.safetensors"
+    secret.write_bytes(b"key")
+    false.write_bytes(b"key")
+    with pytest.raises(errors.SelectionError, match="secret.txt is not in any of ComfyUI's loras folders"):
+        world.apply((str(secret), 1.0))
+    graph = graph_of(world, str(false))
+    graph["3"]["inputs"]["lora_name"] = str(secret)
+    out, _ = save(prompt=graph, unique_id="7")
+    _, whole, _ = told(output)
+    assert [one["hashes"] for one in whole["other_loras"]] == [{}, {}]
+    assert out["ui"]["text"][0].count("cannot be hashed") == 2
 
 
 def test_hashing_can_be_cancelled(world, output):
@@ -255,86 +286,6 @@ def test_settings_are_checked_before_anything_runs(comfy):
     check = pack_module("nodes.save_image").AutoLoRASaveImage.VALIDATE_INPUTS
     assert check("Steps: 2") is True and check("") is True and check() is True and check(None) is True
     assert "'20 steps' is not a setting" in check("Steps: 2\n20 steps")
-
-
-def test_text_becomes_a_stack(world):
-    a = world.lora(os.path.join("styles", "ink v1.safetensors"), seed=1)
-    world.lora("otter.safetensors", seed=2)
-    stack, text, report = from_text(
-        "a hill, <lora:INK V1:0.5:0.25>, <lora:styles\\ink v1.safetensors:1> fog <lora:otter:1:LBW=ALL>",
-        [("None", 1, 1), ["mine.safetensors", "0.5", 1]],
-    )
-    assert stack == [("mine.safetensors", 0.5, 1.0), (a, 0.5, 0.25), (a, 1.0, 1.0), ("otter.safetensors", 1.0, 1.0)]
-    assert text == "a hill, fog" and report.startswith("3 LoRAs in the text\n") and "not heeded: lbw=ALL" in report
-    assert f"- INK V1: {a} × 0.5, text encoder 0.25" in report
-
-
-def test_names_that_mean_no_file_or_several_are_refused(world, errors):
-    for folder in ("a", "b"):
-        world.lora(os.path.join(folder, "twin.safetensors"))
-    with pytest.raises(errors.SelectionError, match=r"twin may be any of a.twin\.safetensors, b.twin\.safetensors"):
-        from_text("<lora:twin:1>")
-    with pytest.raises(errors.SelectionError, match=r"c/twin is not in any.*there is a.twin\.safetensors, b.twin"):
-        from_text("<lora:c/twin:1>")
-    with pytest.raises(errors.SelectionError, match="nothing is not in any of ComfyUI's loras folders What to do"):
-        from_text("<lora:nothing:1>")
-    with pytest.raises(errors.SelectionError, match="twin may be any of"):
-        world.apply(("twin", 1.0))
-
-
-def test_apply_takes_names_as_other_packs_write_them(world):
-    """Without folder and ending, in other case, and as a whole path (Lora-Manager, for files outside the folders)."""
-    name = world.lora(os.path.join("styles", "Ink v1.safetensors"), seed=1)
-    world.lora(os.path.join("..", "elsewhere.safetensors"), seed=2)
-    outside = str(world.folder / "elsewhere.safetensors")
-    for written in ("Ink v1", "ink V1.safetensors", "styles\\ink v1", str(world.loras / name)):
-        _, _, report = world.apply((written, 1.0))
-        assert f"- {name} × 1 (stack)" in report  # the report tells the file
-    model, _, _ = world.apply((outside, 1.0))
-    assert model.get_attachment("autolora_used")[0].loras[0].path == outside
-    assert model.get_attachment("autolora_used")[0].loras[0].name == outside
-
-
-def test_two_cases_are_one_file_where_the_disk_takes_either(world, monkeypatch):
-    """As on Windows and Mac: a path is found in whatever case it is asked for, and comes back in that case."""
-    import folder_paths
-
-    name = world.lora("Ink.safetensors", seed=1)
-    exact = folder_paths.get_full_path
-    either = {one.casefold(): one for one in folder_paths.get_filename_list("loras")}
-
-    def find(kind, asked):
-        return asked.casefold() in either and str(world.loras / asked) or exact(kind, asked)
-
-    monkeypatch.setattr(folder_paths, "get_full_path", find)
-    selection = {"format": "autolora-selection/1", "picks": [{"name": name, "strength": 0.5}]}
-    node = pack_module("nodes.gated_apply").AutoLoRAGatedApply()
-    model, _, report = node.apply(world.model, selection=selection, lora_stack=[("INK.safetensors", 0.25, 0.25)])
-    assert "used once, with the selection's strength" in report
-    assert [lora.strength for lora in model.get_attachment("autolora_used")[0].loras] == [0.5]
-
-
-def test_a_stack_becomes_text_with_trigger_words(world):
-    layers = tiny_models.linear_layers(world.state, "joint_blocks.0")
-    for name, words in (("a/twin", "tok a, in oil"), ("b/twin", ""), ("otter", "ottr")):
-        tiny_models.save_lora(world.loras / f"{name}.safetensors", layers)
-        from safetensors.torch import load_file
-
-        tensors = load_file(world.loras / f"{name}.safetensors")
-        world.file(f"{name}.safetensors", tensors, {"modelspec.trigger_phrase": words} if words else None)
-    stack = [("a\\twin.safetensors", 0.5, 0.25), ("b/twin", 1.0, 1.0), ("otter.safetensors", 0.0, 0.0)]
-    text, words = to_text(lora_stack=stack)
-    assert text == "<lora:a/twin:0.5:0.25> <lora:b/twin:1.0>" and words == "tok a,, in oil"
-    pick = {"name": "otter.safetensors", "strength": 0.8, "triggers": ["river cat, wet", "tok a"]}
-    selection = {"format": "autolora-selection/1", "picks": [pick]}
-    text, words = to_text(selection=selection, lora_stack=[("otter", 1.0, 1.0), ("a/twin", 1.0, 1.0)])
-    assert text == "<lora:otter:0.8> <lora:a/twin:1.0>" and words == "river cat, wet,, tok a,, in oil"
-    assert to_text() == ("", "")
-    again, rest, _ = from_text(text)
-    assert rest == "" and [entry[1:] for entry in again] == [(0.8, 0.8), (1.0, 1.0)]
-    world.lora(os.path.join("deep", "one.safetensors"))
-    assert to_text(lora_stack=[("one", 1.0, 1.0)])[0] == "<lora:one:1.0>"
-    assert to_text(names="folder and file name", lora_stack=[("one", 1.0, 1.0)])[0] == "<lora:deep/one:1.0>"
 
 
 @pytest.mark.parametrize("module", NODES)

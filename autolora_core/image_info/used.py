@@ -11,11 +11,11 @@ FORMAT = "autolora-image/1"
 
 @dataclass(frozen=True)
 class UsedLora:
-    """One LoRA that was applied. ``name`` is that of the loras list; ``path`` and ``stamp`` (time of change, size) tell
-    the file and never leave this machine.
+    """One LoRA that was applied. ``name`` is that of the loras list, or without folders where the list has none;
+    ``path`` and ``stamp`` (time of change, size) tell the file and never leave this machine.
 
-    ``sha256`` is what a selection says of the file, ``autov3`` what its header says, each "" where it says nothing.
-    ``layers`` and ``clip_layers`` count what was changed, ``outside`` is why it was kept beside the gate or mode.
+    ``autov3`` is what the file's header says, "" where it says nothing. ``layers`` and ``clip_layers`` count
+    what was changed, ``outside`` is why it was kept beside the gate or mode.
     """
 
     name: str
@@ -29,7 +29,6 @@ class UsedLora:
     layers: int = 0
     clip_layers: int = 0
     outside: str | None = None
-    sha256: str = ""
     autov3: str = ""
 
     def to_json(self) -> dict[str, Any]:
