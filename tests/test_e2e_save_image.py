@@ -14,7 +14,7 @@ from conftest import emoji_factors, write_lora
 from e2e_world import APPLY, RETRIEVE, SAMPLER, SAVE, StandIn, drawn, main_graph, node, ran, stacked
 from PIL import Image
 
-from scripts._lib.client import ExecutionFailed
+from scripts._lib.client import ExecutionFailed, PromptRejected
 from scripts._lib.graphs import find
 from scripts._lib.png import same_picture
 from scripts._lib.server import PACK_NAME, REPO, ComfyServer
@@ -118,3 +118,15 @@ def test_a_name_that_means_nothing_stops_the_run(server):
     graph["show"] = node("PreviewAny", source=["text", 1])
     with pytest.raises(ExecutionFailed, match="the LoRA file unicorn is not in any of ComfyUI's loras folders"):
         server.run(graph)
+
+
+def test_a_line_that_is_no_setting_is_refused_before_anything_runs(server):
+    graph = telling(main_graph(library="told", seed=9), settings="20 steps")
+    with pytest.raises(PromptRejected) as refused:
+        server.run(graph)
+    (error,) = refused.value.node_errors[SAVE]["errors"]
+    assert error["details"].startswith("settings - '20 steps' is not a setting")
+    graph["typed"] = node("PrimitiveStringMultiline", value="Clip skip: 2")
+    graph[SAVE]["inputs"]["settings"] = ["typed", 0]  # not known before it runs
+    _, info = told(server, server.run(graph))
+    assert "Clip skip: 2" in info["parameters"]
