@@ -197,7 +197,7 @@ def _load(path: Path) -> Tensors:
 
 
 def _named(text: str, name: str) -> str:
-    return " ".join(text.replace(name, "the file").split())[:240]
+    return " ".join(re.sub(r"\[file: .*?\]", "", text).replace(name, "the file").split())[:240]
 
 
 def _first_lines(report: str) -> str:

@@ -35,11 +35,15 @@ def figures_of(rows: Sequence[Row], coexistence: Mapping[str, float]) -> dict[st
 
 
 def packed(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """A row a base and spelling: kind → [outcome, error, note]; a note only where there is something to say."""
+    """A row a base and spelling: kind → [outcome, error, note]; what a refusal says once a base and kind."""
     table: dict[tuple[str, str], dict[str, Any]] = {}
+    told: set[tuple[str, str]] = set()
     for row in rows:
         line = table.setdefault((row["base"], row["form"]), {"base": row["base"], "form": row["form"], "cells": {}})
-        noted = row.get("note") and (row["outcome"] in ("refused", "wrong") or row["form"].startswith("real"))
+        said = (row["base"], row["kind"])
+        refusal = row["outcome"] == "refused" and said not in told
+        noted = row.get("note") and (refusal or row["outcome"] == "wrong" or row["form"].startswith("real"))
+        told |= {said} if refusal else set()
         error = row["error"] if row["error"] is None else float(f"{row['error']:.1e}")
         cell = [row["outcome"], error] + ([row["note"]] if noted else [])
         line["cells"][row["kind"]] = cell
@@ -120,7 +124,7 @@ def _refusals(matrix: Sequence[Row]) -> str:
     said: dict[str, str] = {}
     for line in matrix:
         for kind, cell in line["cells"].items():
-            if cell[0] == "refused":
+            if cell[0] == "refused" and len(cell) > 2:
                 said.setdefault(kind, f"{line['base']}, {line['form']}: {cell[2]}")
     return _table(["kind", "for example"], said.items())
 
