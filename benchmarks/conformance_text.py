@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from autolora_core.encode.threads import one_thread
 from benchmarks import text_encoders, text_spellings
 from benchmarks.text_spellings import ADAPTERS, BETWEEN, COMFY, OF_THE_BASE, Spelling, as_stock, comfy_spelling, file_of
 
@@ -36,24 +37,14 @@ def measure(architectures: list[str] | None = None, progress: Callable[[str], No
     weight. Needs ``comfy``, ``folder_paths`` and the tests' helpers importable in this process.
     """
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as folder, _loras_in(folder), _one_thread():
+    # ComfyUI inverts OFT's blocks, and MKL's threaded LU inside torch's own threads was seen to spin for ever.
+    with tempfile.TemporaryDirectory() as folder, _loras_in(folder), one_thread():
         apply = _node()
         for name in text_encoders.known():
             if architectures is None or name in architectures:
                 progress(name)
                 rows += _Bench(name, Path(folder), apply).rows()
     return rows
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """ComfyUI inverts OFT's blocks, and MKL's threaded LU inside torch's own threads was seen to spin for ever."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

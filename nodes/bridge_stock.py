@@ -1,7 +1,7 @@
 """What goes to ComfyUI's own weight patches, made ready for them: it logs a tensor that does not fit, and goes on.
 
-So sizes are checked here, where the user can be told, and two spellings are set right that it would stumble over: a
-magnitude stored flat (it would be multiplied along the wrong axis) and a BOFT without constraint (it compares None).
+So sizes are checked here, where the user can be told. A BOFT without constraint, over which it stumbles (it compares
+None), gets one of nought.
 """
 
 from __future__ import annotations
@@ -28,19 +28,10 @@ def ready(patch: Any, shape: tuple[int, ...], layer: str, source: str) -> Any:
     if len(patch.weights) != _WEIGHTS.get(patch.name):
         return patch  # of a newer ComfyUI: it knows what to do with it
     _require(_FITS[patch.name](patch.weights, shape), patch.weights, shape, layer, source)
-    weights = list(patch.weights)
-    if patch.name == "boft" and weights[2] is None:
-        weights[2] = 0.0
-    place = {"lora": 4, "loha": 7, "lokr": 8}.get(patch.name)
-    if place is not None and weights[place] is not None and weights[place].ndim == 1:
-        weights[place] = _upright(weights[place], shape)
-    return type(patch)(patch.loaded_keys, tuple(weights))
-
-
-def _upright(magnitude: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """One number an output as (out, 1, …), else one an input as (1, in, 1, …)."""
-    ones = [1] * (len(shape) - 2)
-    return magnitude.reshape(-1, 1, *ones) if magnitude.numel() == shape[0] else magnitude.reshape(1, -1, *ones)
+    if patch.name == "boft" and patch.weights[2] is None:
+        blocks, rescale, _, magnitude = patch.weights
+        return type(patch)(patch.loaded_keys, (blocks, rescale, 0.0, magnitude))
+    return patch
 
 
 def _lora_fits(weights: tuple, shape: tuple[int, ...]) -> bool:

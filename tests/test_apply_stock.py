@@ -73,6 +73,16 @@ def test_the_scale_of_a_peft_configuration_is_what_is_applied(world):
     assert "sets scale 3" in report and "stock loader would use 1" in report
 
 
+def test_the_bias_of_pefts_up_factor_is_scaled_with_it(world):
+    """PEFT: s·(B·A·x + b); ComfyUI adds a stored ``diff_b`` as it stands."""
+    bias = torch.randn(256)
+    factor = {f"{STEM}.alpha": torch.tensor(8.0)}
+    peft = world.file("peft.safetensors", {**factors(), **factor, f"{STEM}.lora_B.bias": bias})
+    told = world.file("told.safetensors", {**_read(world, peft), f"{STEM}.diff_b": bias * 8 / 4})
+    ours, stock = sample(world.fused((peft, 1.0))), sample(world.stock((told, 1.0)))
+    assert difference(ours, stock) <= 1e-3 * difference(stock, sample(world.model))
+
+
 @pytest.mark.parametrize("suffix, kind", [("ia3_l", "IA³"), ("vera_lambda_b", "VeRA"), ("oft_R.weight", "OFT as PEFT")])
 def test_what_nobody_can_apply_is_refused_by_what_it_is(world, errors, suffix, kind):
     name = world.file("odd.safetensors", {f"{STEM}.{suffix}": torch.ones(256, 1)})

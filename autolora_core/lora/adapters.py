@@ -98,7 +98,7 @@ def build(
     if kind in NOT_ADDITIVE_KINDS or kind == "bias":
         return _plain_extra(name, kind, tensors, scale)
     update = {"lora": _lora, "loha": _loha, "lokr": _lokr, "diff": _diff}[kind](name, tensors, scale, shape)
-    update = replace(update, bias=_bias(tensors))
+    update = replace(update, bias=_bias(tensors, scale))
     if not dora:
         return update
     extra = {role: tensor for role, tensor in tensors.items() if role in ("dora_scale", "magnitude")}
@@ -114,15 +114,18 @@ def _fold(up: Tensor, scale: float) -> Tensor:
     return up if scale == 1.0 else (up.double() * scale).to(up.dtype)
 
 
-def _bias(tensors: Mapping[str, Tensor]) -> Tensor | None:
-    found = next((tensors[role] for role in ("diff_b", "bias", "b_norm") if role in tensors), None)
-    return None if found is None else _working(found).reshape(-1)
+def _bias(tensors: Mapping[str, Tensor], scale: float) -> Tensor | None:
+    """What is added to the layer's bias; the bias of an up factor (PEFT) is scaled as its product is."""
+    found = next((role for role in ("diff_b", "bias", "b_norm") if role in tensors), None)
+    if found is None:
+        return None
+    return _fold(_working(tensors[found]).reshape(-1), scale if found == "bias" else 1.0)
 
 
 def _plain_extra(name: str, kind: str, tensors: Mapping[str, Tensor], scale: float) -> Update:
     extra = {role: tensor for role, tensor in tensors.items() if role not in ("alpha", "diff_b", "bias", "b_norm")}
     extra["scale"] = torch.tensor(scale, dtype=torch.float64)
-    return Update(name, "not_additive", rule=kind, extra=extra, bias=_bias(tensors))
+    return Update(name, "not_additive", rule=kind, extra=extra, bias=_bias(tensors, scale))
 
 
 def _lora(name: str, tensors: Mapping[str, Tensor], scale: float, shape: tuple[int, ...]) -> Update:

@@ -7,6 +7,7 @@ diffusers names that ComfyUI maps to those rows, so nothing has to be padded or 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,24 +54,38 @@ _READ_SUFFIXES = (
     ".oft_blocks", ".rescale", ".lora_A", ".lora_B",
 )  # fmt: skip
 _UNREADABLE = {"ia3": "IA³", "vera": "VeRA", "adalora": "AdaLoRA", "embedding": "LoRA of an embedding"}
+_MAGNITUDES = ("magnitude", "dora_scale")
 _LYCORIS_ROLES = ("hada_", "lokr_")
 _OTHER_PEFT_NAME = re.compile(r"\.lora_[AB]\.(?!default\.)[^.]+\.weight")
 
 
 def comfy_state_dict(lora: LoraFile) -> dict[str, Tensor] | None:
     """See :meth:`LoraFile.comfy_state_dict`."""
-    modules, family = lora.modules, lora.family.name
-    if lora.kind in ("control", "not_a_lora") or all(_reads_right(entry, family) for entry in modules.values()):
+    if lora.kind in ("control", "not_a_lora") or all(_reads_right(entry, lora) for entry in lora.modules.values()):
         return None
     result: dict[str, Tensor] = {}
-    for entry in modules.values():
+    for entry in lora.modules.values():
         stem = comfy_stem(entry, lora.family.name)
         read = read_tensors(lora.header, entry.keys.values())
-        for role, key in entry.keys.items():
-            name = stem + SUFFIX.get(role, f".{role}") if stem is not None else key
-            result[name] = _upright(read[key], entry) if role in ("magnitude", "dora_scale") else read[key]
-        if stem is not None and entry.scale != entry.stock_scale and entry.rank:
-            result[f"{stem}.alpha"] = torch.tensor(entry.scale * entry.rank)
+        result |= read if stem is None else under_stem(stem, entry, read)
+    return result
+
+
+def under_stem(stem: str, entry: ModuleEntry, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One module's tensors (by the file's keys) as ComfyUI reads them under the name ``stem``.
+
+    The bias of an up factor is scaled as the product is (PEFT), while ComfyUI adds a ``diff_b`` as it stands.
+    """
+    result = {}
+    for role, key in entry.keys.items():
+        value = tensors[key]
+        if role == "bias":
+            value = value.reshape(-1) * entry.scale
+        elif role in _MAGNITUDES:
+            value = _upright(value, entry)
+        result[stem + SUFFIX.get(role, f".{role}")] = value
+    if entry.scale != entry.stock_scale and entry.rank:
+        result[f"{stem}.alpha"] = torch.tensor(entry.scale * entry.rank)
     return result
 
 
@@ -85,14 +100,20 @@ def _unreadable(entry: ModuleEntry) -> str | None:
     return _UNREADABLE.get(entry.kind)
 
 
-def _reads_right(entry: ModuleEntry, family: str) -> bool:
-    """Whether ComfyUI finds the module, and the factor in front of it where it looks."""
-    return is_read(entry, family) and entry.scale == entry.stock_scale
+def _reads_right(entry: ModuleEntry, lora: LoraFile) -> bool:
+    """Whether ComfyUI finds the module, the factor in front of it where it looks, and a magnitude along its axis."""
+    flat = "dora_scale" in entry.keys and len(lora.header.shapes[entry.keys["dora_scale"]]) < 2
+    return is_read(entry, lora.family.name) and entry.scale == entry.stock_scale and not flat
 
 
 def _upright(magnitude: Tensor, entry: ModuleEntry) -> Tensor:
-    """A magnitude for each output as (out, 1, …), as ComfyUI multiplies it; PEFT stores it flat."""
-    return magnitude.reshape(-1, *[1] * (len(entry.shape) - 1)) if magnitude.ndim == 1 else magnitude
+    """A magnitude that is stored flat (PEFT) as ComfyUI multiplies it: (out, 1, …), or (1, in, …)."""
+    if magnitude.ndim > 1:
+        return magnitude
+    axis = 0 if magnitude.numel() == entry.shape[0] else 1
+    shape = [1] * len(entry.shape)
+    shape[axis] = -1
+    return magnitude.reshape(shape)
 
 
 def comfy_stem(entry: ModuleEntry, family: str) -> str | None:

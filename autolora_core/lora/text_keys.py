@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from .comfy_keys import SUFFIX
+from .comfy_keys import under_stem
 from .modules import ModuleEntry
 from .names_text import find_text_module
 
@@ -74,18 +74,9 @@ def text_tensors(
     placement: Placement, modules: Mapping[str, ModuleEntry], tensors: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """The placed tensors under ComfyUI's generic names. ``tensors``: the file's, by its own keys."""
-    result = {}
+    result: dict[str, Tensor] = {}
     for name, where in placement.placed.items():
-        entry, stem = modules[name], ROOT + where
-        for role, key in entry.keys.items():
-            if role == "magnitude":  # PEFT's DoRA: a number a row, which ComfyUI keeps as a column
-                result[f"{stem}.dora_scale"] = tensors[key].reshape(-1, 1)
-            elif role == "bias":
-                result[f"{stem}.diff_b"] = tensors[key].reshape(-1) * entry.scale
-            else:
-                result[stem + SUFFIX.get(role, f".{role}")] = tensors[key]
-        if entry.scale != entry.stock_scale and entry.rank:
-            result[f"{stem}.alpha"] = Tensor([entry.scale * entry.rank])
+        result |= under_stem(ROOT + where, modules[name], tensors)
     return result
 
 

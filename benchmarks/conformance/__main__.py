@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from benchmarks import in_comfy
 from benchmarks.results_file import REPO
 
 from .bases import BASES
@@ -23,26 +24,9 @@ UNETS = ("SD1.5", "SD2", "SDXL")  # the slowest, so they come last
 PARTS = (*(base.name for base in BASES if base.name not in UNETS), TEXT, LAYOUTS, REAL, *UNETS)
 
 
-def start_comfyui() -> Path:
-    """Make ComfyUI importable, on the CPU; returns its folder. It reads the command line when it is imported."""
-    sys.path.append(str(REPO / "tests"))
-    from comfy_local import comfy_path
-
-    folder = comfy_path()
-    sys.path.insert(0, str(folder))
-    os.chdir(folder)
-    sys.argv = ["comfy", "--cpu"]
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
-    import comfy.utils  # noqa: F401
-
-    return folder
-
-
 def part_cells(name: str, folder: Path) -> Iterator[dict]:
     """The rows of one part of the matrix, measured in this process."""
-    start_comfyui()
+    in_comfy.start()
     import logging
 
     import torch

@@ -15,6 +15,11 @@ from comfy_local import pack_module  # noqa: E402  the tests' way to load the pa
 LoraError: type[Exception] = pack_module("autolora_core.errors").AutoLoRAError
 
 
+def patcher_class() -> type:
+    """What this ComfyUI wraps a model in."""
+    return pack_module("nodes.bridge_features").patcher_class()
+
+
 def apply_sum(model: Any, name: str, strength: float) -> tuple[Any, str, int]:
     """(MODEL, report, how many layers went to ComfyUI's weight patches)."""
     node = pack_module("nodes.gated_apply").AutoLoRAGatedApply()

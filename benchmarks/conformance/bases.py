@@ -167,9 +167,9 @@ def random_state(module: torch.nn.Module, scale: float) -> dict[str, torch.Tenso
 
 def make(base: Base) -> tuple[Any, str]:
     """(MODEL, how it was loaded): ``detected`` by ComfyUI from its weights, or ``built`` of the base's class."""
-    import comfy.model_management
-    import comfy.model_patcher
     import comfy.supported_models
+
+    from .applied import patcher_class
 
     config = getattr(comfy.supported_models, base.kind)(dict(base.config))
     config.set_inference_dtype(torch.float32, None)
@@ -181,8 +181,7 @@ def make(base: Base) -> tuple[Any, str]:
     model.diffusion_model.load_state_dict(state)
     model.eval()
     cpu = torch.device("cpu")
-    kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-    return kind(model, load_device=cpu, offload_device=cpu), "built"
+    return patcher_class()(model, load_device=cpu, offload_device=cpu), "built"
 
 
 def _detected(base: Base, state: dict[str, torch.Tensor]) -> Any:

@@ -8,7 +8,7 @@ real step of sampling. The error is the largest difference, over the largest cha
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from .bases import Base, forward, make
 from .names import FORMS, KOHYA, Form, Place, places_of
-from .updates import KINDS, Draw, Kind, Tensors, lora
+from .updates import ALPHA, KINDS, RANK, Draw, Kind, Tensors, lora
 
 TOLERANCE = 1e-3  # of the LoRA's own change; float32 through a network that may magnify its rounding
 TOO_LITTLE = 1e-4  # of the picture: a smaller change would say nothing
@@ -83,7 +83,7 @@ class Bench:
         path = self.folder / name
         save_file(_state(form, kind, made), path, dict(kind.metadata or {}))
         try:
-            cell = self._judge(Cell(self.base.name, form.name, kind.name, WRONG, count), path, kind, made)
+            cell = self._judge(Cell(self.base.name, form.name, kind.name, WRONG, count), path, form, kind, made)
         finally:
             path.unlink()
         return cell
@@ -95,14 +95,14 @@ class Bench:
         inside = [place for place in free if _BLOCK.search(place.module) and len(place.shape) == 2]
         return [(place, lora(place, draw)) for place in inside[:: max(1, len(inside) // COMPANY)]]
 
-    def _judge(self, cell: Cell, path: Path, kind: Kind, made: Sequence[tuple[Place, Tensors]]) -> Cell:
+    def _judge(self, cell: Cell, path: Path, form: Form, kind: Kind, made: Sequence[tuple[Place, Tensors]]) -> Cell:
         fused = self._fused(cell, path)
         if fused is None:
             return cell
         if kind.refused:
             cell.note = "nobody can apply it, and it was not refused"
             return cell
-        return self._compare(cell, path, fused, _state(TWIN, kind, made, twin=True))
+        return self._compare(cell, path, fused, _twin(form, kind, made))
 
     def file_cell(self, form: str, kind: str, path: Path) -> Cell:
         """A file as it is. Its twin is what our renaming makes of it, or the file itself where ComfyUI reads that.
@@ -172,17 +172,30 @@ class Bench:
 TWIN = Form("twin", str, KOHYA)
 
 
-def _state(form: Form, kind: Kind, made: Sequence[tuple[Place, Tensors]], twin: bool = False) -> Tensors:
-    """The file's tensors; as the ``twin``, under ComfyUI's own stems and in tensors its merge reads."""
-    state: Tensors = {}
+def _state(form: Form, kind: Kind, made: Sequence[tuple[Place, Tensors]]) -> Tensors:
+    """The file's tensors."""
+    named = ((form.spell(place.path if form.trainers else place.module), parts) for place, parts in made)
+    return _written(form, kind, named)
+
+
+def _twin(form: Form, kind: Kind, made: Sequence[tuple[Place, Tensors]]) -> Tensors:
+    """The same updates under ComfyUI's own stems, in tensors its merge reads. PEFT's bias is one of the up factor, so
+    it is scaled with it; ``diff_b`` is added as it stands."""
+    scale = ALPHA / RANK if kind.alpha is not None and form.suffixes["bias"].startswith(".lora_B") else 1.0
+    named = []
     for place, parts in made:
-        path = place.path if form.trainers else place.module
-        stem = place.stem if twin else form.spell(path)
-        kept = kind.twin(place, parts) if twin and kind.twin else parts
-        for role, tensor in kept.items():
+        kept = kind.twin(place, parts) if kind.twin else parts
+        named.append((place.stem, {role: part * scale if role == "bias" else part for role, part in kept.items()}))
+    return _written(TWIN, kind, named)
+
+
+def _written(form: Form, kind: Kind, named: Iterable[tuple[str, Tensors]]) -> Tensors:
+    state: Tensors = {}
+    for stem, parts in named:
+        for role, tensor in parts.items():
             ending = form.suffixes.get(role) or _ENDINGS.get(role, f".{role}")
             state[stem + ending] = tensor.reshape(-1) if "magnitude" in ending else tensor
-        if kind.alpha is not None and "diff" not in kept:
+        if kind.alpha is not None and "diff" not in parts:
             state[f"{stem}.alpha"] = torch.tensor(kind.alpha)
     return {key: value.contiguous() for key, value in state.items()}
 

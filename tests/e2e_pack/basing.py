@@ -12,6 +12,8 @@ import folder_paths
 import torch
 from comfy.patcher_extension import WrappersMP
 
+from .looking import Sees
+
 
 class RandomConditioning:
     """What a text encoder of any width might say: ``tokens`` × ``width`` and a pooled vector, drawn from ``seed``."""
@@ -125,13 +127,8 @@ class UnloadAll:
         return (samples,)
 
 
-class SeeMemory:
+class SeeMemory(Sees):
     """How many models were streamed, and how many weight patches were put off, since the last look."""
-
-    RETURN_TYPES = ()
-    FUNCTION = "see"
-    CATEGORY = "tests"
-    OUTPUT_NODE = True
 
     @classmethod
     def INPUT_TYPES(cls):

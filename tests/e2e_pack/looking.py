@@ -10,13 +10,17 @@ import numpy as np
 import torch
 
 
-class SeeNumbers:
-    """A latent or a picture as text: shape and little-endian float32 values, base64."""
+class Sees:
+    """An output node that shows what its ``see`` returns."""
 
     RETURN_TYPES = ()
     FUNCTION = "see"
     CATEGORY = "tests"
     OUTPUT_NODE = True
+
+
+class SeeNumbers(Sees):
+    """A latent or a picture as text: shape and little-endian float32 values, base64."""
 
     @classmethod
     def INPUT_TYPES(cls):

@@ -9,6 +9,8 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import WrappersMP
 
+from .looking import Sees
+
 
 class ImageAttention:
     """As IP-Adapter: every cross-attention of a UNet looks at four tokens more, by keys and values of its own.
@@ -147,14 +149,9 @@ class CompileEager:
         return (model,)
 
 
-class SeeCompiles:
+class SeeCompiles(Sees):
     """Graphs that torch has compiled in this process so far; ``forget`` throws them away afterwards, as torch compiles
     one function eight times at most."""
-
-    RETURN_TYPES = ()
-    FUNCTION = "see"
-    CATEGORY = "tests"
-    OUTPUT_NODE = True
 
     @classmethod
     def INPUT_TYPES(cls):
