@@ -97,7 +97,7 @@ def run(func: Any, args: tuple, kwargs: dict, bfloat16: bool) -> Any:
 
 def _check_operation(func: Any, args: tuple, tensors: list[Tensor]) -> None:
     if func in LACKING:
-        raise NotImplementedError(f"{func} is not implemented for the MPS device")
+        raise NotImplementedError(f"{func} is not implemented for the MPS device")  # as torch itself does there
     crosses = func in CROSSING or func.name().partition(".")[0] == "aten::to"
     if not crosses and any(one.ndim and not isinstance(one, OnMps) for one in tensors):
         raise RuntimeError(f"{func}: tensors on cpu and on mps")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_models import random_state
 
 from benchmarks.conformance import report
 from benchmarks.conformance.bases import BASES
@@ -99,8 +100,6 @@ def test_packing_keeps_outcome_error_and_what_refusals_say():
 
 
 def test_random_weights_are_the_same_every_time():
-    from benchmarks.conformance.bases import random_state
-
     layer = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
-    one, two = random_state(layer, 0.1), random_state(layer, 0.1)
+    one, two = random_state(layer, scale=0.1), random_state(layer, scale=0.1)
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)

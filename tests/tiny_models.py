@@ -19,7 +19,8 @@ def random_state(module: torch.nn.Module, seed: int = SEED, scale: float = 0.08)
     state = {}
     for name, value in module.state_dict().items():
         noise = torch.randn(value.shape, generator=generator) * scale
-        state[name] = noise + 1 if "norm" in name and name.endswith("weight") and value.ndim == 1 else noise
+        norm = value.ndim == 1 and (("norm" in name and name.endswith("weight")) or name.endswith(".scale"))
+        state[name] = noise + 1 if norm else noise
     return state
 
 

@@ -11,6 +11,7 @@ REPO = Path(__file__).resolve().parents[2]
 if str(REPO / "tests") not in sys.path:
     sys.path.append(str(REPO / "tests"))
 from comfy_local import pack_module  # noqa: E402  the tests' way to load the pack's modules one by one
+from tiny_models import random_state  # noqa: E402  the tests' small networks are filled the same way
 
 LoraError: type[Exception] = pack_module("autolora_core.errors").AutoLoRAError
 
@@ -31,3 +32,6 @@ def apply_sum(model: Any, name: str, strength: float) -> tuple[Any, str, int]:
 def open_file(path: Path) -> Any:
     """The pack's reading of a LoRA file."""
     return pack_module("autolora_core.lora.file").LoraFile.open(path)
+
+
+__all__ = ["LoraError", "apply_sum", "open_file", "patcher_class", "random_state"]

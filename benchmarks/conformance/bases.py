@@ -154,27 +154,16 @@ BASES: tuple[Base, ...] = (
 )  # fmt: skip
 
 
-def random_state(module: torch.nn.Module, scale: float) -> dict[str, torch.Tensor]:
-    """Random weights for every parameter and buffer: norms near 1, the rest small, all drawn from one seed."""
-    generator = torch.Generator().manual_seed(SEED)
-    state = {}
-    for name, value in module.state_dict().items():
-        noise = torch.randn(value.shape, generator=generator) * scale
-        near_one = ("norm" in name or name.endswith(".scale")) and value.ndim == 1 and not name.endswith("bias")
-        state[name] = noise + 1 if near_one else noise
-    return state
-
-
 def make(base: Base) -> tuple[Any, str]:
     """(MODEL, how it was loaded): ``detected`` by ComfyUI from its weights, or ``built`` of the base's class."""
     import comfy.supported_models
 
-    from .applied import patcher_class
+    from .applied import patcher_class, random_state
 
     config = getattr(comfy.supported_models, base.kind)(dict(base.config))
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model({}, "", device=torch.device("cpu"))
-    state = random_state(model.diffusion_model, base.scale)
+    state = random_state(model.diffusion_model, SEED, base.scale)
     found = _detected(base, state)
     if found is not None:
         return found, "detected"
