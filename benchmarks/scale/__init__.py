@@ -1,0 +1,1 @@
+"""How the pack does with a collector's library: encoding, scanning, answering, starting, more than one machine."""
