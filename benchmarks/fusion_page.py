@@ -36,6 +36,8 @@ PAGE, TRIED, SHEET = REPO / "docs" / "fusion.md", REPO / "docs" / "fusion_tried.
 # K → the least worst retention that ours should have.
 RETENTION_AIMS = {3: 0.95, 8: 0.85}
 SHELVES = {"sample": "a fair sample of the zoo's LoRAs", "scale": "all LoRAs of the zoo"}
+
+
 def bold(name: str) -> str:
     return f"**{name}**" if name == OURS else name
 
