@@ -4,7 +4,9 @@ import sys
 
 from benchmarks import parts
 
-PARTS: dict[str, str] = {}
+PARTS: dict[str, str] = {
+    "soak": "benchmarks.reliability.soak",
+}
 
 if __name__ == "__main__":
     parts.run("reliability", PARTS, sys.argv[1:])

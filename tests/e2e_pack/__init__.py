@@ -1,6 +1,7 @@
 """A pack of someone else, for the end-to-end tests: a LoRA stacker that takes any name, as text; and helper nodes."""
 
 from .basing import NODES as BASING
+from .counting import NODES as COUNTING
 from .looking import NODES as LOOKING
 from .patching import NODES as PATCHING
 
@@ -21,4 +22,4 @@ class StackFromText:
         return ([(name, float(model), float(clip)) for name, model, clip in entries],)
 
 
-NODE_CLASS_MAPPINGS = {"StackFromText": StackFromText, **LOOKING, **BASING, **PATCHING}
+NODE_CLASS_MAPPINGS = {"StackFromText": StackFromText, **LOOKING, **BASING, **PATCHING, **COUNTING}
