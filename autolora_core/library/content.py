@@ -44,7 +44,8 @@ class Content:
 def read_content(path: str, digest: str, size: int) -> tuple[Content, LoraFile | None]:
     """Read the file ``path`` whose SHA-256 is ``digest``; a file that cannot be used comes back with its problem.
 
-    Raises nothing that a file's bytes can cause. The second value is the open file, None when it is not a LoRA.
+    Raises nothing that a file's bytes can cause, only OSError where they cannot be had: that says nothing of the
+    content, which may be read well another time. The second value is the open file, None when it is not a LoRA.
     """
     try:
         lora = LoraFile.open(path)
@@ -52,7 +53,11 @@ def read_content(path: str, digest: str, size: int) -> tuple[Content, LoraFile |
             lora.check_values()
         content = describe(lora, digest, size)
         return content, lora if content.kind != "not_a_lora" else None
+    except OSError:
+        raise
     except AutoLoRAError as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
         problem = f"{error.message}. What to do: {error.fix}" if error.fix else error.message
         return Content(digest, size, problems=_short([problem])), None
     except Exception as error:  # a file may be broken in a way nobody thought of; the scan has others to read

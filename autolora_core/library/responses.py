@@ -42,12 +42,19 @@ def has_response(family: str) -> bool:
 
 
 def compute_response(db: sqlite3.Connection, digest: str, lora: LoraFile) -> None:
-    """Store the factors of an open file, or the reason why it has none. Only layers that a prompt reaches are read."""
+    """Store the factors of an open file, or the reason why it has none. Only layers that a prompt reaches are read.
+
+    Raises OSError where its bytes cannot be had just now: such a reason would stay with the content for ever.
+    """
     family, found, problem = lora.family.name, None, None
     reached = [name for name in lora.modules if space_of(family, name.partition("[")[0]) is not None]
     try:
         found = response_factors((lora.update(name) for name in reached), family)
+    except OSError:
+        raise
     except AutoLoRAError as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
         problem = error.message
     except Exception as error:  # one odd file must not end the scan of the others
         log.warning("response of %r failed: %s: %s", lora.path, type(error).__name__, error, exc_info=True)

@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import AutoLoRAError
@@ -23,12 +23,15 @@ from ..portable import openable
 from .content import READER, Content, content_row, read_content, store_content
 from .entries import ScanReport
 from .metadata import Reading, read_words
+from .places import Known, follow_moves, known_places, mark_missing, mark_shadowed
+from .sketches import forget_encoding
 from .store import Batch, Store, now
 from .walk import Found, Scope, walk
 
 log = logging.getLogger(__name__)
 COMMIT_FILES, COMMIT_SECONDS = 64, 2.0
 HASH_BLOCK = 4 << 20
+BEING_WRITTEN = "it is being written just now; scan again later"
 
 Progress = Callable[[int, int, str], None]
 
@@ -37,18 +40,9 @@ class _Stopped(Exception):
     """Raised inside a file when ``should_stop`` said so; never leaves this module."""
 
 
-@dataclass(frozen=True)
-class Known:
-    """What the database says about one place."""
-
-    id: int
-    size: int
-    mtime_ns: int
-    hash: str | None
-    sidecars: str
-    missing: bool
-    problems: str
-    reader: int | None
+def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+    """Size, time of change and, outside Windows, time of any change: a file put in its place has another one."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 class Scanner:
@@ -91,7 +85,7 @@ class Scanner:
         return self.report
 
     def _run(self) -> None:
-        known = self._known()
+        known = known_places(self.store.db)
         found = self._find(known)
         self.progress(0, len(found), "")
         for index, item in enumerate(found):
@@ -99,10 +93,21 @@ class Scanner:
             self._visit(item, known.get((item.root, item.name)))
             self.progress(index + 1, len(found), item.name)
         self.batch.begin()
-        self._mark_missing({(item.root, item.name) for item in found}, known)
-        self._follow_moves()
-        self._mark_shadowed()
+        self._places({(item.root, item.name) for item in found}, known)
         self.batch.commit()
+
+    def _places(self, seen: set[tuple[str, str]], known: dict[tuple[str, str], Known]) -> None:
+        """What the whole walk tells: files that went missing, those that only moved, and names that hide others."""
+        db, changed, wanted = self.store.db, self.batch.changed, self.scope.predicate()
+        roots, report = set(self.scope.roots.values()), self.report
+        gone = {place: row.id for place, row in known.items()
+                if place[0] in roots and place not in seen and wanted(place[1])}  # fmt: skip
+        report.missing += len(gone)
+        mark_missing(db, [row_id for place, row_id in gone.items() if not known[place].missing], changed)
+        moved = follow_moves(db, self._new_places, report.offline)
+        report.renamed, report.added = report.renamed + moved, report.added - moved
+        report.missing -= moved
+        mark_shadowed(db, list(self.scope.roots.values()), changed)
 
     # -- finding ---------------------------------------------------------------------------------------------------
 
@@ -122,13 +127,6 @@ class Scanner:
                     found.append(item)
         return found
 
-    def _known(self) -> dict[tuple[str, str], Known]:
-        rows = self.store.db.execute(
-            "SELECT root, name, id, f.size, mtime_ns, f.hash, sidecars, missing, f.problems, reader"
-            " FROM files f LEFT JOIN contents c ON c.hash = f.hash"
-        )
-        return {(os.fsdecode(row[0]), os.fsdecode(row[1])): Known(*row[2:]) for row in rows}
-
     # -- one file --------------------------------------------------------------------------------------------------
 
     def _visit(self, item: Found, known: Known | None) -> None:
@@ -136,18 +134,48 @@ class Scanner:
         if known and not self.force and self._unchanged(item, known):
             self._keep(item, known)
             return
-        lora, content, problems = None, None, [item.problem] if item.problem else []
+        content, lora, encoded, problems = None, None, False, [item.problem] if item.problem else []
         if not problems:
             try:
-                digest = self._hash(item)
-                content, lora = self._content(item, digest)
+                content, lora, encoded = self._read(item)
             except (OSError, AutoLoRAError) as error:
                 problems.append(f"the file cannot be read: {getattr(error, 'strerror', None) or error}")
+                if known and known.hash and (item.size, item.mtime_ns) == (known.size, known.mtime_ns):
+                    self._keep_unread(item, known, problems)
+                    return
         reading = self._words(item, lora, content)
         self._write_file(item, known, content, reading, problems + reading.problems)
         self._count(item, known, content)
-        if content is not None:
-            self._encode(content, item, lora)
+        self.report.encoded += encoded
+
+    def _read(self, item: Found) -> tuple[Content, LoraFile | None, bool]:
+        """Hash a file, read its content and encode it (or not): of one and the same file, or nothing is stored.
+
+        Raises OSError for a file that was written or went away meanwhile, whatever reading it had come to by then.
+        """
+        digest, stamp = self._hash(item)
+        self.batch.begin()
+        self.store.db.execute("SAVEPOINT file")
+        try:
+            content, lora = self._content(item, digest)
+            encoded = self.features(content, item.path, lora)
+            if _stamp(os.stat(openable(item.path))) != stamp:
+                raise OSError(BEING_WRITTEN)
+        except BaseException:
+            self._contents.pop(digest, None)
+            self._fresh.discard(digest)
+            # A full disk ends the whole transaction, and the savepoint with it.
+            if self.store.db.in_transaction:
+                self.store.db.execute("ROLLBACK TO file")
+                self.store.db.execute("RELEASE file")
+            raise
+        self.store.db.execute("RELEASE file")
+        return content, lora, encoded
+
+    def _keep_unread(self, item: Found, known: Known, problems: list[str]) -> None:
+        """A file that says it is the known one but cannot be read just now: what is known of it stays."""
+        self.report.unchanged += 1
+        self._tally(item.name, self._row(known.hash), problems)
 
     def _unchanged(self, item: Found, known: Known) -> bool:
         same_bytes = (item.size, item.mtime_ns) == (known.size, known.mtime_ns)
@@ -166,8 +194,9 @@ class Scanner:
         if content is not None:
             self._encode(content, item, None)
 
-    def _hash(self, item: Found) -> str:
-        """SHA-256 of the content; raises OSError when the file changed meanwhile (a download still running)."""
+    def _hash(self, item: Found) -> tuple[str, tuple[int, int, int]]:
+        """SHA-256 of the content, and the :func:`_stamp` of the file that has it. Raises OSError when the file changed
+        meanwhile (a download still running)."""
         digest = hashlib.sha256()
         with open(openable(item.path), "rb") as stream:
             before = os.fstat(stream.fileno())
@@ -175,9 +204,10 @@ class Scanner:
                 digest.update(block)
                 self.report.bytes_read += len(block)
                 self._tick()
-            if not item.steady(before, os.fstat(stream.fileno())):
-                raise OSError("it is being written just now; scan again later")
-        return digest.hexdigest()
+            after = os.fstat(stream.fileno())
+            if not item.steady(before, after) or _stamp(before) != _stamp(after):
+                raise OSError(BEING_WRITTEN)
+        return digest.hexdigest(), _stamp(after)
 
     def _content(self, item: Found, digest: str) -> tuple[Content, LoraFile | None]:
         known = self._row(digest)
@@ -235,8 +265,18 @@ class Scanner:
     def _encode(self, content: Content, item: Found, lora: LoraFile | None) -> None:
         self.batch.begin()
         if self.features(content, item.path, lora):
+            if self._changed_since(item):
+                forget_encoding(self.store.db, content.hash)  # of other bytes: the next scan reads the file again
+                return
             self.report.encoded += 1
             self.batch.changed()
+
+    def _changed_since(self, item: Found) -> bool:
+        try:
+            status = os.stat(openable(item.path))
+        except OSError:
+            return True
+        return not item.steady(status, status)
 
     # -- counting --------------------------------------------------------------------------------------------------
 
@@ -253,47 +293,6 @@ class Scanner:
         if content is not None and content.kind != "not_a_lora":
             self.report.families[content.family] += 1
         self.report.problems += [(name, problem) for problem in [*problems, *(content.problems if content else ())]]
-
-    # -- after the last file ---------------------------------------------------------------------------------------
-
-    def _mark_missing(self, seen: set[tuple[str, str]], known: dict[tuple[str, str], Known]) -> None:
-        """Mark the files of this scope that were not found; their rows and vectors stay."""
-        roots, wanted = set(self.scope.roots.values()), self.scope.predicate()
-        for (root, name), row in known.items():
-            if root in roots and (root, name) not in seen and wanted(name):
-                self.report.missing += 1
-                if not row.missing:
-                    self.store.db.execute("UPDATE files SET missing = 1 WHERE id = ?", (row.id,))
-                    self.batch.changed()
-
-    def _follow_moves(self) -> None:
-        """A new place whose content went missing elsewhere under a root that is online is a move: the old row goes."""
-        offline = [os.fsencode(root) for root in self.report.offline]
-        marks = ",".join("?" * len(offline))
-        for _, digest in self._new_places:
-            old = self.store.db.execute(
-                f"SELECT id FROM files WHERE hash = ? AND missing = 1 AND root NOT IN ({marks}) ORDER BY id LIMIT 1",
-                (digest, *offline),
-            ).fetchone()
-            if old is not None:
-                self.store.db.execute("DELETE FROM files WHERE id = ?", old)
-                self.report.renamed += 1
-                self.report.added -= 1
-                self.report.missing -= 1
-
-    def _mark_shadowed(self) -> None:
-        """ComfyUI finds a name in the first root that has it; the same name in a later root cannot be reached."""
-        order = {os.fsencode(root): rank for rank, root in enumerate(self.scope.roots.values())}
-        rows = self.store.db.execute("SELECT id, root, name, shadowed FROM files WHERE missing = 0").fetchall()
-        first: dict[bytes, int] = {}
-        for _, root, name, _ in rows:
-            if root in order:
-                first[name] = min(first.get(name, len(order)), order[root])
-        for row_id, root, name, shadowed in rows:
-            hidden = root in order and order[root] > first[name]
-            if root in order and hidden != bool(shadowed):
-                self.store.db.execute("UPDATE files SET shadowed = ? WHERE id = ?", (int(hidden), row_id))
-                self.batch.changed()
 
     def _tick(self) -> None:
         if self.should_stop():

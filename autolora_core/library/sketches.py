@@ -32,11 +32,18 @@ def sketched(db: sqlite3.Connection) -> set[tuple[str, str]]:
 
 
 def compute_sketch(db: sqlite3.Connection, digest: str, lora: LoraFile) -> None:
-    """Encode an open file and store the result; a file that cannot be encoded gets a row with the reason."""
+    """Encode an open file and store the result; a file that cannot be encoded gets a row with the reason.
+
+    Raises OSError where its bytes cannot be had just now: such a reason would stay with the content for ever.
+    """
     family = lora.family.name
     try:
         found, problem = module_features(lora.updates(), size_for(family)), None
+    except OSError:
+        raise
     except AutoLoRAError as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
         found, problem = None, error.message
     except Exception as error:  # one odd file must not end the scan of the others
         log.warning("encoding %r failed: %s: %s", lora.path, type(error).__name__, error, exc_info=True)
@@ -44,6 +51,12 @@ def compute_sketch(db: sqlite3.Connection, digest: str, lora: LoraFile) -> None:
     if found is not None and not found.modules:
         problem = "no module of this file can be encoded"
     store_sketch(db, digest, family, found, problem)
+
+
+def forget_encoding(db: sqlite3.Connection, digest: str) -> None:
+    """Drop what was computed of a content, so that it is computed again."""
+    for table in ("features", "responses"):
+        db.execute(f"DELETE FROM {table} WHERE hash = ?", (digest,))
 
 
 def store_sketch(

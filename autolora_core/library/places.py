@@ -1,0 +1,69 @@
+"""What a scan tells about places once it has seen all of them: which files are gone, moved, or hidden by others."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the database says about one place."""
+
+    id: int
+    size: int
+    mtime_ns: int
+    hash: str | None
+    sidecars: str
+    missing: bool
+    problems: str
+    reader: int | None
+
+
+def known_places(db: sqlite3.Connection) -> dict[tuple[str, str], Known]:
+    """(root, name) → what the database says of it, of every place."""
+    rows = db.execute(
+        "SELECT root, name, id, f.size, mtime_ns, f.hash, sidecars, missing, f.problems, reader"
+        " FROM files f LEFT JOIN contents c ON c.hash = f.hash"
+    )
+    return {(os.fsdecode(row[0]), os.fsdecode(row[1])): Known(*row[2:]) for row in rows}
+
+
+def mark_missing(db: sqlite3.Connection, rows: Iterable[int], changed: Callable[[], None]) -> None:
+    """Mark file rows (ids) as not there now; they stay, and what is known of their contents stays."""
+    for row_id in rows:
+        db.execute("UPDATE files SET missing = 1 WHERE id = ?", (row_id,))
+        changed()
+
+
+def follow_moves(db: sqlite3.Connection, new_places: Iterable[tuple[int, str]], offline: Sequence[str]) -> int:
+    """A new place (row id, content) whose content went missing elsewhere under a root that is online is a move: the
+    old row goes. Returns how many there were."""
+    roots, moved = [os.fsencode(root) for root in offline], 0
+    marks = ",".join("?" * len(roots))
+    for _, digest in new_places:
+        old = db.execute(
+            f"SELECT id FROM files WHERE hash = ? AND missing = 1 AND root NOT IN ({marks}) ORDER BY id LIMIT 1",
+            (digest, *roots),
+        ).fetchone()
+        if old is not None:
+            db.execute("DELETE FROM files WHERE id = ?", old)
+            moved += 1
+    return moved
+
+
+def mark_shadowed(db: sqlite3.Connection, roots: Sequence[str], changed: Callable[[], None]) -> None:
+    """ComfyUI finds a name in the first root that has it; the same name in a later root cannot be reached."""
+    order = {os.fsencode(root): rank for rank, root in enumerate(roots)}
+    rows = db.execute("SELECT id, root, name, shadowed FROM files WHERE missing = 0").fetchall()
+    first: dict[bytes, int] = {}
+    for _, root, name, _ in rows:
+        if root in order:
+            first[name] = min(first.get(name, len(order)), order[root])
+    for row_id, root, name, shadowed in rows:
+        hidden = root in order and order[root] > first[name]
+        if root in order and hidden != bool(shadowed):
+            db.execute("UPDATE files SET shadowed = ? WHERE id = ?", (int(hidden), row_id))
+            changed()

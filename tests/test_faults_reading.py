@@ -1,0 +1,131 @@
+"""Proves that a file which changes, or goes away, while it is read never leaves a row of something that it was not, and
+that trouble with a disk never stays with a content."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import emoji_factors, write_lora
+from test_library_crash import dump
+
+from autolora_core.encode.towers import LexicalTower
+from autolora_core.library import content, index, scan
+from autolora_core.library.index import Library
+
+
+@pytest.fixture
+def two(tmp_path) -> tuple[Path, Path]:
+    """Two LoRAs of one size: the one in the loras folder, and one to put in its place."""
+    one = write_lora(tmp_path / "loras" / "fox.safetensors", emoji_factors(1, blocks=1))
+    return one, write_lora(tmp_path / "other" / "fox.safetensors", emoji_factors(2, blocks=1))
+
+
+@pytest.fixture
+def library(tmp_path):
+    with Library.open(tmp_path / "library") as opened:
+        yield opened
+
+
+def features(library: Library) -> dict[str, bytes]:
+    return dict(library.store.db.execute("SELECT hash, rows FROM features"))
+
+
+def alone(path: Path, folder: Path) -> dict[str, bytes]:
+    """Content hash → sketch of a file that nobody disturbs."""
+    with Library.open(folder) as library:
+        library.scan([path.parent])
+        return features(library)
+
+
+def once_after(monkeypatch, module, name: str, disturb) -> None:
+    """``disturb()`` once, just before ``module.name`` does its work: the file was hashed by then."""
+    real, left = getattr(module, name), [1]
+
+    def disturbed(*args, **kwargs):
+        if left:
+            left.pop()
+            disturb()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, disturbed)
+
+
+@pytest.mark.parametrize("moment", [(scan, "read_content"), (index, "compute_sketch"), (index, "compute_response")])
+@pytest.mark.parametrize("how", ["moved there", "moved there with its old time", "written over", "cut off", "deleted"])
+def test_no_row_is_made_of_two_files(two, library, tmp_path, monkeypatch, moment, how):
+    one, other = two
+    both = alone(one, tmp_path / "of one") | alone(other, tmp_path / "of other")
+    before = one.stat()
+
+    def disturb() -> None:
+        if how.startswith("moved"):
+            copy = shutil.copy(other, tmp_path / "copy")
+            if "old time" in how:
+                os.utime(copy, ns=(before.st_atime_ns, before.st_mtime_ns))
+            os.replace(copy, one)
+        elif how == "written over":
+            one.write_bytes(other.read_bytes())
+        elif how == "cut off":
+            os.truncate(one, 3000)
+        else:
+            one.unlink()
+
+    once_after(monkeypatch, *moment, disturb)
+    report = library.scan([one.parent])
+    assert features(library) == {} and library.store.db.execute("SELECT count(*) FROM contents").fetchone() == (0,)
+    assert any("cannot be read" in problem for _, problem in report.problems)
+    shutil.copy(other, one)
+    library.scan([one.parent])
+    found = features(library)
+    assert len(found) == 1 and found.items() <= both.items()
+
+
+def test_a_known_file_that_changes_while_it_is_sketched_anew_is_read_again(two, library, tmp_path, monkeypatch):
+    one, other = two
+    os.utime(other, ns=(0, other.stat().st_mtime_ns + 10**9))  # times count in steps: both may have been written in one
+    library.scan([one.parent], encode=False)
+    once_after(monkeypatch, index, "compute_sketch", lambda: os.replace(other, one))
+    library.scan([one.parent])
+    assert features(library) == {}
+    library.scan([one.parent])
+    assert features(library) == alone(one, tmp_path / "alone")
+
+
+@pytest.mark.parametrize("where", ["header", "tensors"])
+def test_a_disk_that_fails_for_a_moment_teaches_nothing_wrong(two, library, tmp_path, monkeypatch, where):
+    one, _ = two
+    wanted = alone(one, tmp_path / "alone")
+
+    def fail(*_: object, **__: object):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        if where == "header":
+            patched.setattr(content, "LoraFile", type("Failing", (), {"open": staticmethod(fail)}))
+        else:
+            patched.setattr("autolora_core.lora.file.LoraFile.updates", fail)
+        report = library.scan([one.parent])
+        assert any("Input/output error" in problem for _, problem in report.problems)
+    library.scan([one.parent])
+    assert features(library) == wanted
+
+
+def test_a_drive_that_fails_while_all_is_read_again_takes_nothing_away(two, library, monkeypatch):
+    one, _ = two
+    library.scan([one.parent])
+    library.fit(LexicalTower())
+    before = dump(library)
+
+    def fail(*_: object, **__: object):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scan.Scanner, "_hash", fail)
+        report = library.scan([one.parent], force=True)
+    assert any("Input/output error" in problem for _, problem in report.problems)
+    assert dump(library) == before
+    assert library.scan([one.parent]).bytes_read == 0
