@@ -1,4 +1,4 @@
-"""The folder of a library, by the name its user gave it: the same one on every system."""
+"""The folder of a library, by the name its user gave it: the same one on every system; and where encoders are put."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ from ..errors import LibraryError
 from ..portable import DEVICES
 
 DEFAULT = "default"
+PACK = Path(__file__).resolve().parents[2]
+
+
+def models_folder(pack: Path = PACK) -> Path | None:
+    """``models/autolora`` of the ComfyUI that the pack is installed in, or None when it lies elsewhere."""
+    models = pack.parent.parent / "models"
+    return models / "autolora" if pack.parent.name == "custom_nodes" and models.is_dir() else None
 
 
 def library_folder(name: str, user_directory: str | os.PathLike) -> Path:

@@ -17,6 +17,7 @@ from pathlib import Path
 from ..encode.towers import default_tower
 from ..errors import AutoLoRAError, LibraryError
 from ..library.encoders import find_encoders
+from ..library.folders import PACK, models_folder
 from ..library.index import Library
 from ..library.store import DATABASE_NAME
 from ..portable import plain_console
@@ -26,13 +27,6 @@ from .own import families_of, train_library
 from .report import training_report, where_to_put
 
 log = logging.getLogger("autolora.train")
-PACK = Path(__file__).resolve().parents[2]
-
-
-def models_folder(pack: Path = PACK) -> Path | None:
-    """``models/autolora`` of the ComfyUI that the pack is installed in, or None when it lies elsewhere."""
-    models = pack.parent.parent / "models"
-    return models / "autolora" if pack.parent.name == "custom_nodes" and models.is_dir() else None
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
