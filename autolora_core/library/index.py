@@ -145,12 +145,14 @@ class Library:
         progress: Progress | None = None,
         should_stop: Callable[[], bool] | None = None,
         encode: bool = True,
+        kind: Callable[..., Scanner] = Scanner,
     ) -> ScanReport:
         """Bring the library in line with the LoRA folders, and encode every content that is not encoded yet.
 
         ``roots`` maps labels to folders (or is a list, or a :class:`Scope` for a part of them). ``force`` reads every
         file again. ``progress(done, total, name)`` is called after every file and may raise to interrupt;
         ``should_stop()`` ends the scan early. Either way all that was done is kept and the next scan goes on from it.
+        ``kind`` makes the scanner (:mod:`..cluster` has kinds of its own).
         """
         scope = roots if isinstance(roots, Scope) else Scope.of(roots)
         db, done, fresh = self.store.db, sketched(self.store.db), set()
@@ -177,15 +179,8 @@ class Library:
 
         with writer_lock(self.folder, self.wait, _checking(should_stop)):
             sweep(self.folder)
-            scanner = Scanner(
-                self.store,
-                scope,
-                force=force,
-                progress=progress,
-                should_stop=should_stop,
-                features=features if encode else None,
-            )
-            return scanner.run()
+            how = {"force": force, "progress": progress, "should_stop": should_stop}
+            return kind(self.store, scope, **how, features=features if encode else None).run()
 
     @one_thread()
     def fit(

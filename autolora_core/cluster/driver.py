@@ -1,0 +1,267 @@
+"""A scan whose files are read by workers: the driver lists, hands out, merges and commits; it opens no LoRA file.
+
+What a shard gives is merged the moment it comes, so a driver that is stopped or killed goes on from there when it is
+run again. A shard that is read twice gives the same rows twice. Only the driver writes the library.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..errors import LibraryError
+from ..library.content import Content
+from ..library.entries import EntryText, ScanReport
+from ..library.index import Library
+from ..library.metadata import Reading
+from ..library.places import Known, known_places
+from ..library.responses import answered, has_response, response_id
+from ..library.scan import Progress, Scanner
+from ..library.sketches import ENCODABLE_KINDS, sketch_id, sketched
+from ..library.store import SCHEMA_VERSION
+from ..library.walk import Found, Scope
+from ..portable import remove
+from ..wording import shown
+from .paths import PathMap
+from .rays import Lost
+from .shards import ALONE, Ledger, Shard, plan
+from .worker import answer, request
+
+# What a shard says of contents, in the order that they are merged; its places are rewritten to the driver's own.
+CONTENT_TABLES = ("layouts", "contents", "features", "responses")
+AHEAD = 2  # shards a worker is given at a time, so that it has the next one while its last is merged
+POLL_SECONDS = 0.5
+HOPELESS = 3  # files given up before a single one was read: it is not the files
+
+
+class Cluster(Protocol):
+    """What the driver asks of a cluster; :class:`.rays.RayCluster` is one."""
+
+    def workers(self) -> int: ...
+    def start(self, request: bytes) -> Any: ...
+    def wait(self, handles: list[Any], seconds: float) -> list[Any]: ...
+    def result(self, handle: Any) -> bytes: ...
+
+
+@dataclass
+class ClusterReport:
+    """Who read: files by host, kinds of machine, workers lost, files that were handed out again because of it."""
+
+    hosts: Counter = field(default_factory=Counter)
+    machines: set[str] = field(default_factory=set)
+    shards: int = 0
+    lost: int = 0
+    again: int = 0
+    given_up: list[str] = field(default_factory=list)
+
+
+def scan_on_cluster(
+    library: Library,
+    scope: Scope,
+    cluster: Cluster,
+    *,
+    paths: PathMap | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> tuple[ScanReport, ClusterReport]:
+    """:meth:`Library.scan` with the reading done by ``cluster``: the same rows, the same report."""
+    report = ClusterReport()
+    kind = partial(ClusterScanner, cluster, paths or PathMap(), report)
+    how = {"force": force, "progress": progress, "should_stop": should_stop}
+    return library.scan(scope, **how, encode=False, kind=kind), report
+
+
+class ClusterScanner(Scanner):
+    """One such scan. The caller holds the writer lock."""
+
+    def __init__(self, cluster: Cluster, paths: PathMap, workers: ClusterReport, *what: Any, **how: Any):
+        super().__init__(*what, **how)
+        db = self.store.db
+        self.cluster, self.paths, self.workers = cluster, paths, workers
+        self._sketched, self._answered = sketched(db), answered(db)
+        self._held = set() if self.force else {row[0] for row in db.execute("SELECT hash FROM contents")}
+
+    def _run(self) -> None:
+        known = known_places(self.store.db)
+        found = self._find(known)
+        self._visit_all(found, known)
+        self.batch.begin()
+        self._places({(item.root, item.name) for item in found}, known)
+        self.batch.commit()
+
+    def _visit_all(self, found: Sequence[Found], known: dict[tuple[str, str], Known]) -> None:
+        """Here what needs no reading, on the workers all else."""
+        self.progress(0, len(found), "")
+        to_read = []
+        for item in found:
+            self._tick()
+            if self._needs_reading(item, known.get((item.root, item.name))):
+                to_read.append(item)
+            else:
+                self._visit(item, known.get((item.root, item.name)))
+        self.progress(len(found) - len(to_read), len(found), "")
+        self._read_all(to_read, len(found), known)
+
+    def _needs_reading(self, item: Found, known: Known | None) -> bool:
+        if item.problem is not None:
+            return False
+        if self.force or known is None or not self._unchanged(item, known):
+            return True
+        content = self._row(known.hash) if known.hash else None
+        return content is not None and self._is_lacking(content)
+
+    def _is_lacking(self, content: Content) -> bool:
+        digest, family = content.hash, content.family
+        if content.kind not in ENCODABLE_KINDS or family == "unknown":
+            return False
+        response = not has_response(family) or (digest, response_id(family)) in self._answered
+        return not (response and (digest, sketch_id(family)) in self._sketched)
+
+    # -- shards ----------------------------------------------------------------------------------------------------
+
+    def _read_all(self, files: list[Found], total: int, known: dict[tuple[str, str], Known]) -> None:
+        ledger = Ledger(plan([item.size for item in files], self.cluster.workers()))
+        flying: dict[Any, Shard] = {}
+        done, name = total - len(files), ""
+        while ledger or flying:
+            self._tick()
+            while ledger and len(flying) < AHEAD * max(1, self.cluster.workers()):
+                shard = ledger.take()
+                flying[self.cluster.start(self._request(files, shard))] = shard
+            for handle in self.cluster.wait(list(flying), POLL_SECONDS):
+                shard = flying.pop(handle)
+                done += self._ended(handle, shard, files, ledger, known)
+                name = files[shard.files[-1]].name
+            self.progress(done, total, name if self.cluster.workers() else "waiting for a worker")
+
+    def _request(self, files: list[Found], shard: Shard) -> bytes:
+        items = [files[number] for number in shard.files]
+        roots = sorted({self.paths.there(item.root) for item in items})
+        return request([replace(item, path=self.paths.there(item.path)) for item in items], roots, self.force)
+
+    def _ended(self, handle: Any, shard: Shard, files: list[Found], ledger: Ledger, known) -> int:
+        """Merge a shard, or see to it that it is tried again; how many files are done with."""
+        try:
+            data = self.cluster.result(handle)
+        except Lost as why:
+            self.workers.lost += 1
+            number = ledger.lost(shard)
+            if number is None:
+                self.workers.again += len(shard.files)
+                return 0
+            self._give_up(files[number], why, known)
+            return 1
+        items = [files[number] for number in shard.files]
+        self._merge(items, data, known)
+        return len(items)
+
+    def _give_up(self, item: Found, why: Lost, known: dict[tuple[str, str], Known]) -> None:
+        """A row that says so; the next run tries it again."""
+        self.workers.given_up.append(item.name)
+        if len(self.workers.given_up) >= HOPELESS and not self.workers.shards:
+            raise LibraryError(
+                f"every file ends the worker that reads it ({why})",
+                path=item.path,
+                fix="look into the workers' memory and into Ray's logs, then run this again",
+            )
+        problem = f"it was not read: {ALONE} workers in a row ended while they read this file alone ({why})"
+        self._visit(replace(item, problem=problem), known.get((item.root, item.name)))
+
+    # -- merging ---------------------------------------------------------------------------------------------------
+
+    def _merge(self, items: list[Found], data: bytes, known: dict[tuple[str, str], Known]) -> None:
+        head, rows = answer(data)
+        with _opened(rows, self.store.folder) as part:
+            self.batch.begin()
+            encoded = self._copy_contents(part)
+            for item in items:
+                self._place(item, part, known.get((item.root, item.name)))
+        self.batch.commit()
+        self.report.encoded += encoded
+        self.report.bytes_read += head["bytes_read"]
+        self.workers.hosts[head["host"]] += len(items)
+        self.workers.machines.add(head["machine"])
+        self.workers.shards += 1
+
+    def _copy_contents(self, part: sqlite3.Connection) -> int:
+        """What the shard knows of contents; how many of them were encoded that the library did not have encoded."""
+        hashes = [digest for (digest,) in part.execute("SELECT hash FROM contents")]
+        encoded = sum(self._encoded_here(part, digest) for digest in hashes)
+        for table in CONTENT_TABLES:
+            columns = len(part.execute(f"SELECT * FROM {table} LIMIT 0").description)
+            values = ",".join("?" * columns)
+            self.store.db.executemany(
+                f"INSERT OR REPLACE INTO {table} VALUES ({values})", part.execute(f"SELECT * FROM {table}")
+            )
+        for digest in hashes:
+            self._contents.pop(digest, None)  # it may have been read anew
+        return encoded
+
+    def _encoded_here(self, part: sqlite3.Connection, digest: str) -> bool:
+        new = not self.store.db.execute("SELECT 1 FROM features WHERE hash = ?", (digest,)).fetchone()
+        return (new or digest not in self._held) and bool(
+            part.execute("SELECT 1 FROM features WHERE hash = ?", (digest,)).fetchone()
+        )
+
+    def _place(self, item: Found, part: sqlite3.Connection, known: Known | None) -> None:
+        """One file's row, with the paths and times that the driver sees."""
+        row = part.execute(
+            "SELECT hash, text, base_model, autov3, preview, problems FROM files WHERE root = ? AND name = ?",
+            (os.fsencode(item.root), os.fsencode(item.name)),
+        ).fetchone()
+        if row is None:
+            raise LibraryError("a worker left this file out", path=item.path, fix="run this again")
+        digest, text, base_model, autov3, preview, problems = row
+        content = self._row(digest) if digest else None
+        preview = os.path.join(os.path.dirname(item.path), os.path.basename(os.fsdecode(preview))) if preview else ""
+        notes = json.loads(problems.replace(json.dumps(self.paths.there(item.path))[1:-1], json.dumps(item.path)[1:-1]))
+        reading = Reading(EntryText.from_json(json.loads(text)), base_model, autov3, preview, [])
+        if content is not None:
+            self.report.shared += digest in self._held
+            self._held.add(digest)
+        self._write_file(item, known, content, reading, notes)
+        self._count(item, known, content)
+
+
+@contextmanager
+def _opened(rows: bytes, folder: Path) -> Iterator[sqlite3.Connection]:
+    """The SQLite file ``rows``, read-only. Raises :class:`LibraryError` when it is not a library of this version."""
+    handle, path = tempfile.mkstemp(dir=folder, prefix="shard-", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(rows)
+        with closing(sqlite3.connect(f"{Path(path).as_uri()}?mode=ro&immutable=1", uri=True)) as part:
+            try:
+                version = part.execute("PRAGMA user_version").fetchone()[0]
+            except sqlite3.DatabaseError as error:
+                raise LibraryError(f"a worker sent what is no library ({error})", fix="run this again") from error
+            if version != SCHEMA_VERSION:
+                raise LibraryError(f"a worker sent a library of format {version}, not {SCHEMA_VERSION}")
+            yield part
+    finally:
+        remove(path)
+
+
+def cluster_lines(report: ClusterReport) -> list[str]:
+    """What there is to say of the workers, for people."""
+    lines = []
+    if report.hosts:
+        hosts = ", ".join(f"{host} {count}" for host, count in sorted(report.hosts.items()))
+        lines.append(f"Files read by workers: {hosts}.")
+    if report.lost:
+        lines.append(f"Workers lost: {report.lost}; files handed out again for it: {report.again}.")
+    if len(report.machines) > 1:
+        kinds = "; ".join(sorted(report.machines))
+        lines.append(f"The workers differ ({kinds}), so the last digits of what they computed may.")
+    lines += [f"Not read, as its worker ended each time: {shown(name)}" for name in report.given_up]
+    return lines
