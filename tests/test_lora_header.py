@@ -44,6 +44,10 @@ LIES: dict[str, tuple[bytes, str]] = {
     "length of 2**63": (raw({"a": tensor()}, EIGHT, length=2**63), "truncated or it lies"),
     "length too short": (raw({"a": tensor()}, EIGHT, length=20), "not valid JSON"),
     "not utf-8": (raw(b'{"\xff":1}'), "UTF-8"),
+    "half a character": (raw(b'{"\\ud800":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', EIGHT), "UTF-8"),
+    "half a character in the metadata": (raw(b'{"__metadata__":{"a":"\\udfff"}}'), "UTF-8"),
+    "millions of values": (raw(b'{"a":[' + b"[]," * 900_000 + b"[]]}"), "more values than 100,000 tensors have"),
+    "millions of tables": (raw(b"{" + b'"a":{},' * 900_000 + b'"b":{}}'), "more values than 100,000 tensors have"),
     "not json": (raw(b"{nonsense}"), "JSON"),
     "nested too deep": (raw(b'{"a":' + b"[" * 200_000 + b"]" * 200_000 + b"}"), "JSON"),
     "nan in header": (raw(b'{"a":NaN}'), "JSON"),
@@ -159,6 +163,13 @@ def test_odd_file_names_work_and_can_be_printed(tmp_path: Path, name: bytes) -> 
     with pytest.raises(FileFormatError) as caught:
         read_header(os.fsdecode(path))
     str(caught.value).encode("utf-8")  # no lone surrogates in the message
+
+
+def test_a_text_of_many_signs_is_no_sign_of_many_values(tmp_path):
+    """Metadata may hold whole tables as text, a million commas long, with quotes and backslashes in it."""
+    path, said = tmp_path / "talker.safetensors", '{"a\\\\": [1, 2], ' * 600_000
+    path.write_bytes(raw({"__metadata__": {"ss_tag_frequency": said}, "a": tensor()}, EIGHT))
+    assert read_header(path).metadata == {"ss_tag_frequency": said}
 
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int8, torch.uint8, torch.int16]

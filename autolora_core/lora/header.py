@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,6 +26,10 @@ MAX_HEADER_BYTES = 64 * 1024 * 1024
 _SNIFF_BYTES = 512
 _MAX_RANK = 16  # dimensions of a tensor; real files stay below 6
 MAX_TENSORS = 100_000  # real LoRAs have up to about 5,000, whole checkpoints about 20,000
+# Commas and brackets of a header outside its texts, or quotation marks: a tensor has some ten of either. Values take memory by their
+# number, a thirty-fold of the text where they are small.
+_MAX_SIGNS = 16 * MAX_TENSORS
+_TEXTS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _MAX_SHOWN = 200  # characters of a key in a message
 
 # dtype name -> (bits a value, torch dtype or None where torch cannot hold it)
@@ -150,7 +155,15 @@ def _header_text(file: BinaryIO, size: int, path: str | os.PathLike) -> bytes:
     if length > MAX_HEADER_BYTES:
         raise _bad(path, f"the header claims {length:,} bytes; more than {MAX_HEADER_BYTES:,} is not believable")
     file.seek(8)
-    return file.read(length)
+    text = file.read(length)
+    texts = text.count(b'"') - text.count(b'\\"')
+    if texts > _MAX_SIGNS or (_signs(text) > _MAX_SIGNS and _signs(_TEXTS.sub(b"", text)) > _MAX_SIGNS):
+        raise _bad(path, f"the header of {length:,} bytes holds more values than {MAX_TENSORS:,} tensors have")
+    return text
+
+
+def _signs(text: bytes) -> int:
+    return sum(text.count(sign) for sign in (b",", b"[", b"{"))
 
 
 def _not_safetensors(head: bytes, length: int, size: int, path: str | os.PathLike) -> FileFormatError:
@@ -184,9 +197,11 @@ def _no_constants(name: str) -> object:
 def _parse_json(text: bytes, path: str | os.PathLike) -> dict[str, object]:
     try:
         parsed = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+        if b"\\u" in text:  # half a character, as "\\ud800": text that no other reader takes, and none can print
+            json.dumps(parsed, ensure_ascii=False).encode("utf-8")
     except _DuplicateKeyError as error:
         raise _bad(path, "the header names a key twice", key=str(error)) from error
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
         raise _bad(path, "the header is not UTF-8 text") from error
     except (ValueError, RecursionError) as error:
         raise _bad(path, f"the header is not valid JSON ({error})") from error
