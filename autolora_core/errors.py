@@ -13,7 +13,8 @@
     ├── SelectionError                 a selection or stack is malformed or names a missing file
     ├── TowerError                     a text tower is missing or damaged
     ├── GateError                      a gate file is damaged or does not fit the model
-    └── FileInUseError                 Windows: somebody has the file open (a PermissionError, too)
+    ├── FileInUseError                 Windows: somebody has the file open (a PermissionError, too)
+    └── NotWrittenError                a full or read-only disk: nothing was changed (an OSError, too)
 """
 
 from __future__ import annotations
@@ -95,3 +96,7 @@ class GateError(AutoLoRAError):
 
 class FileInUseError(AutoLoRAError, PermissionError):
     """Windows: a file cannot be replaced while somebody has it open."""
+
+
+class NotWrittenError(AutoLoRAError, OSError):
+    """A file could not be written; what was there before is still there, whole. ``errno`` says why, when known."""

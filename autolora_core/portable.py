@@ -6,10 +6,13 @@ Nothing here asks which system it is more than once, so that a test can say that
 from __future__ import annotations
 
 import contextlib
+import errno
+import json
 import logging
 import ntpath
 import os
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -18,15 +21,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load
 
-from .errors import FileInUseError
+from .errors import FileInUseError, NotWrittenError
 
 log = logging.getLogger(__name__)
 WINDOWS = os.name == "nt"
 # Virus scanners and indexers hold a new file for a moment; a file that is mapped or open stays held.
 WAITS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 MAX_PATH = 259  # characters, for programs and systems that have not been told otherwise
+# What a process that was killed leaves behind carries this name, and is cleared away after a day.
+TEMPORARY, STALE = ".autolora-", 86400.0
+# A full disk, quota or largest file: what safetensors says of them too.
+FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG})
+_SAID_BY_SAFETENSORS = re.compile(r"(?:code: |os error )(\d+)")
 LONGEST_STEM = 120  # bytes; file systems take 255 for a whole name
 _FORBIDDEN = frozenset('<>:"|?*/\\')
 # Windows opens devices under these names, with any ending: "nul.old" is NUL.
@@ -70,25 +79,81 @@ def remove(path: str | os.PathLike) -> bool:
     return False
 
 
-def write_whole(path: str | os.PathLike, write: Callable[[str], None]) -> None:
+def write_whole(path: str | os.PathLike, write: Callable[[str], None], fresh: bool = False) -> None:
     """``write(temporary)`` a file beside ``path``, then put it there: a reader, or a crash, sees the old or the new.
 
-    The temporary name is short, whatever the file's own is: names and paths have limits.
+    The temporary name is short, whatever the file's own is: names and paths have limits. ``fresh``: nothing may be
+    there, not even since a moment ago: FileExistsError. Raises :class:`NotWrittenError`, an OSError, which names the
+    file and says what to do; nothing has changed then.
     """
-    folder = Path(path).parent
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")
-    os.close(handle)
+    folder, temporary = Path(path).parent, ""
     try:
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=TEMPORARY, suffix=".tmp")
+        os.close(handle)
         write(temporary)
         with open(temporary, "rb+") as written:
             os.fsync(written.fileno())
         with contextlib.suppress(OSError):  # shares and FAT know no permissions
             os.chmod(temporary, 0o644)
-        replace(temporary, path)
-    except BaseException:
-        remove(temporary)
+        if fresh:
+            _put_fresh(temporary, path)
+        else:
+            replace(temporary, path)
+    except BaseException as error:
+        if temporary:
+            remove(temporary)
+        if isinstance(error, (FileInUseError, NotWrittenError, FileExistsError)):
+            raise
+        if isinstance(error, (OSError, SafetensorError)):
+            raise not_written(path, error) from error
         raise
     sync_folder(folder)
+
+
+def _put_fresh(temporary: str, path: str | os.PathLike) -> None:
+    """Give a file its name unless somebody has it: FileExistsError."""
+    if not WINDOWS:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            raise
+        except OSError:
+            pass  # FAT and some shares know no links: what follows leaves a moment between looking and taking
+        else:
+            remove(temporary)
+            return
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(path))
+    (os.rename if WINDOWS else os.replace)(temporary, path)
+
+
+def not_written(path: str | os.PathLike, error: Exception) -> NotWrittenError:
+    """``error`` (an OSError, or safetensors' own) of writing ``path``, with what to do about it."""
+    said = _SAID_BY_SAFETENSORS.search(str(error))
+    number = getattr(error, "errno", None) or (int(said[1]) if said else None)
+    why = os.strerror(number) if number else str(error)
+    if number in FULL:
+        with contextlib.suppress(OSError):
+            why += f", {shutil.disk_usage(Path(path).parent).free / 1e6:.0f} MB are free"
+        fix = "make room on this drive, then run it again; nothing that was there before is lost"
+    elif number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        fix = "make its folder writable, or choose a folder that is"
+    else:
+        fix = "check that the drive is connected and has room, then run it again"
+    made = NotWrittenError(f"the file cannot be written: {why}", path=path, fix=fix)
+    made.errno = number
+    return made
+
+
+def sweep(folder: str | os.PathLike) -> None:
+    """Delete what processes that were killed left half written by :func:`write_whole`; young files may be at work."""
+    now = time.time()
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(TEMPORARY) and entry.name.endswith(".tmp"):
+                with contextlib.suppress(OSError):
+                    if now - entry.stat().st_mtime > STALE:
+                        remove(entry.path)
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
@@ -100,10 +165,20 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     write_whole(path, write)
 
 
+def load_whole(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file, read into memory: of one and the same file, and of nobody's later.
+
+    Reading it through a map, as ``load_file`` and ``safe_open`` do, ends the whole program (SIGBUS) when somebody cuts
+    the file off meanwhile, and on Windows lets nobody replace it. Raises OSError and SafetensorError.
+    """
+    data = Path(openable(path)).read_bytes()
+    tensors = load(data)
+    return tensors, json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
+
+
 def load_copies(path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, as copies: those of ``load_file`` keep the file mapped as long as one of them
-    lives, and Windows lets nobody replace or delete a mapped file. Raises what ``load_file`` raises."""
-    return {name: value.clone() for name, value in load_file(os.fspath(path)).items()}
+    """The tensors of :func:`load_whole`."""
+    return load_whole(path)[0]
 
 
 def sync_folder(folder: Path) -> None:

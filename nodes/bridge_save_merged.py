@@ -14,16 +14,15 @@ import comfy.utils
 import folder_paths
 import torch
 from comfy.weight_adapter import WeightAdapterBase
-from safetensors import SafetensorError
 
 from ..autolora_core.encode.towers import file_sha256
-from ..autolora_core.errors import FamilyError, LoraError, SelectionError, UnsupportedAdapterError
+from ..autolora_core.errors import FamilyError, SelectionError, UnsupportedAdapterError
 from ..autolora_core.fusion.branches import Branch
-from ..autolora_core.fusion.files import replace_file
 from ..autolora_core.fusion.merged import naming
 from ..autolora_core.fusion.merged.pack import DTYPES, pack
 from ..autolora_core.fusion.merged.report import Origin, Tally, merged_metadata, merged_report
 from ..autolora_core.fusion.merged.still import check_mode, check_plan, still_branches
+from ..autolora_core.fusion.merged.writing import write_merged
 from ..autolora_core.fusion.methods.dense import DenseMerge
 from ..autolora_core.fusion.methods.planner import Blend
 from ..autolora_core.fusion.requests import Request
@@ -119,8 +118,8 @@ def save_merged(model: Any, clip: Any, requests: Iterable[Request], wishes: Wish
     sides = [_model_side(model, ready, made), *_text_side(clip, ready)]
     origin = _origin(chosen, made, wishes)
     tensors, tally = _packed(sides, DTYPES[target.dtype])
-    path = path if target.overwrite else naming.free_path(path)
-    _write(path, tensors, _metadata(path, ready, origin))
+    bridge_paths.throw_if_interrupted()
+    path = write_merged(path, tensors, lambda taken: _metadata(taken, ready, origin), target.overwrite)
     name = os.path.relpath(path, folder)
     size = path.stat().st_size / 1e6
     return name, merged_report(name, size, target.dtype, origin, ready.outcomes, ready.absent, tally)
@@ -282,14 +281,3 @@ def _metadata(path: Path, ready: Prepared, origin: Origin) -> dict[str, str]:
 def _triggers(lora: LoadedLora) -> tuple[str, ...]:
     """The pick's trigger words, else those that the file's header tells."""
     return lora.request.triggers or tuple(header_words(lora.file.metadata)[0].triggers)
-
-
-def _write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    bridge_paths.throw_if_interrupted()
-    try:
-        replace_file(path, tensors, metadata)
-    except (OSError, SafetensorError) as error:
-        raise LoraError(
-            f"the merged LoRA cannot be written: {error}", path=path,
-            fix="choose another name, or make room on the disk",
-        ) from error  # fmt: skip

@@ -13,7 +13,6 @@ import comfy.lora
 import comfy.sample
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..autolora_core.encode.towers import file_sha256
@@ -28,6 +27,7 @@ from ..autolora_core.fusion.training.examples import Example, named_in
 from ..autolora_core.fusion.training.outcome import Options, Outcome, gate_path, save_gate
 from ..autolora_core.fusion.training.parameters import GateParameters
 from ..autolora_core.fusion.training.trainer import Training
+from ..autolora_core.portable import load_copies
 from . import bridge_loras, bridge_paths
 from .bridge_loras import LoadedLora
 from .bridge_methods import attach_blend
@@ -184,7 +184,7 @@ class Job:
         """What the model makes of a LoRA's own words with it alone; kept on disk."""
         path = self.folder / f"picture-{number}.safetensors"
         if path.exists():
-            return load_file(str(path))["latent"]
+            return load_copies(path)["latent"]
         model = self.model.clone()
         attach_blend(model, Blend(build_plan(half.branches, channels)))
         latent = self._sample(model, text)

@@ -92,7 +92,8 @@ def test_an_interrupt_leaves_nothing(world, monkeypatch):
         save(world, *stack, name="mix")
     assert sorted(world.loras.rglob("*")) == before
     monkeypatch.setattr(paths, "throw_if_interrupted", lambda: None)
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("no space")))
+    for name in ("os.link", "os.replace"):  # a disk that knows links, and one that does not
+        monkeypatch.setattr(name, lambda *_: (_ for _ in ()).throw(OSError("no space")))
     with pytest.raises(pack_module("autolora_core.errors").LoraError, match="cannot be written: no space"):
         save(world, *stack, name="mix")
     assert sorted(world.loras.rglob("*")) == before

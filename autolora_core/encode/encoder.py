@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
+import torch
 
 from ..errors import FileFormatError
-from ..portable import write_bytes
+from ..portable import load_whole, write_bytes
 from .features import Features, FeatureSchema
 from .generic import GENERIC_PROMPTS
 from .ridge import KernelRidge
@@ -194,14 +195,17 @@ class RidgeEncoder(OnSchema):
     @classmethod
     def load(cls, path: str | os.PathLike) -> RidgeEncoder:
         """Read an encoder file; :class:`FileFormatError` when it is not one or its contents do not match its id."""
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
 
         try:
-            with safe_open(os.fspath(path), "numpy") as stream:
-                metadata = stream.metadata() or {}
-                tensors = {name: stream.get_tensor(name) for name in stream.keys()}
+            tensors, metadata = load_whole(path)
         except (OSError, SafetensorError) as error:
             raise FileFormatError(f"the encoder cannot be read: {error}", path=path) from error
+        return cls.of_file(path, arrays(tensors), metadata)
+
+    @classmethod
+    def of_file(cls, path: str | os.PathLike, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> RidgeEncoder:
+        """:meth:`load` of a file that has been read."""
         if metadata.get("format") != FORMAT or metadata.get("kind") != "ridge":
             raise FileFormatError(f"not a ridge encoder of format {FORMAT}", path=path, fix=FIX)
         return checked_encoder(path, metadata, lambda: cls._restore(metadata, tensors))
@@ -221,6 +225,12 @@ class RidgeEncoder(OnSchema):
         kept = (self.ridge.X * self.schema.width**0.5).astype(np.float16)
         named = {"mean": self.schema.mean, "scale": self.schema.scale, "centre": self.centre}
         return {**self.ridge.to_tensors(), "X": kept, **named}
+
+
+def arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """The same numbers as arrays; types that no encoder of ours holds, and NumPy may not know, are left out."""
+    known = (torch.float16, torch.float32, torch.float64, torch.int64, torch.int32)
+    return {name: value.numpy() for name, value in tensors.items() if value.dtype in known}
 
 
 def write_encoder(path: str | os.PathLike, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> Path:

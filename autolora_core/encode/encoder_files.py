@@ -6,21 +6,23 @@ import os
 from pathlib import Path
 
 from ..errors import FileFormatError
-from .encoder import FORMAT, RidgeEncoder, WeightEncoder
+from ..lora.header import read_header
+from ..portable import load_whole
+from .encoder import FIX, FORMAT, RidgeEncoder, WeightEncoder, arrays
 from .set_encoder import SetEncoder
 
 
 def load_encoder_file(path: str | os.PathLike) -> WeightEncoder:
     """The encoder in ``path``; its ``kind`` decides. :class:`FileFormatError` when it is none, or damaged."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     path = Path(path)
+    if read_header(path).metadata.get("format") != FORMAT:  # text encoders of many gigabytes lie under such names
+        raise FileFormatError(f"not an encoder of format {FORMAT}", path=path, fix=FIX)
     try:
-        with safe_open(os.fspath(path), "numpy") as stream:
-            metadata = stream.metadata() or {}
-            tensors = {} if metadata.get("kind") != "set" else {name: stream.get_tensor(name) for name in stream.keys()}
+        read, metadata = load_whole(path)
     except (OSError, SafetensorError) as error:
         raise FileFormatError(f"the encoder cannot be read: {error}", path=path) from error
     if metadata.get("kind") == "set" and metadata.get("format") == FORMAT:
-        return SetEncoder.restore(path, metadata, tensors)
-    return RidgeEncoder.load(path)
+        return SetEncoder.restore(path, metadata, arrays(read))
+    return RidgeEncoder.of_file(path, arrays(read), metadata)

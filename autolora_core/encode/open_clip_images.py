@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..errors import TowerError
+from ..errors import FileFormatError, TowerError
+from ..lora.header import read_header, read_tensors
 from .open_clip_tower import OpenClipTower
 from .towers import file_sha256
 
@@ -154,16 +155,14 @@ def image_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _read(path: Path) -> tuple[list[str], dict[str, Tensor]]:
     """Names of all tensors of a file, and those of its image half as float32."""
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(str(path), "pt") as handle:
-            keys = list(handle.keys())
-            mine = [key for key in keys if key.startswith("visual") or "vision_model." in key]
-            tensors = {key: handle.get_tensor(key) for key in mine}
+        header = read_header(path)
+        keys = list(header.tensors)
+        mine = [key for key in keys if key.startswith("visual") or "vision_model." in key]
+        tensors = read_tensors(header, mine)
         return keys, {key: value.float() for key, value in tensors.items() if value.is_floating_point()}
-    except (OSError, SafetensorError) as error:
-        raise TowerError(f"the CLIP file cannot be read: {error}", path=path, fix=FIX) from error
+    except FileFormatError as error:
+        raise TowerError(f"the CLIP file cannot be read: {error.message}", path=path, fix=FIX) from error
 
 
 def _build(weights: dict[str, Tensor], quick_gelu: bool | None, path: Path) -> tuple[torch.nn.Module, bool]:

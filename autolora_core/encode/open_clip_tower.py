@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import TowerError
+from ..errors import FileFormatError, TowerError
+from ..lora.header import read_header, read_tensors
 from .towers import file_sha256
 
 HEAD_WIDTH = 64
@@ -82,14 +83,13 @@ class OpenClipTower:
         return torch.nn.functional.normalize(stacked.float(), dim=1).numpy()
 
     def _read(self) -> dict[str, Tensor]:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         try:
-            return {key: value.float() for key, value in load_file(self.path).items() if "visual." not in key}
-        except (OSError, SafetensorError) as error:
+            header = read_header(self.path)
+            mine = [key for key in header.tensors if "visual." not in key]
+            return {key: read_tensors(header, [key])[key].float() for key in mine}
+        except FileFormatError as error:
             raise TowerError(
-                f"the CLIP file cannot be read: {error}", path=self.path, fix="choose a .safetensors file"
+                f"the CLIP file cannot be read: {error.message}", path=self.path, fix="choose a .safetensors file"
             ) from error
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import TowerError
+from ..portable import load_copies
 from .bert import BertSize, bert_forward
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -217,9 +218,7 @@ def _holds_minilm(folder: Path) -> bool:
 
 
 def _read_float32(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    return {name: value.float() for name, value in load_file(path).items() if value.is_floating_point()}
+    return {name: value.float() for name, value in load_copies(path).items() if value.is_floating_point()}
 
 
 def _read_tokenizer(path: Path):

@@ -17,12 +17,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import GateError
-from ..portable import load_copies, write_whole
+from ..portable import load_whole, not_written, sweep, write_whole
 from .flux_gate import PUBLIC_PREFIX, hidden_size, public_module
 from .gate import EPS, VECTORS, GateVectors
 from .gate_sign import FIX, FORMAT, FORMATS, NO_FAMILY, what_is_wrong
@@ -105,17 +105,22 @@ def _extra(vectors: GateVectors) -> dict[str, Tensor]:
     return roles | ({"power": torch.tensor([vectors.power])} if vectors.power else {})
 
 
-def replace_file(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file, completely or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda temporary: save_file(tensors, temporary, metadata))
+def replace_file(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], fresh: bool = False) -> None:
+    """Write a safetensors file, completely or not at all; ``fresh``: FileExistsError where there is one.
+
+    Raises ``NotWrittenError``, which names it and says what to do.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise not_written(path, error) from error
+    sweep(path.parent)
+    write_whole(path, lambda temporary: save_file(tensors, temporary, metadata), fresh)
 
 
 def _read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        with safe_open(os.fspath(path), "pt") as handle:
-            metadata = handle.metadata() or {}
-        return load_copies(path), metadata  # a gate in use may be trained anew under its name
+        return load_whole(path)  # a gate in use may be trained anew under its name
     except (SafetensorError, OSError) as error:
         what, fix = what_is_wrong(path, error)
         raise GateError(f"the gate file cannot be read: {what}", path=path, fix=fix) from error

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..encode.features import ModuleFeatures, size_for
+from ..portable import load_whole
 from .sketches import read_sketches, sketch_id
 from .store import write_atomically
 
@@ -128,18 +129,18 @@ def _rows_of(files: Mapping[str, ModuleFeatures], family: str) -> dict[str, np.n
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     """The cached rows; empty when there is no cache, or it is damaged or of another version."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     if not path.is_file():
         return {}
     try:
-        with safe_open(str(path), "np") as handle:
-            said, rows = handle.metadata() or {}, handle.get_tensor("rows")
+        tensors, said = load_whole(path)
+        rows = tensors["rows"].numpy()
         hashes = json.loads(said.get("hashes", "[]"))
         whole = said.get("version") == VERSION and said.get("sha256") == _checksum(rows)
         if whole and rows.shape == (len(hashes), WIDTH):
             return dict(zip(hashes, rows, strict=True))
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         log.warning("%s cannot be used (%s); making it again", path, error)
         return {}
     log.warning("%s is damaged or of another version; making it again", path)

@@ -16,10 +16,10 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
-from ...portable import load_copies
+from ...portable import load_whole
 from ..files import replace_file
 from .examples import VALIDATION, Draw, Example, draw
 from .parameters import GateParameters
@@ -103,9 +103,11 @@ class Training:
         path = self.folder / "state.safetensors" if self.folder else None
         if path is None or not path.exists():
             return False
-        with safe_open(str(path), "pt") as handle:
-            about = handle.metadata() or {}
-        tensors = load_copies(path)
+        try:
+            tensors, about = load_whole(path)
+        except (OSError, SafetensorError) as error:
+            log.warning("%s cannot be used (%s); training from the beginning", path, error)
+            return False
         self.gate.load_state_dict({n[5:]: v for n, v in tensors.items() if n.startswith("gate.")})
         whole = self.optimiser.state_dict()
         for name, value in tensors.items():
