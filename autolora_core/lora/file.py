@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 
@@ -40,6 +40,7 @@ class LoraFile:
         self._stock_scale = stock_scale
         self._all_zero = False
         self._not_finite: list[str] = []
+        self._alphas: Mapping[str, Tensor] = {}
 
     @classmethod
     def open(cls, path: str | os.PathLike, stock_scale: bool = False) -> LoraFile:
@@ -96,7 +97,9 @@ class LoraFile:
     def modules(self) -> dict[str, ModuleEntry]:
         """Base module name -> entry, in the order of the file, with alphas read and scales decided."""
         keys = [entry.keys["alpha"] for entry in self._entries.values() if "alpha" in entry.keys]
-        alphas = {key: _scalar(tensor) for key, tensor in read_tensors(self.header, keys).items()}
+        unread = [key for key in keys if key not in self._alphas]
+        read = read_tensors(self.header, unread) if unread else {}
+        alphas = {key: _scalar(tensor) for key, tensor in {**self._alphas, **read}.items()}
         configs = configs_of(self.path, self.metadata, "peft" in self.forms or "diffusers" in self.forms)
         noted: set[str] = set()
         result = {}
@@ -115,6 +118,11 @@ class LoraFile:
             result[name] = replace(entry, alpha=alpha, scale=scale, stock_scale=stock)
         return result
 
+    @property
+    def entries(self) -> dict[str, ModuleEntry]:
+        """:attr:`modules` as the header alone tells them: alphas and scales are not read."""
+        return self._entries
+
     def tensors(self, module: str) -> dict[str, Tensor]:
         """Role -> tensor of one module, as stored. Raises KeyError for a module the file does not have."""
         keys = self._entries[module].keys
@@ -124,9 +132,13 @@ class LoraFile:
     def update(self, module: str) -> Update:
         """The update of one module, scale folded in. Raises KeyError, or LoraError when its values are unusable."""
         entry = self.modules[module]
-        scale = entry.stock_scale if self._stock_scale else entry.scale
+        return self.build(module, self.tensors(module), entry.stock_scale if self._stock_scale else entry.scale)
+
+    def build(self, module: str, tensors: Mapping[str, Tensor], scale: float) -> Update:
+        """The update that ``tensors`` (role → tensor) of one module and a scale make."""
+        entry = self._entries[module]
         try:
-            made = adapters.build(entry.name, entry.kind, self.tensors(module), scale, entry.shape, entry.dora)
+            made = adapters.build(entry.name, entry.kind, tensors, scale, entry.shape, entry.dora)
             return adapters.swap_halves(made) if entry.swap_halves else made
         except RuntimeError as error:
             raise LoraError(f"its tensors do not fit together ({error})", path=shown(self.path), key=module) from error
@@ -138,18 +150,22 @@ class LoraFile:
 
     def check_values(self) -> list[str]:
         """Reads every value. Returns (and adds to ``problems``) tensors with NaN or Inf; learns whether all is zero."""
-        zero_everywhere = bool(self._entries)
-        self._not_finite = []
+        seen = {}
         for entry in self._entries.values():
             read = read_tensors(self.header, entry.keys.values())
-            for role, key in entry.keys.items():
-                bad = int((~torch.isfinite(_comparable(read[key]))).sum())
-                if bad:
-                    self._not_finite.append(f"{key}: {bad} of {read[key].numel()} values of {role} are NaN or infinite")
-            zero_everywhere &= _is_zero(entry, {role: read[key] for role, key in entry.keys.items()})
-        self._all_zero = zero_everywhere
+            seen[entry.name] = values_of(entry, {role: read[key] for role, key in entry.keys.items()})
+        return self.take_values(seen)
+
+    def take_values(self, seen: Mapping[str, tuple[list[str], bool]]) -> list[str]:
+        """:meth:`check_values` by somebody who has read the tensors: :func:`values_of` every module, by name."""
+        self._not_finite = [line for name in self._entries for line in seen[name][0]]
+        self._all_zero = bool(self._entries) and all(seen[name][1] for name in self._entries)
         self.problems += [line for line in self._not_finite if line not in self.problems]
         return list(self._not_finite)
+
+    def take_alphas(self, tensors: Mapping[str, Tensor]) -> None:
+        """Alphas (key → tensor) that were read already; :attr:`modules` reads the others."""
+        self._alphas = tensors
 
     def require_usable(self) -> None:
         """Raises NoUpdatesError, UnsupportedAdapterError or LoraError when the file cannot be applied as a LoRA."""
@@ -187,7 +203,17 @@ def _comparable(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype.is_floating_point and tensor.dtype.itemsize < 4 else tensor
 
 
-def _is_zero(entry: ModuleEntry, tensors: dict[str, Tensor]) -> bool:
+def values_of(entry: ModuleEntry, tensors: Mapping[str, Tensor]) -> tuple[list[str], bool]:
+    """A sentence for every tensor (role → tensor) with NaN or Inf, and whether the module changes nothing."""
+    lines = []
+    for role, tensor in tensors.items():
+        bad = int((~torch.isfinite(_comparable(tensor))).sum())
+        if bad:
+            lines.append(f"{entry.keys[role]}: {bad} of {tensor.numel()} values of {role} are NaN or infinite")
+    return lines, _is_zero(entry, tensors)
+
+
+def _is_zero(entry: ModuleEntry, tensors: Mapping[str, Tensor]) -> bool:
     """Whether a module changes nothing: one factor of its product is all zero, and nothing else is stored."""
 
     def zero(role: str) -> bool:

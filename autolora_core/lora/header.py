@@ -89,8 +89,12 @@ def read_header(path: str | os.PathLike) -> Header:
     Raises FileFormatError, which names the file, the fault and what to do.
     """
     with _open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        text = _header_text(file, size, path)
+        return header_of(file, os.fstat(file.fileno()).st_size, path)
+
+
+def header_of(file: BinaryIO, size: int, path: str | os.PathLike) -> Header:
+    """:func:`read_header` of an open file of ``size`` bytes, or of its beginning."""
+    text = _header_text(file, size, path)
     entries = _parse_json(text, path)
     if len(entries) > MAX_TENSORS:
         raise _bad(path, f"the header names {len(entries):,} tensors; more than {MAX_TENSORS:,} is not believable")
@@ -114,10 +118,7 @@ def read_tensors(header: Header, keys: Iterable[str]) -> dict[str, torch.Tensor]
 
 def _read_one(file: BinaryIO, header: Header, key: str) -> torch.Tensor:
     info = header.tensors[key]
-    dtype = DTYPES[info.dtype][1]
-    if dtype is None:
-        fix = "convert the file to F16 or BF16."
-        raise _bad(header.path, f"this PyTorch cannot hold values of type {info.dtype}", key, fix)
+    dtype = torch_dtype(header, key)
     if info.start == info.stop:
         return torch.zeros(info.shape, dtype=dtype)
     file.seek(info.start)
@@ -125,6 +126,15 @@ def _read_one(file: BinaryIO, header: Header, key: str) -> torch.Tensor:
     if file.readinto(buffer) != len(buffer):
         raise _bad(header.path, f"the data of {key!r} is cut short", fix="download it again.")
     return torch.frombuffer(buffer, dtype=dtype).reshape(info.shape)
+
+
+def torch_dtype(header: Header, key: str) -> torch.dtype:
+    """What torch calls the type of a tensor. Raises FileFormatError where it has none."""
+    dtype = DTYPES[header.tensors[key].dtype][1]
+    if dtype is None:
+        fix = "convert the file to F16 or BF16."
+        raise _bad(header.path, f"this PyTorch cannot hold values of type {header.tensors[key].dtype}", key, fix)
+    return dtype
 
 
 def _bad(path: str | os.PathLike, message: str, key: str | None = None, fix: str | None = None) -> FileFormatError:
