@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sqlite3
@@ -27,6 +28,12 @@ _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS answers (source TEXT NOT NULL, files TEXT NOT NULL, text TEXT NOT NULL,"
     " answers BLOB NOT NULL, PRIMARY KEY (source, files, text))",
 )
+
+
+def _latest(db: sqlite3.Connection, table: str) -> float:
+    """Seconds, later than any ``used`` in ``table``: with a clock that was set back what is new would go first."""
+    (last,) = db.execute(f"SELECT max(used) FROM {table}").fetchone()
+    return max(time.time(), (last or 0.0) + 1e-3)
 
 
 class AnswerStore:
@@ -71,7 +78,9 @@ class AnswerStore:
 
         def statements(db: sqlite3.Connection) -> None:
             db.executemany("INSERT OR REPLACE INTO answers VALUES (?,?,?,?)", rows)
-            db.execute("INSERT OR REPLACE INTO tables VALUES (?,?,?)", (files, json.dumps(list(hashes)), time.time()))
+            db.execute(
+                "INSERT OR REPLACE INTO tables VALUES (?,?,?)", (files, json.dumps(list(hashes)), _latest(db, "tables"))
+            )
             old = "SELECT id FROM tables ORDER BY used DESC LIMIT -1 OFFSET ?"
             for table, column in (("answers", "files"), ("tables", "id")):
                 db.execute(f"DELETE FROM {table} WHERE {column} IN ({old})", (MAX_TABLES,))
@@ -103,12 +112,12 @@ class AnswerStore:
 
     def _write(self, source: str, statements: Callable[[sqlite3.Connection], None]) -> None:
         db = self._file.db
-        if db is None:
+        if db is None or not self._file.writable:
             return
         try:
             db.execute("BEGIN IMMEDIATE")
             statements(db)
-            db.execute("INSERT OR REPLACE INTO sources VALUES (?,?)", (source, time.time()))
+            db.execute("INSERT OR REPLACE INTO sources VALUES (?,?)", (source, _latest(db, "sources")))
             old = "SELECT id FROM sources ORDER BY used DESC LIMIT -1 OFFSET ?"
             for table, column in (("answers", "source"), ("means", "source"), ("sources", "id")):
                 db.execute(f"DELETE FROM {table} WHERE {column} IN ({old})", (MAX_SOURCES,))
@@ -116,7 +125,8 @@ class AnswerStore:
         except sqlite3.Error as error:
             log.warning("%s: %s; these answers are not kept", self.path, error)
             if db.in_transaction:
-                db.execute("ROLLBACK")
+                with contextlib.suppress(sqlite3.Error):
+                    db.execute("ROLLBACK")
 
     def close(self) -> None:
         """Close the file; nothing is read or kept any more."""

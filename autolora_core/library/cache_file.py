@@ -7,11 +7,13 @@ import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
 
+from .trouble import is_damage, open_to_read
+
 log = logging.getLogger(__name__)
 
 
 class CacheFile:
-    """``db`` is open, or None when there is no way to write here; then ``instead`` was logged.
+    """``db`` is open, to be read only unless ``writable``, or None; where it cannot be written ``instead`` was logged.
 
     ``schema``: the statements that make its tables. Readers and writers of several processes may share the file.
     """
@@ -19,11 +21,17 @@ class CacheFile:
     def __init__(self, path: Path, schema: Iterable[str], instead: str):
         self.path, self._schema = path, tuple(schema)
         self.db: sqlite3.Connection | None = None
+        self.writable = True
         try:
             self.db = self._open()
         except sqlite3.DatabaseError as error:
-            log.warning("%s cannot be used (%s); starting a new one", path, error)
-            self._start_anew(instead)
+            # Only what is damaged is thrown away: a full disk passes, and another process may be at work in there.
+            if is_damage(error):
+                log.warning("%s cannot be used (%s); starting a new one", path, error)
+                self._start_anew(instead)
+            else:
+                self.db, self.writable = open_to_read(path), False
+                log.warning("%s cannot be written (%s); %s", path, error, instead)
 
     def _open(self) -> sqlite3.Connection:
         db = sqlite3.connect(self.path, timeout=5.0, isolation_level=None, check_same_thread=False)
@@ -41,6 +49,7 @@ class CacheFile:
                 Path(f"{self.path}{suffix}").unlink(missing_ok=True)
             self.db = self._open()
         except (OSError, sqlite3.Error) as error:
+            self.writable = False
             log.warning("%s cannot be written (%s); %s", self.path, error, instead)
 
     def close(self) -> None:

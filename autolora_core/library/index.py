@@ -25,7 +25,7 @@ from ..encode.features import ModuleFeatures
 from ..encode.text_cache import CachedTower
 from ..encode.threads import one_thread
 from ..encode.towers import TextTower
-from ..errors import AutoLoRAError, LibraryError
+from ..errors import AutoLoRAError, LibraryError, LibraryVersionError
 from ..lora.file import LoraFile
 from . import duplicates, encoders, fit, pairs
 from .answer_store import AnswerStore
@@ -35,7 +35,7 @@ from .duplicates import Pair
 from .entries import Entry, ScanReport
 from .fit_report import FitReport
 from .grid import Grid, held_grid
-from .locks import writer_lock
+from .locks import writing
 from .responses import answered, compute_response, has_response, held_responses, response_id
 from .scan import Progress, Scanner
 from .sketches import ENCODABLE_KINDS, compute_sketch, read_sketches, sketch_id, sketched
@@ -73,6 +73,8 @@ class Library:
         """The library, and the part of it, that an index handle names (see :meth:`handle`). Never creates one."""
         if not isinstance(handle, Mapping) or handle.get("format") != INDEX_FORMAT:
             found = handle.get("format") if isinstance(handle, Mapping) else type(handle).__name__
+            if str(found).startswith(INDEX_FORMAT.partition("/")[0] + "/"):
+                raise LibraryVersionError(f"the index has the newer format {found}", fix="update ComfyUI-AutoLoRA")
             raise LibraryError(
                 f"this is not a LoRA index ({found})", fix="connect the index output of Encode LoRA Library"
             )
@@ -177,7 +179,7 @@ class Library:
                 return False  # gone or changed since it was listed: its row says so at the next scan
             return True
 
-        with writer_lock(self.folder, self.wait, _checking(should_stop)):
+        with writing(self.store, self.wait, should_stop):
             sweep(self.folder)
             how = {"force": force, "progress": progress, "should_stop": should_stop}
             return kind(self.store, scope, **how, features=features if encode else None).run()
@@ -195,7 +197,7 @@ class Library:
 
         ``shipped`` encoders (family → encoder, see :func:`.encoders.find_encoders`) are extended with its own files.
         """
-        with writer_lock(self.folder, self.wait, _checking(should_stop)):
+        with writing(self.store, self.wait, should_stop):
             return fit.fit_library(self.store, self.text_tower(tower), progress, should_stop, shipped)
 
     # -- reading ---------------------------------------------------------------------------------------------------
@@ -283,13 +285,3 @@ class Library:
         """
         paths = {entry.hash: entry.path for entry in self.entries(family) if entry.hash}
         return pairs.compare_family(self.store, family, paths, lambda: self.module_features(family), self.wait, tick)
-
-
-def _checking(should_stop: Callable[[], bool] | None) -> Callable[[], None]:
-    """What to call while waiting for the lock: gives up when told to stop."""
-
-    def check() -> None:
-        if should_stop is not None and should_stop():
-            raise LibraryError("stopped while waiting for another process to finish writing")
-
-    return check

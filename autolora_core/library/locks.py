@@ -6,6 +6,7 @@ Readers take no lock: SQLite's write-ahead log gives each of them the last commi
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import IO
 
 from ..errors import LibraryError
+from .store import Store
+from .trouble import told
 
 LOCK_NAME = "writer.lock"
 POLL_SECONDS = 0.1
@@ -59,6 +62,15 @@ def _unlock(handle: IO[bytes]) -> None:
     # elsewhere closing the file drops the lock
 
 
+def _sign(handle: IO[bytes]) -> None:
+    """Write down who holds the lock, for those who wait; a full disk, which they will hear of, is no reason not to."""
+    with contextlib.suppress(OSError):
+        handle.truncate(0)
+        handle.seek(0)
+        handle.write(f"process {os.getpid()}\n".encode("ascii"))
+        handle.flush()
+
+
 def _holder(path: Path) -> str:
     text = path.read_bytes()[:64].decode("ascii", "replace").strip()
     return text or "another process"
@@ -76,13 +88,26 @@ def writer_lock(folder: Path, wait: float = 30.0, waiting: Callable[[], None] | 
     with _opened(path) as handle:
         _wait_for(handle, path, time.monotonic() + wait, waiting)
         try:
-            handle.truncate(0)
-            handle.seek(0)
-            handle.write(f"process {os.getpid()}\n".encode("ascii"))
-            handle.flush()
+            _sign(handle)
             yield
         finally:
             _unlock(handle)
+
+
+@contextmanager
+def writing(store: Store, wait: float = 30.0, should_stop: Callable[[], bool] | None = None) -> Iterator[None]:
+    """The writer's turn at a library; what SQLite says when a disk fails comes out in words.
+
+    Raises :class:`LibraryError`: also where nothing can be written, and when told to stop while waiting.
+    """
+
+    def check() -> None:
+        if should_stop is not None and should_stop():
+            raise LibraryError("stopped while waiting for another process to finish writing")
+
+    store.require_writable()
+    with told(store.path), writer_lock(store.folder, wait, check):
+        yield
 
 
 def _opened(path: Path) -> IO[bytes]:

@@ -9,7 +9,7 @@ from ..errors import AutoLoRAError
 from ..lora.file import LoraFile
 from . import duplicates
 from .duplicates import Pair
-from .locks import writer_lock
+from .locks import writing
 from .store import Store, now
 
 Known = dict[tuple[str, str], Pair]
@@ -67,9 +67,9 @@ def compare_family(
 
 def _store(store: Store, pairs: list[Pair], notes: Mapping[str, str], wait: float) -> None:
     rows = [(p.hash_a, p.hash_b, p.cosine, p.ratio, p.common, p.only_a, p.only_b, now()) for p in pairs]
-    if not rows and not notes:
+    if (not rows and not notes) or store.read_only:
         return
-    with writer_lock(store.folder, wait), store.transaction() as db:
+    with writing(store, wait), store.transaction() as db:
         db.executemany("INSERT OR REPLACE INTO pairs VALUES (?,?,?,?,?,?,?,?)", rows)
         db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", notes.items())
         if rows:

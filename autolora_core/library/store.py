@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import logging
 import os
+import secrets
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -16,12 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import LibraryError, LibraryVersionError
-from ..portable import write_bytes
+from ..portable import sync_folder, write_bytes
+from .trouble import is_of_the_disk, library_error, open_to_read
 
 log = logging.getLogger(__name__)
 DATABASE_NAME = "library.sqlite"
 SCHEMA_VERSION = 3
-LONG_PATH = 230  # characters, from which the length may be why SQLite fails
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -87,33 +88,79 @@ def sweep(folder: Path, older_than: float = 600.0) -> None:
             log.info("%s stays: %s", path, error)
 
 
+def newer(version: int, path: Path) -> LibraryVersionError:
+    """What to raise for a library of a format that is not known yet."""
+    return LibraryVersionError(
+        f"the library has format {version}, this version reads up to {SCHEMA_VERSION}",
+        path=path,
+        fix="update ComfyUI-AutoLoRA, or encode into a library of another name",
+    )
+
+
+def _refuse_newer(path: Path) -> None:
+    """Before SQLite opens the file, which may change it: the version is a number in its header."""
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(64)
+    except OSError:
+        return  # not there, or not to be read: what follows says so
+    version = int.from_bytes(head[60:64], "big")
+    if head.startswith(b"SQLite format 3\0") and version > SCHEMA_VERSION:
+        raise newer(version, path)
+
+
 class Store:
     """An open library database. Close it, or use it in a ``with`` block.
 
-    Raises :class:`LibraryVersionError` for a library written by a newer version, :class:`LibraryError` when the folder
-    or the file cannot be used.
+    Where nothing can be written (a read-only share, a full disk) it is opened to be read: :attr:`read_only`. Raises
+    :class:`LibraryVersionError` for a library written by a newer version, which is left as it is to the byte, and
+    :class:`LibraryError` when the folder or the file cannot be used.
     """
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
         self.path = self.folder / DATABASE_NAME
+        self._why_not_written: LibraryError | None = None
+        _refuse_newer(self.path)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._create_folder()
             self.db = sqlite3.connect(self.path, timeout=30.0, isolation_level=None, check_same_thread=False)
             self.db.execute("PRAGMA journal_mode=WAL")
+            # A commit is on the disk when it returns, whatever happens to the power then.
             self.db.execute("PRAGMA synchronous=FULL")
             self._prepare()
         except (OSError, sqlite3.Error) as error:
-            raise self._unusable(error) from error
+            self._read_only(error)
 
-    def _unusable(self, error: Exception) -> LibraryError:
-        fix = "check that the folder is writable; a damaged library can be deleted, encoding makes it again"
-        if len(str(self.path)) > LONG_PATH:
-            fix = (
-                f"its path has {len(str(self.path))} characters, more than SQLite takes (about 500, on Windows 250): "
-                "move ComfyUI's user directory to a shorter path (--user-directory)"
-            )
-        return LibraryError(f"the library cannot be opened ({error})", path=self.path, fix=fix)
+    def _create_folder(self) -> None:
+        if not self.folder.is_dir():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            sync_folder(self.folder.parent)
+
+    def _read_only(self, error: Exception) -> None:
+        """Open what can only be read, because of ``error``; :class:`LibraryError` where that cannot be either."""
+        if hasattr(self, "db"):
+            self.db.close()
+        told = library_error(error, self.path)
+        found = open_to_read(self.path) if is_of_the_disk(error) else None
+        if found is None:
+            raise told from error
+        (version,) = found.execute("PRAGMA user_version").fetchone()
+        if version != SCHEMA_VERSION:
+            found.close()
+            raise told from error
+        log.warning("%s; it is only read", told)
+        self.db, self._why_not_written = found, told
+
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing can be written here."""
+        return self._why_not_written is not None
+
+    def require_writable(self) -> None:
+        """Raise the :class:`LibraryError` that says why nothing can be written, where nothing can."""
+        if self._why_not_written is not None:
+            raise self._why_not_written
 
     def _prepare(self) -> None:
         """Create the tables in a new file, add what an old one lacks, or refuse a newer one."""
@@ -124,8 +171,8 @@ class Store:
                 (version,) = self.db.execute("PRAGMA user_version").fetchone()
                 if version == 0:
                     self._run(_SCHEMA)
-                    # Counted from the time of creation: a library made anew never repeats an old one's numbers.
-                    first = str(int(time.time() * 1000))
+                    # From a number of its own: a library made anew never repeats an old one's, whatever the clock says.
+                    first = str(secrets.randbits(48))
                     self.db.execute("INSERT INTO meta VALUES ('created', ?), ('generation', ?)", (now(), first))
                 for number in sorted(number for number in _ADDED if number > version):
                     self._run(_ADDED[number])
@@ -133,11 +180,7 @@ class Store:
                     self.db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         elif version > SCHEMA_VERSION:
             self.db.close()
-            raise LibraryVersionError(
-                f"the library has format {version}, this version reads up to {SCHEMA_VERSION}",
-                path=self.path,
-                fix="update ComfyUI-AutoLoRA, or encode into a library of another name",
-            )
+            raise newer(version, self.path)
 
     def _run(self, statements: str) -> None:
         for statement in filter(str.strip, statements.split(";")):
@@ -149,10 +192,19 @@ class Store:
         self.db.execute("BEGIN IMMEDIATE")
         try:
             yield self.db
+            self.db.execute("COMMIT")
         except BaseException:
-            self.db.execute("ROLLBACK")
+            self.roll_back()
             raise
-        self.db.execute("COMMIT")
+
+    def roll_back(self) -> None:
+        """Undo what is not committed. A full disk may have done so already, and a failing one cannot: then SQLite does
+        it when the file is opened next."""
+        if self.db.in_transaction:
+            try:
+                self.db.execute("ROLLBACK")
+            except sqlite3.Error as error:
+                log.warning("%s: %s", self.path, error)
 
     @property
     def generation(self) -> int:
@@ -211,6 +263,6 @@ class Batch:
             try:
                 self.store.db.execute("COMMIT")
             except sqlite3.Error:
-                self.store.db.execute("ROLLBACK")
+                self.store.roll_back()
                 raise
         self._last = time.monotonic()

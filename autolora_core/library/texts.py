@@ -38,13 +38,17 @@ class TextStore(MutableMapping[str, bytes]):
     def __setitem__(self, key: str, value: bytes) -> None:
         key = storable(key)
         self._memory[key] = value
-        self._ask("INSERT OR REPLACE INTO texts VALUES (?, ?)", (key, value))
+        self._do("INSERT OR REPLACE INTO texts VALUES (?, ?)", (key, value))
 
     def __delitem__(self, key: str) -> None:
         if key not in self:
             raise KeyError(key)
         self._memory.pop(storable(key), None)
-        self._ask("DELETE FROM texts WHERE key = ?", (storable(key),))
+        self._do("DELETE FROM texts WHERE key = ?", (storable(key),))
+
+    def _do(self, query: str, values: tuple) -> None:
+        if self._file.writable:
+            self._ask(query, values)
 
     def _ask(self, query: str, values: tuple) -> tuple | None:
         if self._file.db is None:
