@@ -9,6 +9,7 @@ when it is not there. Only new and changed files are read; an interrupted run go
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -69,7 +70,8 @@ def _scan(library: Library, scope: Scope, args, bar: Bar, stop: Stop) -> tuple[S
     from .driver import cluster_lines, scan_on_cluster
     from .rays import RayCluster
 
-    with RayCluster(args.ray) as cluster:
+    # What Ray has to say of its nodes goes beside the progress, not into the report.
+    with contextlib.redirect_stdout(sys.stderr), RayCluster(args.ray) as cluster:
         how = {"paths": PathMap.parse(args.maps), "force": args.force, "progress": bar, "should_stop": stop}
         scan, workers = scan_on_cluster(library, scope, cluster, **how)
     return scan, ["\n".join(cluster_lines(workers))] if cluster_lines(workers) else []

@@ -5,7 +5,12 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ..errors import LibraryError
@@ -26,8 +31,7 @@ class RayCluster:
     """
 
     def __init__(self, address: str):
-        # Ray reports how it is used to its makers unless told not to; this pack tells nobody anything.
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        _set_up_environment()
         try:
             import ray
         except ImportError as error:
@@ -36,13 +40,9 @@ class RayCluster:
             ) from error
         self._ray, self._asked, self._cpus = ray, 0.0, 0
         try:
-            ray.init(
-                address=address,
-                # The workers get this pack from here: all of them the same version, none of them an installation.
-                runtime_env={"py_modules": [str(PACKAGE)], "excludes": ["__pycache__"]},
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            with _sources() as folder:
+                how = {"log_to_driver": False, "logging_level": logging.ERROR}
+                ray.init(address=address, runtime_env={"working_dir": folder}, **how)
         except (OSError, RuntimeError, ValueError, AssertionError) as error:
             raise LibraryError(
                 f"no Ray cluster can be used at {address} ({_line(error)})",
@@ -96,6 +96,25 @@ class RayCluster:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextmanager
+def _sources() -> Iterator[str]:
+    """A folder with this pack's code alone, for Ray to send: workers need no installation of it, and one that lies
+    there in another version is not taken."""
+    with tempfile.TemporaryDirectory(prefix="autolora-code-") as folder:
+        shutil.copytree(PACKAGE, Path(folder, PACKAGE.name), ignore=shutil.ignore_patterns("__pycache__"))
+        yield folder
+
+
+def _set_up_environment() -> None:
+    """What Ray reads from the environment when it is imported."""
+    # It reports how it is used to its makers unless told not to; this pack tells nobody anything.
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # `ray start` asks for a token as soon as there is one; a driver has to be told, or it is turned away.
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if named or (Path.home() / ".ray" / "auth_token").is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _line(error: BaseException | None, most: int = 200) -> str:

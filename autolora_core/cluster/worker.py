@@ -6,12 +6,15 @@ holds nothing but these files. Ray, which carries both, pickles what it sends in
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import platform
+import shutil
 import struct
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cache, partial
@@ -29,6 +32,8 @@ from ..library.walk import Found, Scope
 from ..portable import openable
 
 _LENGTH = struct.Struct("<Q")
+PREFIX = "autolora-shard-"
+STALE_SECONDS = 24 * 3600.0
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -74,13 +79,22 @@ def read_shard(asked: bytes) -> bytes:
                 fix="mount the drive there too, or say with --map where it lies on the workers",
             )
     files = [_seen(Found(**file)) for file in wanted["files"]]
-    with tempfile.TemporaryDirectory(prefix="autolora-shard-") as folder:
+    _sweep()
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as folder:
         with Library.open(folder) as library:
             report = library.scan(Scope({}), force=wanted["force"], kind=partial(_ListScanner, files))
         rows = Path(folder, DATABASE_NAME).read_bytes()
     head = {"bytes_read": report.bytes_read, "host": platform.node(), "machine": machine()}
     packed = json.dumps(head).encode("ascii")
     return _LENGTH.pack(len(packed)) + packed + rows
+
+
+def _sweep() -> None:
+    """Remove what workers that were killed left here."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 class _ListScanner(Scanner):
