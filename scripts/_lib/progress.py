@@ -40,6 +40,16 @@ class Progress:
         """End the line with its outcome."""
         self._write(f"{self.label} {outcome}", "\n")
 
+    @property
+    def live(self) -> bool:
+        """Whether the line is redrawn in place."""
+        return self._live
+
+    def done_above(self, words: str) -> None:
+        """Print ``words`` as a line that stays; the bar is drawn below it next time."""
+        self._write(words, "\n")
+        self._width = 0
+
     def _draw(self, text: str) -> None:
         now = time.monotonic()
         if not self._live or now - self._drawn < _REFRESH:
