@@ -22,6 +22,7 @@ from ..encode.set_network import SetConfig, SetNetwork
 from ..library.store import write_atomically
 from .figures import beats, ranks_of, scores_of
 from .inputs import Inputs
+from .kept import read_kept
 from .material import Asked, Material
 from .split import FOLDS
 from .trainer import TextMap, TextSide, Tick, Trainer
@@ -68,8 +69,9 @@ class Contest:
         transformer's reciprocal rank by validation ask.
         """
         path = self.work / f"fold-{number}.json"
-        if path.is_file():
-            return json.loads(path.read_text(encoding="utf-8"))
+        kept = read_kept(path, "ranks", "epoch", "lead")
+        if kept is not None:
+            return kept
         known = self.material.captioned & (self.material.folds != number)
         held = self.asked.folds == number
         ranks = {CONTROL: self._ridge_ranks(self.inputs.control, known, held),
@@ -80,7 +82,6 @@ class Contest:
             wins = self._race(number, known, held, ranks, found, tick)
         ranks[CHOSEN] = ranks[SET] if wins else ranks[RIDGE]
         found["ranks"] = {name: values.tolist() for name, values in ranks.items()}
-        self.work.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(found).encode())
         return found
 

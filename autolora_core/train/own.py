@@ -6,7 +6,6 @@ Everything needed is in the library's database; no LoRA file is read. Work that 
 
 from __future__ import annotations
 
-import datetime
 import json
 import logging
 import shutil
@@ -25,18 +24,20 @@ from ..encode.set_encoder import SetEncoder, rounded
 from ..encode.text_cache import CachedTower
 from ..encode.threads import one_thread
 from ..encode.towers import TextTower
-from ..errors import AutoLoRAError, FileFormatError, LibraryError
-from ..library.encoders import LIBRARY_KEY, WHEN_KEY, trained_file, trained_for
+from ..errors import AutoLoRAError, LibraryError
+from ..library.encoders import LIBRARY_KEY, WHEN_KEY, trained_file
 from ..library.index import Library
 from ..library.store import write_atomically
-from ..portable import file_stem, remove
+from ..portable import remove
 from .captions import match
 from .contest import CHOSEN, CONTROL, MOST_JUDGED, RIDGE, SET, Contest
 from .figures import Figures, beats, chance, figures_of, leads, ranks_of, scores_of, verdict_of
 from .inputs import Inputs
+from .kept import read_kept, work_folder
 from .material import Asked, Material, gather, refusal
 from .outcome import SHIPPED, Options, Outcome
 from .split import FOLDS
+from .target import check_own, encoder_file, when_trained
 from .trainer import Tick
 
 log = logging.getLogger(__name__)
@@ -79,14 +80,14 @@ def train_library(
         for family in families
     }
     for family, path in paths.items():
-        _check_own(path, library.folder.name, family)
+        check_own(path, library.folder.name, family)
     outcomes = []
     # ComfyUI runs nodes in inference mode and draws from the global generator.
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         for at, family in enumerate(families):
             tick = _part(progress, at, len(families), family)
             job = _Job(library, tower, family, paths[family], options, table, shipped.get(family), tick,
-                       options.minutes / len(families))  # fmt: skip
+                       options.minutes / len(families), searched)  # fmt: skip
             outcome = job.run()
             if not outcome.path and not outcome.refused:
                 stays = trained_file([target, *searched], library.folder.name, family)
@@ -98,28 +99,6 @@ def train_library(
 
 def _part(progress: Progress, at: int, count: int, family: str) -> Callable[[float], None]:
     return lambda share: progress(int(1000 * (at + min(share, 1.0))), 1000 * count, family)
-
-
-def encoder_file(target: Path, family: str, library: str, name: str = "", several: bool = False) -> Path:
-    """Where an encoder is saved: ``<family>-<library>-encoder.safetensors``, or after ``name``."""
-    stem = f"{family}-{library}" if not name.strip() else f"{name.strip()}-{family}" if several else name.strip()
-    stem = file_stem(stem.removesuffix(".safetensors").removesuffix("-encoder"))
-    if not stem:
-        raise LibraryError("the name of an encoder needs letters or digits", key=name, fix="choose another name")
-    return target / f"{stem}-encoder.safetensors"
-
-
-def _check_own(path: Path, library: str, family: str) -> None:
-    """LibraryError when ``path`` is a file that was not trained for this very library and family."""
-    if not path.exists():
-        return
-    try:
-        said = trained_for(path)
-    except FileFormatError:
-        said = None
-    if said is None or (said.library, said.family) != (library, family):
-        raise LibraryError(f"there is a file of this name that was not trained for {family} of the library {library}",
-                           path=path, fix="choose another name for the encoder, or move that file away")  # fmt: skip
 
 
 @dataclass
@@ -135,6 +114,7 @@ class _Job:
     shipped: WeightEncoder | None
     tick: Callable[[float], None]
     minutes: float
+    searched: Sequence[str | Path] = ()
 
     def run(self) -> Outcome:
         began = time.monotonic()
@@ -150,7 +130,7 @@ class _Job:
         known = self._known(work, inputs)
         if known is not None:
             return known
-        work.mkdir(parents=True, exist_ok=True)
+        work_folder(work)
         outcome = self._trained(material, work, Outcome(self.family, inputs, **counts))
         outcome = replace(outcome, seconds=round(time.monotonic() - began, 1))
         write_atomically(work / "outcome.json", json.dumps(outcome.to_json(), indent=1).encode())
@@ -223,8 +203,8 @@ class _Job:
     def _plan(self, contest: Contest, stages: int) -> tuple[int, str]:
         """How many epochs the set transformer gets, and why none; decided once, a resumed run keeps to it."""
         path = contest.work / "plan.json"
-        if path.is_file():
-            said = json.loads(path.read_text(encoding="utf-8"))
+        said = read_kept(path, "epochs", "why")
+        if said is not None:
             return said["epochs"], said["why"]
         epochs, why = self.options.epochs, ""
         if contest.material.distinct < MIN_FOR_SET:
@@ -291,8 +271,8 @@ class _Job:
     def _save(self, encoder: WeightEncoder, outcome: Outcome) -> Outcome:
         """The encoder, and beside it how it was made and measured."""
         path = self.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        when = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        work_folder(path.parent)
+        when = when_trained([path.parent, *self.searched], self.library.folder.name, self.family)
         outcome = replace(outcome, encoder_id=encoder.id, path=str(path))
         also = {LIBRARY_KEY: self.library.folder.name, WHEN_KEY: when, "inputs": outcome.inputs}
         encoder.save(path, also)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 from torch.func import functional_call
@@ -207,7 +208,11 @@ class Trainer:
     def _resume(self, checkpoint: Path | None) -> int:
         if checkpoint is None or not checkpoint.exists():
             return 1
-        stored = load_copies(checkpoint)
+        try:
+            stored = load_copies(checkpoint)
+        except (OSError, SafetensorError) as error:
+            log.warning("%s cannot be used (%s); training from the beginning", checkpoint, error)
+            return 1
         self.load({k: v for k, v in stored.items() if k.startswith(("network.", "map."))})
         self.temperature.data = stored["temperature"]
         number, best = (int(v) for v in stored["progress"])
