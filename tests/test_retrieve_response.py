@@ -96,12 +96,13 @@ def test_what_nobody_described_is_found(library, thing):
 
 def test_a_reason_is_told_by_the_parts_that_speak(library):
     """An encoder that sees nothing does not contradict what the words and the model show; alone, it says so."""
-    scorer = SimpleNamespace(phrases=[SimpleNamespace(field="tags", text="otter, an otter")])
+    phrase = SimpleNamespace(field="tags", text="otter, an otter")
+    scorer = SimpleNamespace(sayings=SimpleNamespace(phrase=lambda at: phrase))
     spans, choice = [SimpleNamespace(text="otter")], Choice(0, 0, 0.9)
 
     def told(weights: float, response: float, phrase: int = 0) -> str:
         parts = (np.array([[value]]) for value in (weights, 0.9, 0.9, response, 2.0))
-        return reason(scorer, spans, Evidence(*parts, np.array([[phrase]])), choice)
+        return reason(scorer, spans, Evidence(np.array([0]), *parts, np.array([[phrase]])), choice)
 
     said = "Matches “otter”: its tags say “otter, an otter”"
     assert told(0.01, 0.04) == f"{said} and in the model it answers them hardly (4%)."

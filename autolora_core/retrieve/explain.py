@@ -24,9 +24,9 @@ def reason(scorer: Scorer, spans: Sequence[Span], evidence: Evidence, choice: Ch
     """Which words of the prompt a LoRA matched, and by what evidence."""
     at = choice.span, choice.lora
     proofs = []
-    phrase = int(evidence.phrase[at])
-    if phrase >= 0:
-        field, said = _FIELDS[scorer.phrases[phrase].field], _short(scorer.phrases[phrase].text)
+    if evidence.phrase[at] >= 0:
+        phrase = scorer.sayings.phrase(int(evidence.phrase[at]))
+        field, said = _FIELDS[phrase.field], _short(phrase.text)
         text, lexical = float(evidence.text[at]), float(evidence.lexical[at])
         if lexical >= CLEAR:
             proofs.append((lexical, f"{field} {'say' if field.endswith('s') else 'says'} “{said}”"))

@@ -20,43 +20,91 @@ class Phrase:
     text: str
 
 
-class Lexicon:
-    """Stems of all phrases with their inverse document frequency over the library's LoRAs.
+@dataclass(frozen=True)
+class Shared:
+    """What texts of the library share with some asked ones: of pair k, asked ``keys[k] // count`` and text ``keys[k] %
+    count`` (ascending), the ``overlap`` in (0, 1] and whether they are ``siblings``. Pairs not listed share nothing."""
 
-    ``idf = ln(1 + (N − df + ½)/(df + ½))``, as in BM25 (Robertson and Zaragoza 2009).
+    count: int
+    keys: np.ndarray
+    overlap: np.ndarray
+    siblings: np.ndarray
+
+    def dense(self, asked: int, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(asked, len(texts)) overlap float64 and siblings bool, of ``asked`` texts with the library's ``texts``."""
+        keys = np.arange(asked)[:, None] * self.count + texts[None]
+        if not len(self.keys):
+            return np.zeros(keys.shape), np.zeros(keys.shape, bool)
+        at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        known = self.keys[at] == keys
+        return np.where(known, self.overlap[at], 0.0), known & self.siblings[at]
+
+    def of(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """The texts that share words with the asked text ``row``, ascending, and their overlap."""
+        start, stop = np.searchsorted(self.keys, [row * self.count, (row + 1) * self.count])
+        return self.keys[start:stop] - row * self.count, self.overlap[start:stop]
+
+
+class Lexicon:
+    """Stems of the library's texts with their inverse document frequency over its LoRAs.
+
+    ``idf = ln(1 + (N − df + ½)/(df + ½))``, as in BM25 (Robertson and Zaragoza 2009). ``owners`` and ``said`` (P,) are
+    who says which of ``texts``, ``count`` is N.
     """
 
-    def __init__(self, phrases: Sequence[Phrase], count: int):
-        self.stems = [content_stems(phrase.text) for phrase in phrases]
-        self.owners = [phrase.owner for phrase in phrases]
-        holders: dict[str, set[int]] = {}
-        self._where: dict[str, list[int]] = {}
-        for i, (stems, owner) in enumerate(zip(self.stems, self.owners, strict=True)):
-            for stem in set(stems):
-                holders.setdefault(stem, set()).add(owner)
-                self._where.setdefault(stem, []).append(i)
-        self._idf = {s: math.log(1 + (count - len(who) + 0.5) / (len(who) + 0.5)) for s, who in holders.items()}
+    def __init__(self, texts: Sequence[str], said: np.ndarray, owners: np.ndarray, count: int):
+        self._names: dict[str, int] = {}
+        stems = [sorted({self._names.setdefault(s, len(self._names)) for s in content_stems(text)}) for text in texts]
+        lengths = np.array([len(own) for own in stems], np.int64)
+        flat = np.fromiter((stem for own in stems for stem in own), np.int64, int(lengths.sum()))
+        holders = _holders(flat, lengths, said, owners, len(self._names), count)
+        self._idf = np.log(1 + (count - holders + 0.5) / (holders + 0.5))
         self._unknown = math.log(1 + (count + 0.5) / 0.5)
+        self._lengths, of_text = lengths, np.repeat(np.arange(len(texts)), lengths)
+        self._totals = np.bincount(of_text, self._idf[flat], len(texts)) if len(texts) else np.zeros(0)
+        order = np.argsort(flat, kind="stable")  # by stem, then text
+        self._texts = of_text[order].astype(np.int32)
+        self._starts = np.searchsorted(flat[order], np.arange(len(self._names) + 1))
 
-    def idf(self, stem: str) -> float:
-        """How rare a stem is; a stem no LoRA has is the rarest."""
-        return self._idf.get(stem, self._unknown)
+    def shared(self, texts: Sequence[str], wholes: Sequence[frozenset[str]]) -> Shared:
+        """What the library's texts share with ``texts``; siblings are told by ``wholes``, the stems of the phrases that
+        the texts come from.
 
-    def siblings(self, stems: frozenset[str]) -> np.ndarray:
-        """(phrases,) bool: shares a stem with ``stems``, and each side has one that the other lacks."""
-        found = np.zeros(len(self.stems), bool)
-        for i in {i for stem in stems for i in self._where.get(stem, ())}:
-            own = set(self.stems[i])
-            found[i] = bool(own - stems and stems - own)
-        return found
+        Overlap: harmonic mean of the idf-weighted shares of both sides in common. Siblings share a stem of ``whole``,
+        and each side has one that the other lacks.
+        """
+        count, found = len(self._lengths), []
+        for row, (text, whole) in enumerate(zip(texts, wholes, strict=True)):
+            wanted = set(content_stems(text))
+            total = sum(self._idf[self._names[s]] if s in self._names else self._unknown for s in sorted(wanted))
+            at, common, together = self._common(wanted, whole)
+            overlap = 2 * common / np.maximum(total + self._totals[at], 1e-300)
+            siblings = (together > 0) & (together < len(whole)) & (together < self._lengths[at])
+            found.append((row * count + at, overlap, siblings))
+        if not found:
+            return Shared(count, np.zeros(0, np.int64), np.zeros(0), np.zeros(0, bool))
+        return Shared(count, *(np.concatenate(part) for part in zip(*found, strict=True)))
 
-    def overlap(self, text: str) -> np.ndarray:
-        """(phrases,) in [0, 1]: harmonic mean of the idf-weighted shares of ``text`` and of the phrase in common."""
-        wanted = set(content_stems(text))
-        scores = np.zeros(len(self.stems))
-        total = sum(self.idf(stem) for stem in wanted)
-        for i in {i for stem in wanted for i in self._where.get(stem, ())}:
-            own = set(self.stems[i])
-            common = sum(self.idf(stem) for stem in own & wanted)
-            scores[i] = 2 * common / (total + sum(self.idf(stem) for stem in own))
-        return scores
+    def _common(self, wanted: set[str], whole: frozenset[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Texts with a stem of either, ascending; the idf they share with ``wanted``, the number with ``whole``."""
+        known = sorted(self._names[stem] for stem in wanted | whole if stem in self._names)
+        if not known:
+            return np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64)
+        names = {self._names[stem] for stem in wanted if stem in self._names}
+        wholes = {self._names[stem] for stem in whole if stem in self._names}
+        lists = [self._texts[self._starts[stem] : self._starts[stem + 1]] for stem in known]
+        sizes = [len(one) for one in lists]
+        at, places = np.unique(np.concatenate(lists), return_inverse=True)
+        worth = np.repeat([self._idf[stem] if stem in names else 0.0 for stem in known], sizes)
+        counts = np.repeat([float(stem in wholes) for stem in known], sizes)
+        common = np.bincount(places, worth, len(at))
+        return at.astype(np.int64), common, np.bincount(places, counts, len(at)).astype(np.int64)
+
+
+def _holders(flat, lengths, said, owners, stems: int, count: int) -> np.ndarray:
+    """(stems,) how many LoRAs have each stem in any of their texts."""
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    each = lengths[said]
+    places = np.repeat(starts[said] - np.concatenate([[0], np.cumsum(each)[:-1]]), each) + np.arange(each.sum())
+    pairs = np.unique(flat[places] * max(count, 1) + np.repeat(owners, each))
+    return np.bincount(pairs // max(count, 1), minlength=stems).astype(np.float64)

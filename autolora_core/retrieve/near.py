@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,31 +31,34 @@ def lineage_of(entry: EntryLike) -> Lineage:
     return lineage(entry.family, {}, entry.base_model, entry.name)
 
 
-def set_apart(
-    entries: Sequence[EntryLike], family: str, near: Near, pinned: Sequence[int]
-) -> tuple[np.ndarray, list[str]]:
-    """Which entries (N,) are not to be chosen, and notes on it. A pinned one may be of any lineage, but raises
-    ``FamilyError`` when it is of another size, as none of its layers fits."""
+def set_apart(entries: Sequence[EntryLike], family: str, near: Near) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Which entries (N,) are not to be chosen, and notes on it."""
     told = bool(near.variant) or near.model is not None  # else there is no size to differ from
-    sizes = np.array([told and e.family == family and other_size(family, e.variant, near.variant) for e in entries])
-    sizes = sizes.astype(bool)
-    for lora in pinned:
-        if sizes[lora]:
-            entry = entries[lora]
-            raise FamilyError(
-                f"pinned {entry.name} is a LoRA for {family} {entry.variant}, the model is {family} {near.variant}: "
-                "its layers are of another width",
-                key="pinned", fix="remove it from the pinned names",
-            )  # fmt: skip
+    sizes = np.zeros(len(entries), bool)
+    if told:
+        other = {variant: other_size(family, variant, near.variant) for variant in {e.variant for e in entries}}
+        sizes = np.array([e.family == family and other[e.variant] for e in entries]).astype(bool)
     notes = _sizes_note(entries, sizes, family, near.variant)
     if not near.wanted:
-        return sizes, notes
+        return sizes, tuple(notes)
     lines = [lineage_of(entry) for entry in entries]
     others = np.array([not belongs(line, near.wanted) for line in lines], bool)
     silent = sum(not line.name for line, shut in zip(lines, sizes | others, strict=True) if not shut)
     stay = f"; LoRAs that say none stay in: {silent}" if silent else ""
     out = f"left out, made for another: {_some(entries, others)}" if others.any() else "none is made for another"
-    return sizes | others, [*notes, f"Only LoRAs for {family} {near.wanted}: {out}{stay}."]
+    return sizes | others, (*notes, f"Only LoRAs for {family} {near.wanted}: {out}{stay}.")
+
+
+def refuse_other_sizes(pinned: Sequence[EntryLike], family: str, near: Near) -> None:
+    """A pinned one may be of any lineage, but raises ``FamilyError`` when it is of another size, as none of its layers
+    fits."""
+    for entry, shut in zip(pinned, set_apart(pinned, family, replace(near, wanted=""))[0], strict=True):
+        if shut:
+            raise FamilyError(
+                f"pinned {entry.name} is a LoRA for {family} {entry.variant}, the model is {family} {near.variant}: "
+                "its layers are of another width",
+                key="pinned", fix="remove it from the pinned names",
+            )  # fmt: skip
 
 
 def _sizes_note(entries: Sequence[EntryLike], shut: np.ndarray, family: str, variant: str) -> list[str]:

@@ -22,7 +22,7 @@ from functools import cached_property
 import numpy as np
 
 from ..library.grid import Grid
-from .lexicon import Phrase
+from .sayings import Sayings
 from .selection import Neighbour
 from .view import EntryLike
 
@@ -38,13 +38,11 @@ _FIELDS = ("title", "tags", "description", "tag", "trigger")
 class Neighbourhood:
     """The weights and words of one family's LoRAs, ``entries`` as the scorer has them."""
 
-    def __init__(self, entries: Sequence[EntryLike], phrases: Sequence[Phrase], grid: Grid):
-        self.entries, self.grid = entries, grid
-        self.words = _words(phrases)
+    def __init__(self, entries: Sequence[EntryLike], sayings: Sayings, grid: Grid):
+        self.entries, self.sayings, self.grid = entries, sayings, grid
         self._named: dict[str, list[int]] = {}
-        for i, entry in enumerate(entries):
-            if i in self.words:
-                self._named.setdefault(entry.hash, []).append(i)
+        for i in np.flatnonzero(sayings.speaking).tolist():
+            self._named.setdefault(entries[i].hash, []).append(i)
         self._worded = np.array([digest in self._named for digest in grid.hashes], bool)
 
     @cached_property
@@ -64,7 +62,13 @@ class Neighbourhood:
         return _different(found)[:MOST]
 
     def _neighbour(self, i: int, cosine: float) -> Neighbour:
-        return Neighbour(self.entries[i].name, self.words[i], round(min(cosine, 1.0), 3))
+        return Neighbour(self.entries[i].name, self._words(i), round(min(cosine, 1.0), 3))
+
+    def _words(self, lora: int) -> str:
+        """What says most of a LoRA."""
+        said = self.sayings
+        phrases = [said.phrase(at) for at in range(said.starts[lora], said.starts[lora + 1])]
+        return min(phrases, key=lambda phrase: _FIELDS.index(phrase.field)).text
 
     def _standing_out(self, row: int) -> list[tuple[int, float]]:
         """``(row, cosine)`` of the contents with words that are near to ``row``, seen from both sides."""
@@ -91,16 +95,6 @@ def _z(cosines: np.ndarray, own: int) -> np.ndarray:
     middle = np.median(others)
     deviation = 1.4826 * np.median(np.abs(others - middle))
     return (cosines - middle) / max(float(deviation), LEAST_DEVIATION)
-
-
-def _words(phrases: Sequence[Phrase]) -> dict[int, str]:
-    """Entry → the words that say most of it."""
-    found: dict[int, Phrase] = {}
-    for phrase in phrases:
-        best = found.setdefault(phrase.owner, phrase)
-        if _FIELDS.index(phrase.field) < _FIELDS.index(best.field):
-            found[phrase.owner] = phrase
-    return {owner: phrase.text for owner, phrase in found.items()}
 
 
 def _different(found: Sequence[Neighbour]) -> tuple[Neighbour, ...]:

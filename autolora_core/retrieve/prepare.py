@@ -6,7 +6,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -18,9 +18,11 @@ from ..encode.towers import TextTower
 from ..library.answers import CachedAnswers
 from ..wording import counted, listed
 from .candidates import candidates, is_for
+from .near import Near, set_apart
 from .neighbours import Neighbourhood
 from .responding import Responder
-from .score import Scorer, phrases_of
+from .sayings import phrases_of
+from .score import Scorer
 from .tune import Calibration, calibrate, near_groups
 from .view import EntryLike, LibraryView
 
@@ -49,6 +51,14 @@ class Prepared:
     encoder: str | None
     notes: tuple[str, ...]
     neighbourhood: Neighbourhood | None = None
+    _apart: dict[tuple, tuple[np.ndarray, tuple[str, ...]]] = field(default_factory=dict)
+
+    def apart(self, family: str, near: Near) -> tuple[np.ndarray, tuple[str, ...]]:
+        """Which LoRAs (N,) are for another size or line of the base, and notes on it; told once for each."""
+        key = family, near.variant, near.model is not None, near.wanted
+        if key not in self._apart:
+            self._apart[key] = set_apart(self.scorer.entries, family, near)
+        return self._apart[key]
 
 
 def prepare(
@@ -59,15 +69,17 @@ def prepare(
     use_text: bool = True,
     progress: Progress | None = None,
     asking: CachedAnswers | None = None,
+    handle: dict | None = None,
 ) -> Prepared:
     """Make a family ready, or take it from the cache when nothing it depends on has changed.
 
-    With ``asking`` a base model the LoRAs are asked through it, too.
+    With ``asking`` a base model the LoRAs are asked through it, too. ``handle``: the view's, where it is known.
     """
+    handle = view.handle if handle is None else handle
     encoder = view.encoder(family, tower.id)
     base = asking.id if asking is not None else None
-    state = [view.handle, family, tower.id, encoder.id if encoder else None, use_weights, use_text, base]
-    key = json.dumps(state, sort_keys=True, default=str) if view.handle else None
+    state = [handle, family, tower.id, encoder.id if encoder else None, use_weights, use_text, base]
+    key = json.dumps(state, sort_keys=True, default=str) if handle else None
     with _cache_lock:
         if key in _cache:
             _cache.move_to_end(key)
@@ -99,7 +111,7 @@ def _prepare_cold(
     near = None
     if use_weights:
         grid = view.grid(family, _ticking(_portion(progress, *COMPARING)))
-        near = Neighbourhood(scorer.entries, scorer.phrases, grid)
+        near = Neighbourhood(scorer.entries, scorer.sayings, grid)
     if asking is not None:
         scorer.responder = Responder.measure(view, family, scorer.entries, asking, _portion(progress, *ASKING))
         notes.append(_asked_note(scorer))

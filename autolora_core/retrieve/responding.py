@@ -85,7 +85,6 @@ class Responder:
             found = self._beside_strangers(np.where(self.has, found, 0.0), texts)
         return np.where(self.has, found, np.nan)
 
-
     def _beside_strangers(self, found: np.ndarray, texts: Sequence[str]) -> np.ndarray:
         """What the generic prompts leave of (texts, N) z-scores; of each of them what the others leave."""
         left = self.stranger.residual(standardised(found, self.has))

@@ -6,22 +6,28 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..encode.threads import one_thread
 from ..encode.towers import TextTower, default_tower
 from ..errors import SelectionError
 from ..library.answers import StateSource
-from ..wording import listed
 from . import explain
-from .candidates import USABLE_KINDS, is_for, is_for_shared_encoders
-from .near import Near, mixed, pick_note, set_apart
+from .finalists import BEGIN, Finalists
+from .near import Near, mixed, pick_note, refuse_other_sizes
 from .neighbours import Neighbourhood
-from .prepare import Progress, prepare
-from .score import Evidence, Scorer, said_role
-from .select import Choice, choose
+from .prepare import Prepared, Progress, prepare
+from .roles import said_role
+from .score import ROLE_WEIGHT, Asked, Evidence, Scorer, hints, losses
+from .select import MISSES, Choice, Chosen, choose
 from .selection import Parts, Pick, Selection
 from .spans import Span, decompose
+from .survey import survey
 from .view import EntryLike, LibraryView
 from .wishes import read_wishes
+
+# Each part of the evidence proposes more LoRAs at first where more are to be chosen.
+FEW_PICKS, MOST_AT_FIRST = 8, 96
 
 
 @one_thread()
@@ -56,34 +62,55 @@ def retrieve(
     family or size.
     """
     _check(top_k, threshold, strength)
-    everything = list(library.entries())
-    family, notes = _family(everything, family)
+    handle, near = library.handle, near or Near()
+    everything = survey(library, handle)
+    family, notes = everything.family(family)
     asking = library.asking(base) if base is not None and use_weights else None
-    prepared = prepare(library, family, tower or default_tower(), use_weights, use_text, progress, asking)
+    prepared = prepare(library, family, tower or default_tower(), use_weights, use_text, progress, asking, handle)
     scorer = prepared.scorer
-    taken, shut, said = read_wishes(scorer.entries, everything, family, pinned, banned, strength)
-    near = near or Near()
-    apart, told = set_apart(scorer.entries, family, near, [lora for lora, _ in taken])
+    taken, shut, said = read_wishes(scorer.entries, everything.entries, family, pinned, banned, strength)
+    pins = [lora for lora, _ in taken]
+    refuse_other_sizes([scorer.entries[lora] for lora in pins], family, near)
+    apart, told = prepared.apart(family, near)
     spans = decompose(prompt)
-    evidence = scorer.evidence(spans, prepared.use_weights, prepared.use_text, asking, progress)
-    chosen = choose(
-        scorer, spans, evidence, prepared.calibration, prepared.groups,
-        top_k=max(0, top_k - len(taken)), threshold=threshold, taken=[lora for lora, _ in taken], banned=shut | apart,
-    )  # fmt: skip
+    asked = scorer.ask(spans, prepared.use_weights, prepared.use_text, asking, progress)
+    evidence, chosen = _chosen(prepared, spans, asked, shut | apart, pins, max(0, top_k - len(taken)), threshold)
     answer = _Answer(scorer, spans, evidence, strength, prepared.neighbourhood, family, near)
     picks = [answer.pinned(lora, power) for lora, power in taken] + [answer.pick(choice) for choice in chosen.picks]
     full = len(picks) >= top_k
     misses = [answer.miss(choice, threshold, full) for choice in chosen.misses]
     none = None
     if not chosen.picks and not taken and top_k:
-        near = [(scorer.entries[c.lora].name, c.score, spans[c.span].text) for c in chosen.misses]
+        near = [(answer.entry(c).name, c.score, spans[c.span].text) for c in chosen.misses]
         none = explain.none_reason(scorer, threshold, near, f" ({family})" if family else "")
         if not spans:
             none = "No LoRA was added: the prompt has no words to match."
     return Selection(
-        prompt, family, tuple(picks), tuple(misses), none, library.handle, prepared.encoder, scorer.tower.id,
-        (*notes, *said, *told, *answer.together(picks), *prepared.notes),
+        prompt, family, tuple(picks), tuple(misses), none, handle, prepared.encoder, scorer.tower.id,
+        (*notes, *said, *told, *answer.together(pins, chosen.picks), *prepared.notes),
     )  # fmt: skip
+
+
+def _chosen(
+    prepared: Prepared, spans: Sequence[Span], asked: Asked, shut: np.ndarray, pins: Sequence[int], top_k: int,
+    threshold: float,
+) -> tuple[Evidence, Chosen]:  # fmt: skip
+    """The choice among all LoRAs that are not ``shut``, and the evidence it was made on: LoRAs are added until no
+    decision depends on one that is missing."""
+    scorer = prepared.scorer
+    begin = MOST_AT_FIRST if top_k + len(pins) + MISSES > FEW_PICKS else BEGIN
+    finalists = Finalists(scorer, asked, ROLE_WEIGHT * hints(spans), losses(spans), begin, shut)
+    evidence = scorer.evidence_of(asked, spans, np.union1d(finalists.first(), np.array(pins, int)))
+    while True:
+        columns = np.searchsorted(evidence.loras, pins)
+        chosen = choose(
+            spans, evidence, prepared.calibration, prepared.groups[evidence.loras],
+            top_k=top_k, threshold=threshold, taken=columns.tolist(), banned=shut[evidence.loras],
+        )  # fmt: skip
+        missing = np.setdiff1d(finalists.reaching(chosen.levels), evidence.loras)
+        if not len(missing):
+            return evidence, chosen
+        evidence = evidence.joined(scorer.evidence_of(asked, spans, missing))
 
 
 def _check(top_k: int, threshold: float, strength: float) -> None:
@@ -93,40 +120,6 @@ def _check(top_k: int, threshold: float, strength: float) -> None:
         raise SelectionError(f"threshold must lie between 0 and 1, it is {threshold}", key="threshold")
     if not math.isfinite(strength):
         raise SelectionError(f"strength must be a finite number, it is {strength}", key="strength")
-
-
-def _family(entries: Sequence[EntryLike], family: str | None) -> tuple[str, list[str]]:
-    """The family to search, and notes on what that leaves out."""
-    by_family: dict[str, list[str]] = {}
-    for entry in entries:
-        if entry.kind in USABLE_KINDS and not is_for_shared_encoders(entry):
-            by_family.setdefault(entry.family, []).append(entry.name)
-    notes = []
-    if family is None:
-        known = sorted(by_family.keys() - {"unknown"}, key=lambda name: (-len(by_family[name]), name))
-        family = known[0] if known else "unknown"
-        if len(known) > 1:
-            notes.append(f"Searched the LoRAs for {family}, the largest group; connect a model to choose another.")
-    others = sorted(name for name in by_family if name != family)
-    if others:
-        groups = "; ".join(f"{len(by_family[name])} for {name} ({_some(by_family[name])})" for name in others)
-        notes.append(f"Left out, made for another base model: {groups}.")
-    foreign = [entry.name for entry in entries if is_for_shared_encoders(entry) and not is_for(entry, family)]
-    if foreign:
-        why = "they change text encoders only, and none that this base model is known to have"
-        notes.append(f"Left out, {why}: {_some(foreign)}.")
-    unfit = [entry for entry in entries if entry.kind not in USABLE_KINDS]
-    unusable = [f"{entry.name} ({_KINDS.get(entry.kind, entry.kind)})" for entry in unfit]
-    if unusable:
-        notes.append(f"Left out, no LoRAs that can be added to a prompt: {_some(unusable)}.")
-    return family, notes
-
-
-_KINDS = {"not_a_lora": "not a LoRA, or damaged", "all_zero": "all zero"}
-
-
-def _some(names: Sequence[str]) -> str:
-    return listed(sorted(names), 5)
 
 
 @dataclass(frozen=True)
@@ -141,10 +134,14 @@ class _Answer:
     family: str
     near: Near
 
-    def together(self, picks: Sequence[Pick]) -> list[str]:
+    def entry(self, choice: Choice) -> EntryLike:
+        """The LoRA of a choice."""
+        return self.scorer.entries[self.evidence.loras[choice.lora]]
+
+    def together(self, pins: Sequence[int], choices: Sequence[Choice]) -> list[str]:
         """What is to be told of the picks as a set."""
-        names = {pick.name for pick in picks}
-        return mixed([entry for entry in self.scorer.entries if entry.name in names and entry.family == self.family])
+        entries = [*(self.scorer.entries[lora] for lora in pins), *map(self.entry, choices)]
+        return mixed([entry for entry in entries if entry.family == self.family])
 
     def pick(self, choice: Choice) -> Pick:
         return self._made(choice, self._role(choice), self.strength, self._reason(choice))
@@ -154,21 +151,22 @@ class _Answer:
         return self._made(choice, None, self.strength, explain.miss_reason(why, self._reason(choice)))
 
     def pinned(self, lora: int, strength: float) -> Pick:
-        span = int(self.evidence.logit[:, lora].argmax()) if len(self.spans) else -1
-        return self._made(Choice(lora, span, 1.0), "pinned", strength, "Pinned by you.")
+        column = int(np.searchsorted(self.evidence.loras, lora))
+        span = int(self.evidence.logit[:, column].argmax()) if len(self.spans) else -1
+        return self._made(Choice(column, span, 1.0), "pinned", strength, "Pinned by you.")
 
     def _reason(self, choice: Choice) -> str:
         return explain.reason(self.scorer, self.spans, self.evidence, choice)
 
     def _role(self, choice: Choice) -> str:
         hint = self.spans[choice.span].hint
-        said = said_role(self.scorer.entries[choice.lora])
+        said = said_role(self.entry(choice))
         if said:
             return "style" if said > 0 else "subject"
-        return hint or ("style" if self.scorer.roles[choice.lora] > 0.25 else "subject")
+        return hint or ("style" if self.scorer.roles[self.evidence.loras[choice.lora]] > 0.25 else "subject")
 
     def _made(self, choice: Choice, role: str | None, strength: float, reason: str) -> Pick:
-        entry = self.scorer.entries[choice.lora]
+        entry, lora = self.entry(choice), int(self.evidence.loras[choice.lora])
         parts = Parts()
         if choice.span >= 0:
             at, found = (choice.span, choice.lora), self.evidence
@@ -176,8 +174,8 @@ class _Answer:
         if entry.kind == "text_encoder_only":
             reason += " It changes the text encoder only: connect CLIP where it is applied."
         reason += pick_note(entry, self.family, self.near) if role is not None else ""
-        near = self.neighbourhood.nearest(choice.lora) if self.neighbourhood is not None else ()
-        reason += explain.neighbours(near, bool(self.scorer.has_text[choice.lora]), role is not None)
+        near = self.neighbourhood.nearest(lora) if self.neighbourhood is not None else ()
+        reason += explain.neighbours(near, bool(self.scorer.has_text[lora]), role is not None)
         score, triggers = round(choice.score, 4), tuple(entry.text.triggers)
         return Pick(entry.name, entry.hash, entry.path, role, strength, score, parts, reason, triggers, near)
 

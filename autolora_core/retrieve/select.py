@@ -3,6 +3,9 @@
 Greedy coverage (the set function "words explained" is submodular: Nemhauser, Wolsey and Fisher 1978), restricted to
 phrases whose words are all still free, so that a subject and a style are found instead of k of one kind. A
 near-duplicate of a pick is never picked.
+
+Most LoRAs of a large library are not scored at all (:mod:`.finalists`). Every decision therefore says down to which
+log odds it must know all LoRAs, phrase by phrase: below that nothing could have changed it.
 """
 
 from __future__ import annotations
@@ -12,19 +15,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .score import Evidence, Scorer
+from .leaders import none_fits_evidence, top_of
+from .score import Evidence
 from .spans import Span
-from .tune import Calibration, top_evidence
+from .tune import Calibration
 
 MISSES = 3
 # Beyond these log odds a LoRA fits, and how surely no longer decides which comes first; then the other kind does.
 SURE = 3.0
 NEW_KIND_BONUS = 1.0
+TIE, MARGIN = 1e-9, 1e-6
 
 
 @dataclass(frozen=True)
 class Choice:
-    """LoRA ``lora`` explains ``span`` (both indices) with probability ``score``."""
+    """The LoRA in column ``lora`` of the evidence explains ``span`` (an index) with probability ``score``."""
 
     lora: int
     span: int
@@ -33,14 +38,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class Chosen:
-    """``picks`` in order, ``misses`` best first."""
+    """``picks`` in order, ``misses`` best first. ``levels`` (S,): every LoRA whose log odds for a phrase reach its
+    level must have been among the evidence."""
 
     picks: list[Choice]
     misses: list[Choice]
+    levels: np.ndarray
 
 
 def choose(
-    scorer: Scorer,
     spans: Sequence[Span],
     evidence: Evidence,
     calibration: Calibration,
@@ -53,11 +59,11 @@ def choose(
 ) -> Chosen:
     """Pick up to ``top_k`` LoRAs with a probability of at least ``threshold``.
 
-    ``taken`` are LoRAs already in (pinned): the words they clearly explain are no longer free. ``banned`` (N,) bool
-    are never picked nor listed.
+    ``groups``, ``taken`` and ``banned`` are of the evidence's columns. ``taken`` are LoRAs already in (pinned): the
+    words they clearly explain are no longer free. ``banned`` (C,) bool are never picked nor listed.
     """
     closed = np.zeros(len(groups), bool) if banned is None else banned.copy()
-    free = np.ones(len(spans), bool)
+    free, levels = np.ones(len(spans), bool), np.full(len(spans), np.inf)
     for lora in taken:
         closed |= groups == groups[lora]
         if len(spans):
@@ -65,15 +71,18 @@ def choose(
             if evidence.logit[span, lora] > 0:
                 free &= _apart(spans, span)
     picks: list[Choice] = []
-    while len(picks) < top_k and free.any() and not closed.all():
+    while len(picks) < top_k and free.any():
+        if closed.all():
+            levels[free] = -np.inf
+            break
         kinds = {spans[pick.span].hint == "style" for pick in picks}
-        choice = _best(evidence, spans, calibration, groups, free, closed, kinds)
+        choice = _best(evidence, spans, calibration, groups, free, closed, kinds, levels)
         if choice.score < threshold:
             break
         picks.append(choice)
         closed |= groups == groups[choice.lora]
         free &= _apart(spans, choice.span)
-    return Chosen(picks, _misses(evidence, calibration, groups, free, closed))
+    return Chosen(picks, _misses(evidence, calibration, groups, free, closed, levels), levels)
 
 
 def _apart(spans: Sequence[Span], chosen: int) -> np.ndarray:
@@ -81,7 +90,7 @@ def _apart(spans: Sequence[Span], chosen: int) -> np.ndarray:
     return np.array([not span.words & spans[chosen].words for span in spans])
 
 
-def _best(evidence, spans, calibration, groups, free, closed, kinds) -> Choice:
+def _best(evidence, spans, calibration, groups, free, closed, kinds, levels) -> Choice:
     """The open LoRA and free span with the largest log odds, up to :data:`SURE`.
 
     Among sure ones the kind (style or not) that was not picked yet comes first, then one phrase before several, the
@@ -90,32 +99,40 @@ def _best(evidence, spans, calibration, groups, free, closed, kinds) -> Choice:
     logit = np.where(free[:, None] & ~closed[None], evidence.logit, -np.inf)
     new = np.array([bool(kinds) and (span.hint == "style") not in kinds for span in spans])
     worth = np.minimum(logit, SURE) + NEW_KIND_BONUS * new[:, None] * (logit > 0)
-    tied = np.argwhere(worth >= worth.max() - 1e-9)
+    most = worth.max()
+    tied = np.argwhere(worth >= most - TIE)
 
     def order(at: tuple[int, int]):
         span = spans[at[0]]
         return span.joined, -len(span.words), -round(logit[at], 9), at[1], at[0]
 
     span, lora = min(((int(s), int(n)) for s, n in tied), key=order)
-    return Choice(lora, span, _probability(logit[span][None], lora, calibration, groups))
+    # What a LoRA that is not among the evidence would need to be worth as much.
+    needed = most - NEW_KIND_BONUS * new
+    needed = np.where(needed > 0, np.minimum(needed, SURE), min(most, 0.0)) - MARGIN
+    levels[free] = np.minimum(levels[free], needed[free])
+    score = _probability(evidence, span, lora, closed, calibration, groups, levels)
+    return Choice(lora, span, score)
 
 
-def _probability(row: np.ndarray, lora: int, calibration: Calibration, groups: np.ndarray) -> float:
-    """What the calibration makes of ``lora`` as the answer to one span, (1, N) log odds."""
-    shown = np.where(groups == groups[lora], -np.inf, row[0])
-    shown[lora] = row[0, lora]
-    rivals = np.where(np.arange(len(shown)) == lora, -np.inf, np.minimum(shown, row[0, lora]))
-    rivals[lora] = row[0, lora]
-    found, _ = top_evidence(rivals[None], groups, calibration.ruler)
-    return float(calibration.none_fits.probability(found)[0])
+def _probability(evidence, span, lora, closed, calibration, groups, levels) -> float:
+    """What the calibration makes of ``lora`` as the answer to one span, beside the LoRAs that are open."""
+    row = np.where(closed, -np.inf, evidence.logit[span])
+    own = row[lora]
+    shown = np.where(groups == groups[lora], -np.inf, np.minimum(row, own))
+    shown[lora] = own
+    best, top, lead = top_of(shown[None], groups)
+    levels[span] = min(levels[span], own - lead[0] - MARGIN)
+    read = none_fits_evidence(evidence.loras[best], top, lead, calibration.ruler)
+    return float(calibration.none_fits.probability(read)[0])
 
 
-def _misses(evidence, calibration, groups, free, closed) -> list[Choice]:
+def _misses(evidence, calibration, groups, free, closed, levels) -> list[Choice]:
     """The nearest LoRAs left out, one of each group."""
     spans = np.flatnonzero(free) if free.any() else np.arange(len(free))
-    if not len(spans) or closed.all():
+    if not len(spans):
         return []
-    reach = np.where(closed, -np.inf, evidence.logit[spans].max(axis=0))
+    reach = np.where(closed, -np.inf, evidence.logit[spans].max(axis=0, initial=-np.inf))
     misses: list[Choice] = []
     seen: set[int] = set()
     for lora in np.lexsort((np.arange(len(reach)), -reach)):
@@ -124,6 +141,9 @@ def _misses(evidence, calibration, groups, free, closed) -> list[Choice]:
         if groups[lora] not in seen:
             seen.add(int(groups[lora]))
             span = int(spans[evidence.logit[spans, lora].argmax()])
-            row = np.where(closed, -np.inf, evidence.logit[span])[None]
-            misses.append(Choice(int(lora), span, _probability(row, int(lora), calibration, groups)))
+            levels[spans] = np.minimum(levels[spans], reach[lora])
+            score = _probability(evidence, span, int(lora), closed, calibration, groups, levels)
+            misses.append(Choice(int(lora), span, score))
+    if len(misses) < MISSES:
+        levels[spans] = -np.inf
     return sorted(misses, key=lambda miss: (-miss.score, miss.lora))

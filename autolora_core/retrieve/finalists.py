@@ -1,0 +1,168 @@
+"""Which LoRAs can matter for an answer: all that can reach a level of log odds, found without scoring the others.
+
+What is not among them has less than the level, provably: every part of the evidence of a LoRA that is left out lies
+below a bound from which the parts together cannot reach it. So an answer made from the finalists is the answer made
+from the whole library, as long as it depends on nothing below the levels (:mod:`.select` and :mod:`.tune` say down to
+which level theirs does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..encode.calibrate import Logistic, sigmoid
+from .odds import MAX_LOGIT, bounded
+from .sayings import LEXICAL_MODEL, ranges
+from .score import Asked, Scorer
+
+# A library of so many LoRAs is scored whole: it takes no longer.
+WHOLE = 1024
+# How many LoRAs each part of the evidence proposes to begin with.
+BEGIN = 24
+# More candidates than these are looked at by their bounds before they are scored.
+MANY = 256
+
+
+class Finalists:
+    """``asked`` are the phrases; ``hint`` (S,) is the most that a LoRA's role can add to its log odds for each,
+    ``loss`` (S,) what the phrase itself costs. ``begin``: how many LoRAs each part proposes at first. ``shut`` (N,)
+    bool are not looked for."""
+
+    def __init__(
+        self, scorer: Scorer, asked: Asked, hint: np.ndarray, loss: np.ndarray, begin: int = BEGIN,
+        shut: np.ndarray | None = None,
+    ):  # fmt: skip
+        self.scorer, self.asked, self.hint, self.loss, self.begin = scorer, asked, hint, loss, begin
+        self.count = len(scorer.entries)
+        self.shut = shut if shut is not None and shut.any() else None
+        self.everyone = scorer.everyone if self.shut is None else np.flatnonzero(~self.shut)
+        self.whole = len(self.everyone) <= WHOLE or not len(asked.texts)
+        if self.whole:
+            return
+        self._query = scorer.query(asked.vectors) if asked.use_weights else None
+        self._weights = scorer.weight_table.bounds(self._query) if asked.use_weights else None
+        speaks = asked.use_text and len(scorer.sayings)
+        self._words = scorer.sayings.table.bounds(asked.vectors) if speaks else None
+
+    def first(self) -> np.ndarray:
+        """LoRAs to begin with, ascending."""
+        if self.whole:
+            return self.everyone
+        return self._open([self._proposed(row) for row in range(len(self.asked.texts))])
+
+    def reaching(self, levels: np.ndarray) -> np.ndarray:
+        """All LoRAs whose log odds for any phrase s reach ``levels[s]``, and some that do not, ascending."""
+        if self.whole or (levels == -np.inf).any():
+            return self.everyone
+        rows = np.flatnonzero(np.isfinite(levels))
+        return self._open([self._reaching(row, float(levels[row])) for row in rows])
+
+    def _open(self, found: Sequence[np.ndarray]) -> np.ndarray:
+        loras = _together(found)
+        return loras if self.shut is None else loras[~self.shut[loras]]
+
+    def _proposed(self, row: int) -> np.ndarray:
+        scorer, found = self.scorer, []
+        if self._weights is not None:
+            found.append(scorer.loras_of(scorer.weight_table.likely(self._weights[row], self.begin)))
+        if self._words is not None:
+            sayings = scorer.sayings
+            found.append(self._some(sayings.table.likely(self._words[row], self.begin)))
+            texts, overlap = self.asked.shared.of(row)
+            found.append(self._some(texts[np.argsort(-overlap, kind="stable")[: self.begin]]))
+        if self.asked.answers is not None:
+            z = np.nan_to_num(self.asked.answers[row], nan=-np.inf)
+            found.append(np.argpartition(-z, self.begin)[: self.begin])
+        return _together(found)
+
+    def _some(self, texts: np.ndarray) -> np.ndarray:
+        """A few of the LoRAs that say these texts: the first of each."""
+        sayings = self.scorer.sayings
+        order, starts = sayings.tellers
+        at = ranges(starts[texts], np.minimum(starts[texts + 1], starts[texts] + self.begin))
+        return sayings.owners[order[at]]
+
+    def _reaching(self, row: int, level: float) -> np.ndarray:
+        wanted = level + float(self.loss[row]) - abs(float(self.hint[row])) - 1e-9
+        if wanted > MAX_LOGIT:
+            return np.zeros(0, np.int64)
+        parts = self._least(float(sigmoid(wanted))) if wanted > -MAX_LOGIT else None
+        if parts is None:
+            return self.scorer.everyone
+        words, others = parts
+        found = []
+        if self._weights is not None:
+            found.append(self._by_weights(row, others))
+        if self.asked.answers is not None:
+            z = _z_of(self.scorer.response_model, self.scorer.response_claim, others)
+            found.append(np.flatnonzero(np.nan_to_num(self.asked.answers[row], nan=-np.inf) >= z))
+        if self._words is not None:
+            found.append(self._by_words(row, words))
+        return self._able(row, _together(found), wanted)
+
+    def _least(self, wanted: float) -> tuple[float, float] | None:
+        """Probabilities such that a LoRA whose words stay below the first and whose weights and answer stay below the
+        second cannot reach ``wanted`` together; None when nothing can be left out."""
+        others = (self._weights is not None) + (self.asked.answers is not None)
+        if self._words is None:
+            return 1.0, 1 - (1 - wanted) ** (1 / max(others, 1))
+        # Words that share nothing still have the odds of that.
+        floor = float(sigmoid(LEXICAL_MODEL.bias)) * (1 + 1e-9)
+        if wanted <= floor:
+            return None
+        words = max(1 - (1 - wanted) ** (1 / (1 + others)), floor)
+        return words, 1 - ((1 - wanted) / (1 - words)) ** (1 / max(others, 1))
+
+    def _by_weights(self, row: int, least: float) -> np.ndarray:
+        scorer = self.scorer
+        z = _z_of(scorer.weight_model, scorer.weight_claim, least)
+        if not np.isfinite(z):
+            return scorer.everyone if z < 0 else np.zeros(0, np.int64)
+        return scorer.loras_of(scorer.weight_table.at_least(self._weights[row], self._query[row], z))
+
+    def _by_words(self, row: int, least: float) -> np.ndarray:
+        sayings, logit = self.scorer.sayings, _logit(least)
+        texts, overlap = self.asked.shared.of(row)
+        near = texts[LEXICAL_MODEL.logit(overlap[:, None]) >= logit - 1e-9]
+        said = sayings.table.at_least(self._words[row], self.asked.vectors[row], logit - 1e-9)
+        return sayings.owners[sayings.phrases_saying(np.union1d(near, said))]
+
+    def _able(self, row: int, loras: np.ndarray, wanted: float) -> np.ndarray:
+        """Those whose parts together can reach ``wanted`` log odds, by their bounds."""
+        if len(loras) <= MANY:
+            return loras
+        scorer, miss = self.scorer, np.ones(len(loras))
+        if self._weights is not None:
+            at = scorer.row[loras]
+            z = np.where(at >= 0, self._weights[row][at], -np.inf)
+            miss *= 1 - bounded(scorer.weight_model.probability(z[:, None]), scorer.weight_claim)
+        if self.asked.answers is not None:
+            z = np.nan_to_num(self.asked.answers[row, loras], nan=-np.inf)
+            miss *= 1 - bounded(scorer.response_model.probability(z[:, None]), scorer.response_claim)
+        if self._words is not None:
+            has = scorer.has_text[loras]
+            most = scorer.sayings.bound(row, self._words[row], self.asked.shared, loras[has])
+            miss[has] *= 1 - sigmoid(most)
+        return loras[np.clip(miss, sigmoid(-MAX_LOGIT), 1) <= 1 - sigmoid(wanted) + 1e-12]
+
+
+def _together(found: Sequence[np.ndarray]) -> np.ndarray:
+    return np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
+
+
+def _logit(p: float) -> float:
+    p = min(max(p, 1e-300), 1 - 1e-16)
+    return float(np.log(p) - np.log1p(-p))
+
+
+def _z_of(model: Logistic, claim: float, least: float) -> float:
+    """The smallest z-score whose bounded probability is ``least``; −∞ when all have it, ∞ when none can."""
+    odds = 1 / max(least, 1e-300) - 1 / max(claim, 1e-12) + 1  # one over the probability before it is bounded
+    if odds <= 1:
+        return np.inf
+    slope = float(model.slope[0])
+    if slope <= 0:
+        return -np.inf if model.bias >= _logit(1 / odds) - 1e-9 else np.inf
+    return (_logit(1 / odds) - 1e-9 - model.bias) / slope
