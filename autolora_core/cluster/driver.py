@@ -118,9 +118,9 @@ class ClusterScanner(Scanner):
         if self.force or known is None or not self._unchanged(item, known):
             return True
         content = self._row(known.hash) if known.hash else None
-        return content is not None and self._is_lacking(content)
+        return content is not None and self._incomplete(content)
 
-    def _is_lacking(self, content: Content) -> bool:
+    def _incomplete(self, content: Content) -> bool:
         digest, family = content.hash, content.family
         if content.kind not in ENCODABLE_KINDS or family == "unknown":
             return False
@@ -226,6 +226,9 @@ class ClusterScanner(Scanner):
         preview = os.path.join(os.path.dirname(item.path), os.path.basename(os.fsdecode(preview))) if preview else ""
         notes = json.loads(problems.replace(json.dumps(self.paths.there(item.path))[1:-1], json.dumps(item.path)[1:-1]))
         reading = Reading(EntryText.from_json(json.loads(text)), base_model, autov3, preview, [])
+        if content is None and known and known.hash and (item.size, item.mtime_ns) == (known.size, known.mtime_ns):
+            self._keep_unread(item, known, notes)
+            return
         if content is not None:
             self.report.shared += digest in self._held
             self._held.add(digest)

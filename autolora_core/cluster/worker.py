@@ -15,7 +15,7 @@ import shutil
 import struct
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
@@ -103,9 +103,13 @@ class _ListScanner(Scanner):
     def __init__(self, files: list[Found], *what: Any, **how: Any):
         super().__init__(*what, **how)
         self._files = files
+        self.workers = 1  # the cluster gives a shard one processor
 
     def _find(self, known: dict[tuple[str, str], Known]) -> list[Found]:
         return self._files
+
+    def _arrivals(self, known: dict[tuple[str, str], Known]) -> Iterator[list[Found]]:
+        yield self._files
 
     def _places(self, seen: set[tuple[str, str]], known: dict[tuple[str, str], Known]) -> None:
         pass
