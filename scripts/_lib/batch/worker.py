@@ -45,7 +45,8 @@ class Worker(threading.Thread):
         others: whether another server is up.
         only_collect: send nothing; fetch what an earlier run sent.
 
-    ``state`` is new, up, down or unfit (it lacks a node of the workflow), ``error`` why it is not up.
+    ``state`` is new, up, down or unfit (it lacks a node of the workflow), ``error`` why it is not up; ``met``: it was
+    seen to be a ComfyUI that knows all nodes.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Worker(threading.Thread):
         self.remote, self.board, self.pace, self.able, self.others = remote, board, pace, able, others
         self.only_collect = only_collect
         self.attempts: list[Attempt] = []
-        self.state, self.error, self.last_up = "new", "", time.monotonic()
+        self.state, self.error, self.met, self.last_up = "new", "", False, time.monotonic()
         self._down_since = self._looked = 0.0
         self._tries = 0
 
@@ -122,7 +123,7 @@ class Worker(threading.Thread):
                 self.board.say(words)
             self.state = "unfit"
             raise Unreachable(words)
-        self.state = "down" if self.state == "unfit" else self.state
+        self.met, self.state = True, "down" if self.state == "unfit" else self.state
 
     def _round(self) -> int:
         """Fetch what is finished, see that the rest is still there, send more; how many were fetched."""
