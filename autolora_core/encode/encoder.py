@@ -242,14 +242,36 @@ def write_encoder(path: str | os.PathLike, tensors: dict[str, np.ndarray], metad
 
 
 def checked_encoder(path: str | os.PathLike, metadata: Mapping[str, str], make: Callable[[], AnEncoder]) -> AnEncoder:
-    """What ``make`` restores from a file; :class:`FileFormatError` when that fails or does not match the file's id."""
+    """What ``make`` restores from a file; :class:`FileFormatError` when that fails, does not match the file's id, or
+    gives no vectors."""
     try:
         encoder = make()
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise FileFormatError(f"the encoder's contents are incomplete: {error!r}", path=path, fix=FIX) from error
-    if encoder.id != metadata.get("id"):
-        raise FileFormatError("the encoder's contents do not match its id", path=path, fix=FIX)
+        if encoder.id != metadata.get("id"):
+            raise FileFormatError("the encoder's contents do not match its id", path=path, fix=FIX)
+        _try_out(encoder)
+    except _UNFIT as error:
+        raise FileFormatError(f"the encoder's contents are incomplete: {error!r:.300}", path=path, fix=FIX) from error
     return encoder
+
+
+# An id says that a file is whole, not that its author meant well: its parts may fit together in no way at all.
+_UNFIT = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError, MemoryError)
+
+
+def _try_out(encoder: WeightEncoder) -> None:
+    """Raises one of :data:`_UNFIT` for an encoder whose arrays hold NaN, or do not fit together."""
+    modules = encoder.schema.modules
+    if not all(np.isfinite(array).all() for array in encoder._tensors().values()):
+        raise ValueError("it has values that are not finite")
+    if not all(isinstance(text, str) for text in (encoder.family, encoder.tower, *modules)):
+        raise TypeError("names that are no texts")
+    ones = np.ones(encoder.schema.width, np.float32)
+    vector = encoder.encode(Features(ones, np.ones(len(modules), bool), np.zeros(len(modules), np.float32), modules))
+    query = encoder.query(np.ones((1, encoder.dim), np.float32))
+    if vector.shape != (encoder.dim,) or query.shape != (1, encoder.dim):
+        raise ValueError(f"it gives vectors of {vector.shape} and {query.shape}, not {encoder.dim} numbers")
+    if not (np.isfinite(vector).all() and np.isfinite(query).all()):
+        raise ValueError("it gives vectors that are not finite")
 
 
 def stated_recall(metadata: Mapping[str, str]) -> float | None:

@@ -20,10 +20,11 @@ from torch.nn import functional
 
 from ..errors import FileFormatError, TowerError
 from ..lora.header import read_header, read_tensors
-from .open_clip_tower import OpenClipTower
+from .open_clip_tower import OpenClipTower, unit_rows
 from .towers import file_sha256
 
 # Mean and deviation of the pictures CLIP was trained on (Radford et al. 2021, the released code).
+LONGEST = 8  # times its short side; of a longer picture no more than that is scaled, as it is cut to a square anyway
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HEADS = {1280: 16, 1408: 16, 1664: 16, 1792: 16}  # H, g, bigG, e; smaller towers have heads 64 wide
 _LAYER = re.compile(r"encoder\.layers\.(\d+)\.(.+)")
@@ -110,13 +111,13 @@ class OpenClipImageTower:
         self.load()
         rows = [self._model(prepare(picture, self.size)[None]) for picture in pictures]
         stacked = torch.cat(rows) if rows else torch.zeros(0, self.dim)
-        return functional.normalize(stacked.float(), dim=1).numpy()
+        return unit_rows(stacked, self.path)
 
 
 def prepare(picture: Tensor, size: int) -> Tensor:
     """(height, width, ≥ 3) in [0, 1] → (3, size, size) as CLIP expects: the shorter side scaled to ``size`` (bicubic),
     the middle cut out, 8-bit levels, standardised."""
-    image = picture[..., :3].float().cpu().movedim(-1, 0)[None]
+    image = _not_too_long(picture[..., :3].float().cpu().movedim(-1, 0)[None])
     height, width = image.shape[2:]
     scale = size / min(height, width)
     shape = (max(size, round(height * scale)), max(size, round(width * scale)))
@@ -126,6 +127,14 @@ def prepare(picture: Tensor, size: int) -> Tensor:
     image = image[0, :, top : top + size, left : left + size]
     image = (image * 255).round().clamp(0, 255) / 255
     return (image - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+
+
+def _not_too_long(image: Tensor) -> Tensor:
+    """The middle of a picture that is more than :data:`LONGEST` times as long as it is wide: (1, 3, height, width)."""
+    height, width = image.shape[2:]
+    most = LONGEST * min(height, width)
+    top, left = max(0, (height - most) // 2), max(0, (width - most) // 2)
+    return image[:, :, top : top + most, left : left + most]
 
 
 def image_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -80,7 +80,7 @@ class OpenClipTower:
         self.load()
         rows = [self._model(self._tokenizer([text])) for text in texts]
         stacked = torch.cat(rows) if rows else torch.zeros(0, self._dim)
-        return torch.nn.functional.normalize(stacked.float(), dim=1).numpy()
+        return unit_rows(stacked, self.path)
 
     def _read(self) -> dict[str, Tensor]:
         try:
@@ -91,6 +91,15 @@ class OpenClipTower:
             raise TowerError(
                 f"the CLIP file cannot be read: {error.message}", path=self.path, fix="choose a .safetensors file"
             ) from error
+
+
+def unit_rows(states: Tensor, path: Path) -> np.ndarray:
+    """float32 (n, dim) rows of unit norm. :class:`TowerError` where the file's values gave NaN: those of a download that
+    was cut, or of a model saved in too narrow a type."""
+    rows = torch.nn.functional.normalize(states.float(), dim=1)
+    if not bool(torch.isfinite(rows).all()):
+        raise TowerError("this CLIP gives values that are not finite", path=path, fix="download it again")
+    return rows.numpy()
 
 
 def open_clip_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -111,8 +111,8 @@ class SetEncoder(OnSchema):
     def _restored(cls, metadata: dict[str, str], tensors: dict[str, np.ndarray]) -> SetEncoder:
         said, config = json.loads(metadata["schema"]), json.loads(metadata["config"])
         groups = {name: tuple(shape) for name, shape in config.pop("groups").items()}
-        network = SetNetwork(SetConfig(groups=groups, **config))
         weights = {k[8:]: v.astype(np.float32) for k, v in tensors.items() if k.startswith("network.")}
+        network = SetNetwork(_sizes_of(SetConfig(groups=groups, **config), weights))
         network.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()})
         schema = token_schema(said["family"], SketchSize(**said["size"]), tuple(said["modules"]))
         own = (tensors[f"tokens.{k}"].astype(np.float32) for k in TOKEN_ARRAYS)
@@ -129,6 +129,18 @@ class SetEncoder(OnSchema):
         return {k: np.ascontiguousarray(v, np.float16) for k, v in named.items()} | {
             "centre": self.centre.astype(np.float32), "text_map": self.text_map.astype(np.float16),
         }  # fmt: skip
+
+
+def _sizes_of(config: SetConfig, weights: Mapping[str, np.ndarray]) -> SetConfig:
+    """``config``, which a file may state at will, if it is that of the file's own weights: nothing larger is made.
+    Raises ValueError or KeyError."""
+    layers = {name.split(".")[1] for name in weights if name.startswith("layers.")}
+    stated = {**config.groups, "layers": config.layers, "cls": (config.width,), "head": (config.dim, config.width)}
+    found = {name.removeprefix("inward."): array.shape[:2] for name, array in weights.items() if "inward." in name}
+    found |= {"layers": len(layers), "cls": weights["cls"].shape, "head": weights["head.weight"].shape}
+    if stated != found or not 0 < config.heads <= config.width:
+        raise ValueError(f"its config {stated} is not that of its weights, {found}")
+    return config
 
 
 def rounded(encoder: SetEncoder) -> SetEncoder:

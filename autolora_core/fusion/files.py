@@ -11,6 +11,7 @@ trained on ``base_sha256`` (its file) and ``base_fingerprint`` (JSON, see :mod:`
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -211,8 +212,11 @@ def _eps(path: str | os.PathLike, metadata: dict[str, str]) -> float:
 def _fingerprint(path: str | os.PathLike, metadata: Mapping[str, str]) -> dict[str, list[float]]:
     text = metadata.get("base_fingerprint", "{}")
     try:
-        return {name: [float(value) for value in values] for name, values in json.loads(text).items()}
-    except (ValueError, TypeError, AttributeError) as error:
+        found = {name: [float(value) for value in values] for name, values in json.loads(text).items()}
+        if not all(math.isfinite(value) for values in found.values() for value in values):
+            raise ValueError("a number is not finite")
+        return found
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise GateError("base_fingerprint is not readable", path=path, key="base_fingerprint", fix=FIX) from error
 
 

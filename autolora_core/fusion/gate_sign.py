@@ -36,6 +36,8 @@ class GateSign:
 def gate_sign(path: str | os.PathLike) -> GateSign | None:
     """A look at the header; None when the file is something else than a gate. Never raises."""
     problem = None
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+        return None
     try:
         with safe_open(os.fspath(path), "pt") as handle:
             metadata, keys = handle.metadata() or {}, list(handle.keys())
@@ -79,5 +81,6 @@ def _header_of_a_broken_file(path: str | os.PathLike) -> tuple[dict[str, str], l
         return {}, []
     if not isinstance(header, dict):
         return {}, []
-    metadata = header.get("__metadata__")
-    return (metadata if isinstance(metadata, dict) else {}), [key for key in header if key != "__metadata__"]
+    said = header.get("__metadata__")
+    metadata = {key: text for key, text in said.items() if isinstance(text, str)} if isinstance(said, dict) else {}
+    return metadata, [key for key in header if key != "__metadata__"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import SelectionError
 
+LARGEST = sys.float_info.max
 SELECTION_FORMAT = "autolora-selection/1"
 
 
@@ -114,8 +115,11 @@ def _from_pick(pick: Any, number: int) -> Request:
     triggers = _texts(pick.get("triggers"))
     near = _texts([one.get("words") for one in _mappings(pick.get("neighbours"))])
     words = {"role": role, "triggers": triggers, "near": near[0] if near else "", "asked": _asked(pick, role)}
-    sha256 = str(pick.get("hash") or "")
-    return Request(pick["name"], strength, strength, "selection", pick.get("path") or None, **words, sha256=sha256)
+    for key in ("path", "hash"):
+        if not isinstance(pick.get(key), (str, type(None))):
+            raise SelectionError(f"the {key} of pick {number} is not a text", key="picks")
+    path, sha256 = pick.get("path") or None, pick.get("hash") or ""
+    return Request(pick["name"], strength, strength, "selection", path, **words, sha256=sha256)
 
 
 def _asked(pick: Mapping, role: str | None) -> float:
@@ -172,4 +176,6 @@ def _number(value: Any, name: Any) -> float:
 
 
 def _is_number(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
+    """A finite one; JSON also has whole numbers that no float holds."""
+    real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return real and -LARGEST <= value <= LARGEST

@@ -17,7 +17,7 @@ EVERY = "*"
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
 _POINT = re.compile(rf"({_NUMBER})\s*[:=]\s*({_NUMBER})")
 _SPAN = re.compile(r"(\d*\.?\d+)\s*-\s*(\d*\.?\d+)")
-_RANGE = re.compile(r"(.*?)(\d+)-(\d+)(.*)")
+_RANGE = re.compile(r"(.*?)(?<!\d)(\d{1,6})-(\d{1,6})(?!\d)(.*)")
 _FACTOR = re.compile(rf"(\S+?)\s*(?:[:=]|\s)\s*({_NUMBER})")
 
 
@@ -125,14 +125,22 @@ def _fits(pattern: str, module: str) -> bool:
     block = block_of(module)
     names = (module, block, block.rpartition(".")[0])
     ranged = _RANGE.fullmatch(pattern)
-    if ranged:
+    if ranged and "[" not in ranged[1]:  # [0-8] is a glob's own range
         first, last = int(ranged[2]), int(ranged[3])
         tail = block.removeprefix(ranged[1])
         if not ranged[4] and block.startswith(ranged[1]):
-            return tail.isdigit() and first <= int(tail) <= last
-        numbers = range(first, last + 1)
+            return tail.isdecimal() and first <= int(tail) <= last
+        # Numbers that stand in the name, not all of the range: somebody may write 0-999999.
+        numbers = [number for number in _numbers_in(module) if first <= int(number) <= last]
         return any(fnmatchcase(module, f"{ranged[1]}{number}{ranged[4]}") for number in numbers)
     return any(fnmatchcase(name, pattern) for name in names)
+
+
+def _numbers_in(module: str) -> set[str]:
+    """All whole numbers that can be read in a name: of ``blocks.12`` 12, 1 and 2, as a * before them may take the 1."""
+    runs = re.findall(r"[0-9]{1,12}", module)
+    parts = {run[i:j] for run in runs for i in range(len(run)) for j in range(i + 1, len(run) + 1)}
+    return {part for part in parts if part == "0" or part[0] != "0"}
 
 
 def _named(blocks: Sequence[str]) -> str:

@@ -6,10 +6,12 @@ typed; what a node computes at run time is not in the graph.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+LARGEST = sys.float_info.max
 Graph = Mapping[str, Mapping[str, Any]]
 MODEL_FILES = ("ckpt_name", "unet_name", "model_name", "base_ckpt_name", "gguf_name", "model_path")
 TEXTS = ("text", "prompt", "string", "value", "text_g", "t5xxl", "clip_l", "wildcard_text", "populated_text")
@@ -137,7 +139,8 @@ def _typed(graph: Graph, value: Any, keys: tuple[str, ...], depth: int = MOST_HO
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if real and -LARGEST <= value <= LARGEST else None
 
 
 def _integer(value: Any) -> int | None:
@@ -209,8 +212,8 @@ def _loras_of(graph: Graph, name: str) -> list[GraphLora | UnknownLora]:
 
 def _loose(value: Any) -> float | None:
     try:
-        return float(value)
-    except (TypeError, ValueError):
+        return _number(float(value))
+    except (TypeError, ValueError, OverflowError):
         return None
 
 
@@ -233,8 +236,8 @@ def _prompt(graph: Graph, link: Any) -> str | None:
             continue
         name, slot = link
         seen.add(name)
-        inputs, kind = _inputs(graph, name), str(graph[name].get("class_type", ""))
-        if kind == "ConditioningZeroOut":
+        inputs, body = _inputs(graph, name), graph[name]
+        if isinstance(body, Mapping) and body.get("class_type") == "ConditioningZeroOut":
             return ""
         text = _typed_text(graph, inputs)
         if text is not None:

@@ -143,7 +143,7 @@ def trained_for(path: str | os.PathLike) -> TrainedFor:
     metadata = read_header(path).metadata
     try:
         family = str(json.loads(metadata.get("schema", "{}"))["family"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         family = ""  # no encoder, or a damaged one: reading it whole says so
     return TrainedFor(metadata.get(LIBRARY_KEY), metadata.get(WHEN_KEY, ""), family)
 

@@ -32,6 +32,8 @@ _GENERIC_TAGS = frozenset(
         "masterpiece,smile,blush,long hair,short hair,breasts,upper body"
     ).split(",")
 )
+# What moves a cursor, or shows a text in another order than it has: never part of a word.
+_INVISIBLE = {code: " " for code in (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 _EMPTY_SHA = "e3b0c442"  # SHA-256 of nothing: written by a trainer that hashed an empty buffer
 _TRIGGER_COMMENT = re.compile(r"trigger(?:\s+words?)?\s*(?:is|are|:|=)+\s*(.+)", re.IGNORECASE)
 
@@ -65,7 +67,7 @@ def _plain(value: Any, limit: int = MAX_WORD) -> str:
         return ""
     value = html.unescape(re.sub(r"<[^>]{0,2000}>", " ", value[: 8 * limit]))
     value = value.encode("utf-8", "replace").decode("utf-8")  # JSON can smuggle in lone surrogates
-    return " ".join(value.split())[:limit].strip(" ,")
+    return " ".join(value.translate(_INVISIBLE).split())[:limit].strip(" ,")
 
 
 def _words(value: Any, limit: int = MAX_TAGS) -> list[str]:

@@ -27,6 +27,8 @@ from .texts import TextStore
 log = logging.getLogger(__name__)
 FILE_NAME = "pictures.sqlite"
 MAX_PIXELS = 64 << 20  # a preview larger than this is left out
+# What a preview may be, whatever its name says. Pillow reads others too: for EPS it starts Ghostscript.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 LARGEST_SIDE = 1024  # previews are read no larger than this
 LEAST_TO_STANDARDISE = 8
 # Middle and deviation of two unrelated pictures with CLIP B and L, for libraries of few previews. Rough on purpose.
@@ -149,7 +151,7 @@ def read_picture(path: str) -> Tensor:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} × {image.height} pixels are too many")
             image.draft("RGB", (LARGEST_SIDE, LARGEST_SIDE))

@@ -26,8 +26,8 @@ MAX_HEADER_BYTES = 64 * 1024 * 1024
 _SNIFF_BYTES = 512
 _MAX_RANK = 16  # dimensions of a tensor; real files stay below 6
 MAX_TENSORS = 100_000  # real LoRAs have up to about 5,000, whole checkpoints about 20,000
-# Commas and brackets of a header outside its texts, or quotation marks: a tensor has some ten of either. Values take memory by their
-# number, a thirty-fold of the text where they are small.
+# Commas and brackets of a header outside its texts, or quotation marks: a tensor has some ten of either. Values take
+# memory by their number, thirty times that of the text where they are small.
 _MAX_SIGNS = 16 * MAX_TENSORS
 _TEXTS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _MAX_SHOWN = 200  # characters of a key in a message
@@ -248,7 +248,9 @@ def _tensor_info(key: str, entry: object, data_start: int, size: int, path: str 
         raise _bad(path, f"bytes {offsets[0]} to {offsets[1]} lie outside the file of {size:,} bytes (truncated?)", key)
     bits = math.prod(shape) * DTYPES[dtype][0]
     if bits != 8 * (stop - start):
-        raise _bad(path, f"shape {shape} of {dtype} needs {bits / 8:g} bytes, the file gives {stop - start}", key=key)
+        need = f"{bits / 8:g} bytes" if bits < 2**80 else "more bytes than any file has"
+        given = f"shape {str(shape)[:80]} of {dtype} needs {need}"
+        raise _bad(path, f"{given}, the file gives {stop - start}", key=key)
     return TensorInfo(dtype, tuple(shape), start, stop)
 
 

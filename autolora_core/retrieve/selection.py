@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from ..errors import SelectionError
 
 FORMAT = "autolora-selection/1"
+LARGEST = sys.float_info.max
 ROLES = ("subject", "style", "pinned", "alike")
 _FIX = "pass the output of Retrieve LoRAs from Prompt on unchanged"
 
@@ -150,8 +152,9 @@ def _number(data: Mapping, key: str, default: Any, at: str, low: float = -math.i
     value = _get(data, key, (int, float) if default is not None else (int, float, type(None)), default, at)
     if value is None:
         return None
-    if isinstance(value, bool) or not math.isfinite(value) or not low <= value <= high:
-        allowed = "a finite number" if math.isinf(low) else f"a number from {low:g} to {high:g}"
+    low, high = max(low, -LARGEST), min(high, LARGEST)  # JSON also has whole numbers that no float holds
+    if isinstance(value, bool) or not low <= value <= high:
+        allowed = "a finite number" if low == -LARGEST else f"a number from {low:g} to {high:g}"
         raise SelectionError(f"{at}{key} must be {allowed}, not {value!r}", key=at + key, fix=_FIX)
     return float(value)
 
