@@ -16,7 +16,7 @@ from .jobs import Job
 from .remote import Remote
 from .worker import Pace, Worker
 
-_FIRST_ANSWER = 20  # looks at servers of which none has answered, before the batch is given up
+_FIRST_ANSWER = 10  # looks at servers of which none has answered, before the batch is given up
 _GRACE = 20.0  # seconds for workers to end a request that is under way
 
 
@@ -139,7 +139,8 @@ class Batch:
         takers, now = self._takers(), time.monotonic()
         reasons = "\n".join(f"  {worker.error}" for worker in takers)
         if all(worker.error and not worker.met for worker in takers):
-            if now - self._started > _FIRST_ANSWER * self.pace.poll:
+            certain = all(worker.state == "unfit" for worker in takers)
+            if certain or now - self._started > _FIRST_ANSWER * self.pace.poll:
                 self.board.end(f"No server can be used:\n{reasons}")
         elif all(now - worker.last_up > self.give_up for worker in takers):
             self.board.end(f"No server has answered for {self.give_up / 60:.0f} minutes:\n{reasons}")
