@@ -73,10 +73,10 @@ class HereCluster:
         return made
 
 
-def mixed_folder(loras: Path) -> Path:
-    """15 good files, some with sidecars, in folders; copies, a text file with the ending of a LoRA, one that was cut
+def mixed_folder(loras: Path, good: int = 15) -> Path:
+    """Good files, some with sidecars, in folders; copies, a text file with the ending of a LoRA, one that was cut
     off, a pickle."""
-    for seed in range(15):
+    for seed in range(good):
         folder = loras / ("styles" if seed % 3 else "people")
         write_lora(folder / f"{WORDS[seed % 12]}-{seed}.safetensors", emoji_factors(seed, blocks=1))
     for seed in (3, 4):
