@@ -13,7 +13,7 @@ from conftest import emoji_factors, write_lora
 from test_library_crash import dump
 
 from autolora_core.encode.towers import LexicalTower
-from autolora_core.library import content, index, scan
+from autolora_core.library import one_pass
 from autolora_core.library.index import Library
 
 
@@ -54,7 +54,7 @@ def once_after(monkeypatch, module, name: str, disturb) -> None:
     monkeypatch.setattr(module, name, disturbed)
 
 
-@pytest.mark.parametrize("moment", [(scan, "read_content"), (index, "compute_sketch"), (index, "compute_response")])
+@pytest.mark.parametrize("moment", [(one_pass.Pass, "head"), (one_pass.Pass, "tensors"), (one_pass.Pass, "rest")])
 @pytest.mark.parametrize("how", ["moved there", "moved there with its old time", "written over", "cut off", "deleted"])
 def test_no_row_is_made_of_two_files(two, library, tmp_path, monkeypatch, moment, how):
     one, other = two
@@ -88,7 +88,7 @@ def test_a_known_file_that_changes_while_it_is_sketched_anew_is_read_again(two, 
     one, other = two
     os.utime(other, ns=(0, other.stat().st_mtime_ns + 10**9))  # times count in steps: both may have been written in one
     library.scan([one.parent], encode=False)
-    once_after(monkeypatch, index, "compute_sketch", lambda: os.replace(other, one))
+    once_after(monkeypatch, one_pass.Pass, "tensors", lambda: os.replace(other, one))
     library.scan([one.parent])
     assert features(library) == {}
     library.scan([one.parent])
@@ -105,9 +105,9 @@ def test_a_disk_that_fails_for_a_moment_teaches_nothing_wrong(two, library, tmp_
 
     with monkeypatch.context() as patched:
         if where == "header":
-            patched.setattr(content, "LoraFile", type("Failing", (), {"open": staticmethod(fail)}))
+            patched.setattr(one_pass.Pass, "head", fail)
         else:
-            patched.setattr("autolora_core.lora.file.LoraFile.updates", fail)
+            patched.setattr(one_pass.Pass, "tensors", fail)
         report = library.scan([one.parent])
         assert any("Input/output error" in problem for _, problem in report.problems)
     library.scan([one.parent])
@@ -124,7 +124,7 @@ def test_a_drive_that_fails_while_all_is_read_again_takes_nothing_away(two, libr
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patched:
-        patched.setattr(scan.Scanner, "_hash", fail)
+        patched.setattr(one_pass.Pass, "head", fail)
         report = library.scan([one.parent], force=True)
     assert any("Input/output error" in problem for _, problem in report.problems)
     assert dump(library) == before

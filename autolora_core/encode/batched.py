@@ -1,7 +1,7 @@
 """The sketches of many modules of one shape at once: what a whole-file pass computes, at the speed of reading.
 
-The numbers are those of :mod:`.sketch`, to rounding far below the float16 they are stored in. With ``Gu = upᵀup = L Lᵀ``
-and ``Gd = down downᵀ`` (r×r), ``Lᵀ Gd L = E Λ Eᵀ`` holds the squared singular values, and
+The numbers are those of :mod:`.sketch`, to rounding far below the float16 they are stored in. With the Gram matrices
+``Gu = upᵀup = L Lᵀ`` and ``Gd = down downᵀ`` (r×r), ``Lᵀ Gd L = E Λ Eᵀ`` holds the squared singular values, and
 
     U = up · L⁻ᵀ E        V = downᵀ · L E Λ^{-1/2}
 
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .sketch import SketchSize, _signs, _triangle
+from .sketch import SketchSize, _signs
 
 # Squared singular values below this share of the largest are not trusted to float32 products, or to float64 ones.
 TRUST = {torch.float32: 1e-5, torch.float64: 1e-11}
@@ -48,7 +48,9 @@ def sketch_stack(names: Sequence[str], up: Tensor, down: Tensor, size: SketchSiz
     seen_out = torch.bmm(out[:, : size.product], up).double()
     seen_in = torch.bmm(into[:, : size.product], down.mT).double()
     product = seen_out @ seen_in.mT / (size.product * core.norm[:, None, None])
-    grams = [_gram(seen[:, : size.gram] @ basis, size) for seen, basis in zip((seen_out, seen_in), core.bases, strict=True)]
+    grams = [
+        _gram(seen[:, : size.gram] @ basis, size) for seen, basis in zip((seen_out, seen_in), core.bases, strict=True)
+    ]
     spread = [
         _spread(tall, basis.to(up.dtype), signs[:, size.product :])
         for tall, basis, signs in zip((up, down.mT), core.bases, (out, into), strict=True)

@@ -88,13 +88,13 @@ def split_fused(update: Update) -> Iterator[Update]:
     A file that trained one LoRA on the fused projection and one that trained three give the same modules. Updates
     that are no fused projection, or already a slice, come back as they are.
     """
-    match = _FUSED.search(update.module)
     tensor = update.dense if update.dense is not None else update.up
-    if match is None or tensor is None or tensor.ndim < 2:
+    if tensor is None or tensor.ndim < 2:
         yield update
         return
-    inputs = (update.dense if update.dense is not None else update.down).shape[1]
-    bounds = _fused_bounds(tensor.shape[0], inputs, match["mlp"] is not None)
+    bounds = fused_bounds(
+        update.module, tensor.shape[0], (tensor if update.dense is not None else update.down).shape[1]
+    )
     if bounds is None:
         yield update
         return
@@ -103,9 +103,12 @@ def split_fused(update: Update) -> Iterator[Update]:
         yield replace(update, module=f"{update.module}[{start}:{stop}]", bias=None, **part)
 
 
-def _fused_bounds(outputs: int, inputs: int, with_mlp: bool) -> list[int] | None:
-    """Row bounds of q, k, v (and mlp), or None when the sizes say that nothing is fused."""
-    if with_mlp:  # FLUX single block: q, k, v of the model's width, then the mlp
+def fused_bounds(module: str, outputs: int, inputs: int) -> list[int] | None:
+    """Row bounds of q, k, v (and mlp) in a layer of that name and size, or None when nothing in it is fused."""
+    match = _FUSED.search(module)
+    if match is None:
+        return None
+    if match["mlp"] is not None:  # FLUX single block: q, k, v of the model's width, then the mlp
         return [0, inputs, 2 * inputs, 3 * inputs, outputs] if outputs > 3 * inputs else None
     if outputs % 3 == 0 and (outputs == 3 * inputs or outputs <= inputs):
         return [0, outputs // 3, 2 * outputs // 3, outputs]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ RESPONSE_VERSION = 4
 MAX_BYTES, ROWS, FEW_ROWS, SHARED_ROWS = 96_000, 4, 2, 48
 # Matrices up to this size on the shorter side are decomposed exactly; of larger stacks the leading rows are found.
 EXACT_SIDE, POWER_STEPS = 512, 6
+# Squared singular values below this share of the largest are rounding noise of a float64 Gram matrix.
+RANK_TOLERANCE = 1e-14
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,93 @@ def response_factors(updates: Iterable[Update], family: str) -> ResponseFactors 
     )
 
 
+@dataclass(frozen=True)
+class Layer:
+    """One update as a response reads it: rows ``S · down`` with ``SᵀS = gram``. ``down`` (r, in) of any float type,
+    ``gram`` (r, r) float64 (None: the identity), ``norm`` its ‖ΔW‖_F."""
+
+    down: Tensor
+    gram: Tensor | None
+    norm: float
+
+    @classmethod
+    def of(cls, update: Update) -> Layer:
+        rows = input_rows(update)
+        return cls(rows, None, float(torch.linalg.matrix_norm(rows)))
+
+
+def layer_factors(spaces: Mapping[Space, Sequence[Layer]]) -> ResponseFactors | None:
+    """:func:`response_factors` of layers that are finite and not zero, of the spaces that :func:`kept` chooses."""
+    chosen = kept({space: layers[0].down.shape[1] for space, layers in spaces.items()})
+    if not chosen:
+        return None
+    return ResponseFactors(
+        {space.name: _leading(spaces[space], most).float().numpy() for space, most in chosen.items()}
+    )
+
+
+def _leading(layers: Sequence[Layer], count: int) -> Tensor:
+    """:func:`leading_rows` of the stacked layers: through the smaller Gram matrix, or by the same iteration."""
+    depth, width = sum(layer.down.shape[0] for layer in layers), layers[0].down.shape[1]
+    norm = math.hypot(*(layer.norm for layer in layers))
+    if min(depth, width) > EXACT_SIDE:
+        squared, vectors = _iterated(layers, min(2 * count + 8, depth, width))
+    else:
+        rows = torch.cat([_root(layer.gram) @ layer.down.double() if layer.gram is not None else layer.down.double()
+                          for layer in layers])  # fmt: skip
+        squared, vectors = torch.linalg.eigh(rows @ rows.T if depth <= width else rows.T @ rows)
+        squared = squared.clamp_min(0)
+        vectors = vectors.T @ rows if depth <= width else squared.sqrt()[:, None] * vectors.T
+    keep = min(count, int((squared > RANK_TOLERANCE * squared[-1]).sum()))
+    rows = vectors.flip(0)[:keep] / norm
+    # Singular vectors come in either sign: the largest entry is made positive.
+    return rows * torch.sign(rows.gather(1, rows.abs().argmax(dim=1, keepdim=True)))
+
+
+def _root(gram: Tensor) -> Tensor:
+    """S with ``SᵀS = gram``."""
+    root, failed = torch.linalg.cholesky_ex(gram, upper=True)
+    if not failed:
+        return root
+    values, vectors = torch.linalg.eigh(gram)
+    return values.clamp_min(0).sqrt()[:, None] * vectors.T
+
+
+def _iterated(layers: Sequence[Layer], width: int) -> tuple[Tensor, Tensor]:
+    """``(σ² (width,) ascending, σ_k v_kᵀ (width, in))`` in the subspace of :func:`_reduced`, in float32 products."""
+    down = torch.cat([layer.down.float() for layer in layers])
+    scale = max(layer.norm for layer in layers) ** -2
+    grams = None
+    if layers[0].gram is not None and len({layer.gram.shape for layer in layers}) == 1:
+        grams = torch.stack([layer.gram for layer in layers]).mul_(scale).float()
+
+    def weighted(seen: Tensor) -> Tensor:
+        """``G·seen`` for the blocks G of squared up factors, times ``scale``."""
+        if grams is not None:
+            return torch.bmm(grams, seen.view(len(layers), -1, width)).view(-1, width)
+        parts = seen.split([layer.down.shape[0] for layer in layers])
+        return torch.cat([part * scale if layer.gram is None else (layer.gram * scale).float() @ part
+                          for layer, part in zip(layers, parts, strict=True)])  # fmt: skip
+
+    basis = _start(down.shape[1], width).float()
+    for step in range(POWER_STEPS):
+        basis = down.T @ weighted(down @ basis)
+        basis = torch.linalg.qr(basis.double())[0] if step == POWER_STEPS - 1 else _near_orthonormal(basis)
+    seen = down @ basis.float()
+    squared, vectors = torch.linalg.eigh((seen.T @ weighted(seen)).double() / scale)
+    squared = squared.clamp_min(0)
+    return squared, squared.sqrt()[:, None] * (basis @ vectors).T
+
+
+def _near_orthonormal(basis: Tensor) -> Tensor:
+    """The same span, well conditioned: orthonormal to float32, by a tenth of a QR's work."""
+    root, failed = torch.linalg.cholesky_ex((basis.T @ basis).double(), upper=True)
+    if failed:
+        return torch.linalg.qr(basis.double())[0].float()
+    inverse = torch.linalg.solve_triangular(root, torch.eye(root.shape[0], dtype=torch.float64), upper=True)
+    return basis @ inverse.float()
+
+
 def input_rows(update: Update) -> Tensor:
     """(r, in) float64 with ``rowsᵀ rows = ΔWᵀ ΔW``: what ‖ΔW x‖ needs, without the outputs.
 
@@ -101,8 +191,12 @@ def leading_rows(matrix: Tensor, count: int) -> Tensor:
 
 def _reduced(matrix: Tensor, width: int) -> Tensor:
     """(width, in): ``matrix`` seen in the subspace of inputs that it stretches most."""
-    generator = torch.Generator().manual_seed(0)
-    basis = torch.randn(matrix.shape[1], width, generator=generator, dtype=torch.float64)
+    basis = _start(matrix.shape[1], width)
     for _ in range(POWER_STEPS):
         basis, _ = torch.linalg.qr(matrix.T @ (matrix @ basis))
     return torch.linalg.qr(matrix @ basis, mode="r").R @ basis.T
+
+
+def _start(inputs: int, width: int) -> Tensor:
+    """(in, width) float64: where every iteration begins."""
+    return torch.randn(inputs, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

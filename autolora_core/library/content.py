@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import sqlite3
 import zlib
@@ -16,7 +15,6 @@ from ..lora.file import LoraFile
 from .entries import Entry, EntryText
 from .store import now
 
-log = logging.getLogger(__name__)
 # Raise when lora/ reads files differently, so that libraries read their contents again (without hashing anew).
 READER = 1
 MAX_PROBLEMS, MAX_PROBLEM = 12, 300
@@ -41,28 +39,13 @@ class Content:
     reader: int = READER
 
 
-def read_content(path: str, digest: str, size: int) -> tuple[Content, LoraFile | None]:
-    """Read the file ``path`` whose SHA-256 is ``digest``; a file that cannot be used comes back with its problem.
-
-    Raises nothing that a file's bytes can cause, only OSError where they cannot be had: that says nothing of the
-    content, which may be read well another time. The second value is the open file, None when it is not a LoRA.
-    """
-    try:
-        lora = LoraFile.open(path)
-        if lora.kind != "not_a_lora":
-            lora.check_values()
-        content = describe(lora, digest, size)
-        return content, lora if content.kind != "not_a_lora" else None
-    except OSError:
-        raise
-    except AutoLoRAError as error:
-        if isinstance(error.__cause__, OSError):
-            raise error.__cause__ from None
+def damaged(error: Exception, digest: str, size: int) -> Content:
+    """The row of a file that cannot be used, with its problem."""
+    if isinstance(error, AutoLoRAError):
         problem = f"{error.message}. What to do: {error.fix}" if error.fix else error.message
-        return Content(digest, size, problems=_short([problem])), None
-    except Exception as error:  # a file may be broken in a way nobody thought of; the scan has others to read
-        log.warning("reading %r failed: %s: %s", path, type(error).__name__, error, exc_info=True)
-        return Content(digest, size, problems=_short([f"the reader failed ({type(error).__name__}: {error})"])), None
+    else:
+        problem = f"the reader failed ({type(error).__name__}: {error})"
+    return Content(digest, size, problems=_short([problem]))
 
 
 def describe(lora: LoraFile, digest: str, size: int) -> Content:

@@ -25,20 +25,19 @@ from ..encode.features import ModuleFeatures
 from ..encode.text_cache import CachedTower
 from ..encode.threads import one_thread
 from ..encode.towers import TextTower
-from ..errors import AutoLoRAError, LibraryError, LibraryVersionError
-from ..lora.file import LoraFile
+from ..errors import LibraryError, LibraryVersionError
 from . import duplicates, encoders, fit, pairs
 from .answer_store import AnswerStore
 from .answers import CachedAnswers, StateSource, shared_memory
-from .content import Content, modules_of, read_entries
+from .content import modules_of, read_entries
 from .duplicates import Pair
 from .entries import Entry, ScanReport
 from .fit_report import FitReport
 from .grid import Grid, held_grid
 from .locks import writing
-from .responses import answered, compute_response, has_response, held_responses, response_id
+from .responses import held_responses
 from .scan import Progress, Scanner
-from .sketches import ENCODABLE_KINDS, compute_sketch, read_sketches, sketch_id, sketched
+from .sketches import read_sketches
 from .store import Store, sweep
 from .texts import TextStore
 from .unencoded import why_not_encoded
@@ -157,32 +156,10 @@ class Library:
         ``kind`` makes the scanner (:mod:`..cluster` has kinds of its own).
         """
         scope = roots if isinstance(roots, Scope) else Scope.of(roots)
-        db, done, fresh = self.store.db, sketched(self.store.db), set()
-        known = answered(self.store.db)
-
-        def features(content: Content, path: str, lora: LoraFile | None) -> bool:
-            digest, family, again = content.hash, content.family, force and lora is not None
-            if content.kind not in ENCODABLE_KINDS or family == "unknown" or digest in fresh:
-                return False
-            sketch = again or (digest, sketch_id(family)) not in done
-            response = has_response(family) and (again or (digest, response_id(family)) not in known)
-            if not (sketch or response):
-                return False
-            fresh.add(digest)
-            try:
-                lora = lora if lora is not None else LoraFile.open(path)
-                if sketch:
-                    compute_sketch(db, digest, lora)
-                if response:
-                    compute_response(db, digest, lora)
-            except AutoLoRAError:
-                return False  # gone or changed since it was listed: its row says so at the next scan
-            return True
-
         with writing(self.store, self.wait, should_stop):
             sweep(self.folder)
-            how = {"force": force, "progress": progress, "should_stop": should_stop}
-            return kind(self.store, scope, **how, features=features if encode else None).run()
+            how = {"force": force, "progress": progress, "should_stop": should_stop, "encode": encode}
+            return kind(self.store, scope, **how).run()
 
     @one_thread()
     def fit(

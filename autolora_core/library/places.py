@@ -20,13 +20,16 @@ class Known:
     missing: bool
     problems: str
     reader: int | None
+    kind: str | None
+    family: str | None
+    content_problems: str | None
 
 
 def known_places(db: sqlite3.Connection) -> dict[tuple[str, str], Known]:
     """(root, name) → what the database says of it, of every place."""
     rows = db.execute(
-        "SELECT root, name, id, f.size, mtime_ns, f.hash, sidecars, missing, f.problems, reader"
-        " FROM files f LEFT JOIN contents c ON c.hash = f.hash"
+        "SELECT root, name, id, f.size, mtime_ns, f.hash, sidecars, missing, f.problems, reader, kind, family,"
+        " c.problems FROM files f LEFT JOIN contents c ON c.hash = f.hash"
     )
     return {(os.fsdecode(row[0]), os.fsdecode(row[1])): Known(*row[2:]) for row in rows}
 

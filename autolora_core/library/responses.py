@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sqlite3
 import threading
 from collections import OrderedDict
@@ -12,13 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..encode.factor_table import FactorTable, quantised
-from ..encode.response_factors import MAX_BYTES, RESPONSE_VERSION, ROWS, response_factors
-from ..encode.spaces import FAMILIES, space_of
-from ..errors import AutoLoRAError
-from ..lora.file import LoraFile
+from ..encode.response_factors import MAX_BYTES, RESPONSE_VERSION, ROWS, ResponseFactors
+from ..encode.spaces import FAMILIES
 from .store import now
 
-log = logging.getLogger(__name__)
 # Of a LoRA whose family has rules but which trains no module that a prompt reaches.
 NOT_REACHED = "it changes no layer that a prompt reaches"
 MAX_TABLES = 2
@@ -41,24 +37,10 @@ def has_response(family: str) -> bool:
     return family in FAMILIES
 
 
-def compute_response(db: sqlite3.Connection, digest: str, lora: LoraFile) -> None:
-    """Store the factors of an open file, or the reason why it has none. Only layers that a prompt reaches are read.
-
-    Raises OSError where its bytes cannot be had just now: such a reason would stay with the content for ever.
-    """
-    family, found, problem = lora.family.name, None, None
-    reached = [name for name in lora.modules if space_of(family, name.partition("[")[0]) is not None]
-    try:
-        found = response_factors((lora.update(name) for name in reached), family)
-    except OSError:
-        raise
-    except AutoLoRAError as error:
-        if isinstance(error.__cause__, OSError):
-            raise error.__cause__ from None
-        problem = error.message
-    except Exception as error:  # one odd file must not end the scan of the others
-        log.warning("response of %r failed: %s: %s", lora.path, type(error).__name__, error, exc_info=True)
-        problem = f"reading its layers failed ({type(error).__name__}: {error})"
+def store_response(
+    db: sqlite3.Connection, digest: str, family: str, found: ResponseFactors | None, problem: str | None
+) -> None:
+    """Store the factors of a content, or the reason why it has none."""
     packed = {name: quantised(rows) for name, rows in found.rows.items()} if found else {}
     shapes = json.dumps([[name, *rows.shape] for name, (rows, _) in packed.items()])
     rows = b"".join(rows.tobytes() for rows, _ in packed.values())
@@ -97,7 +79,7 @@ def read_responses(db: sqlite3.Connection, hashes: Sequence[str], family: str) -
 
 
 def _unpacked(shapes: str, rows: bytes, scale: bytes) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Space → (rows (r, d) int8, scale (r,)), as :func:`compute_response` laid them after one another."""
+    """Space → (rows (r, d) int8, scale (r,)), as :func:`store_response` laid them after one another."""
     out, at, row = {}, 0, 0
     for name, depth, width in json.loads(shapes):
         own = np.frombuffer(rows, np.int8, depth * width, at).reshape(depth, width)

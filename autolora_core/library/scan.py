@@ -1,37 +1,41 @@
 """Bring the database in line with the LoRA folders: what is new, changed, moved, gone, or back again.
 
-A file whose path, size and modification time are known is not opened. Any other is hashed; a known hash means a known
-content, however often and wherever it lies, so moved and copied files are never read again. Work is committed every
-``COMMIT_FILES`` files or ``COMMIT_SECONDS``, whichever is first: a scan that is stopped or killed goes on from there.
+A file whose path, size and modification time are known is not opened. Any other is read once (:mod:`.reading`), by a
+few threads ahead of this one, which alone writes, in the order of the files. A known hash means a known content,
+however often and wherever it lies: what looks like a moved file is hashed first and not read again. Work is committed
+every ``COMMIT_FILES`` files or ``COMMIT_SECONDS``, whichever is first: a scan that is stopped or killed goes on from
+there.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
 from ..errors import AutoLoRAError
-from ..lora.file import LoraFile
 from ..lora.header import read_header
-from ..portable import openable
-from .content import READER, Content, content_row, read_content, store_content
+from .ahead import ReadAhead
+from .content import READER, Content, content_row, store_content
 from .entries import ScanReport
 from .metadata import Reading, read_words
 from .places import Known, follow_moves, known_places, mark_missing, mark_shadowed
-from .sketches import forget_encoding
+from .reading import Encoded, Read, read_file
+from .responses import answered, has_response, response_id, store_response
+from .roots import Roots
+from .sketches import ENCODABLE_KINDS, sketch_id, sketched, store_sketch
 from .store import Batch, Store, now
-from .walk import Found, Scope, walk
+from .walk import Found, Scope
 
 log = logging.getLogger(__name__)
 COMMIT_FILES, COMMIT_SECONDS = 64, 2.0
-HASH_BLOCK = 4 << 20
-BEING_WRITTEN = "it is being written just now; scan again later"
+POLL_SECONDS = 0.05  # how often a scan that waits for a file looks whether it is to stop
 
 Progress = Callable[[int, int, str], None]
 
@@ -40,16 +44,10 @@ class _Stopped(Exception):
     """Raised inside a file when ``should_stop`` said so; never leaves this module."""
 
 
-def _stamp(status: os.stat_result) -> tuple[int, int, int]:
-    """Size, time of change and, outside Windows, time of any change: a file put in its place has another one."""
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
 class Scanner:
     """One scan of ``scope`` into ``store``. The caller holds the writer lock. :meth:`run` does the work.
 
-    ``features(content, path, lora)`` is called for every readable content that is present, to encode it when needed;
-    it returns True when it did. ``lora`` is the open file, or None when it was not opened in this scan.
+    ``encode`` off leaves the weights alone: contents are told by hash and header.
     """
 
     def __init__(
@@ -60,17 +58,19 @@ class Scanner:
         force: bool = False,
         progress: Progress | None = None,
         should_stop: Callable[[], bool] | None = None,
-        features: Callable[[Content, str, LoraFile | None], bool] | None = None,
+        encode: bool = True,
+        workers: int | None = None,
     ):
-        self.store, self.scope, self.force = store, scope, force
+        self.store, self.scope, self.force, self.encode, self.workers = store, scope, force, encode, workers
         self.progress = progress or (lambda done, total, name: None)
         self.should_stop = should_stop or (lambda: False)
-        self.features = features or (lambda content, path, lora: False)
         self.report = ScanReport()
         self.batch = Batch(store, COMMIT_FILES, COMMIT_SECONDS)
         self._fresh: set[str] = set()  # contents read again in this scan, for force
         self._contents: dict[str, Content] = {}
         self._new_places: list[tuple[int, str]] = []
+        self._sketched, self._answered = sketched(store.db), answered(store.db)
+        self._done = self._total = 0
 
     def run(self) -> ScanReport:
         """Scan; on any exception (an interrupt from ``progress``) what was done so far is committed first."""
@@ -86,14 +86,12 @@ class Scanner:
 
     def _run(self) -> None:
         known = known_places(self.store.db)
-        found = self._find(known)
-        self.progress(0, len(found), "")
-        for index, item in enumerate(found):
-            self._tick()
-            self._visit(item, known.get((item.root, item.name)))
-            self.progress(index + 1, len(found), item.name)
+        seen: set[tuple[str, str]] = set()
+        for arrived in self._arrivals(known):
+            seen.update((item.root, item.name) for item in arrived)
+            self._visit_all(arrived, known)
         self.batch.begin()
-        self._places({(item.root, item.name) for item in found}, known)
+        self._places(seen, known)
         self.batch.commit()
 
     def _places(self, seen: set[tuple[str, str]], known: dict[tuple[str, str], Known]) -> None:
@@ -112,76 +110,129 @@ class Scanner:
     # -- finding ---------------------------------------------------------------------------------------------------
 
     def _find(self, known: dict[tuple[str, str], Known]) -> list[Found]:
-        found, seen = [], set()
-        wanted = self.scope.predicate()
-        for root in self.scope.roots.values():
-            if not Path(root).is_dir():
-                # ComfyUI also lists folders that never existed; only a root that had files is worth a word.
-                if any(known_root == root for known_root, _ in known):
-                    self.report.offline.append(root)
-                continue
-            for item in walk(root, wanted, lambda path, why: self.report.problems.append((path, why))):
+        return [item for arrived in self._arrivals(known) for item in arrived]
+
+    def _arrivals(self, known: dict[tuple[str, str], Known]) -> Iterable[list[Found]]:
+        """The files of the roots as their listings come in, each place once."""
+        seen: set[str] = set()
+        with Roots(self.scope) as roots:
+            for listings in roots.arrivals(self._waiting):
+                items = []
+                for listing in listings:
+                    self.report.problems += listing.troubles
+                    # ComfyUI also lists folders that never existed; only a root that had files is worth a word.
+                    if listing.offline and any(root == listing.root for root, _ in known):
+                        self.report.offline.append(listing.root)
+                    if listing.root not in seen:
+                        items += listing.found
+                    seen.add(listing.root)
+                yield items
+
+    def _waiting(self, roots: list[str]) -> None:
+        """Called again and again while the listings of ``roots`` are awaited."""
+        self._tick()
+        if roots:
+            self.progress(self._done, self._total, f"waiting for {', '.join(roots)}")
+
+    # -- all files -------------------------------------------------------------------------------------------------
+
+    def _visit_all(self, found: list[Found], known: dict[tuple[str, str], Known]) -> None:
+        self._total += len(found)
+        self.progress(self._done, self._total, "")
+        with ReadAhead(self.workers) as ahead:
+            stamps = {(row.size, row.mtime_ns) for row in known.values() if row.hash and row.reader == READER}
+            held = {row.hash for row in known.values() if row.reader == READER}
+            work = partial(self._work, known, stamps, held.__contains__, ahead.tick)
+            for item, future in ahead.results(found, work):
+                self._await(future)
+                self._visit(item, known.get((item.root, item.name)), future)
+                self._done += 1
+                self.progress(self._done, self._total, item.name)
+
+    def _await(self, future: Future | None) -> None:
+        self._tick()
+        while future is not None:
+            try:
+                future.exception(POLL_SECONDS)
+                return
+            except NotYet:
                 self._tick()
-                if (item.root, item.name) not in seen:
-                    seen.add((item.root, item.name))
-                    found.append(item)
-        return found
+
+    def _work(self, known, stamps, held, tick, item: Found) -> Callable[[], tuple[Read, Reading | None]] | None:
+        """What a reading thread is to do for a file, None when nothing is to be read."""
+        row = known.get((item.root, item.name))
+        if item.problem is not None:
+            return None
+        if row is not None and not self.force and self._unchanged(item, row):
+            if not (self.encode and row.hash and self._is_lacking(row.hash, row.kind, row.family)):
+                return None
+            return partial(_read, item, tick, True, self._row(row.hash), None)
+        moved = not self.force and (item.size, item.mtime_ns) in stamps
+        return partial(_read, item, tick, self.encode, None, held if moved else None)
+
+    def _is_lacking(self, digest: str, kind: str | None, family: str | None) -> bool:
+        """Whether a content has something to encode that is not encoded yet."""
+        if kind not in ENCODABLE_KINDS or family in (None, "unknown"):
+            return False
+        response = not has_response(family) or (digest, response_id(family)) in self._answered
+        return not (response and (digest, sketch_id(family)) in self._sketched)
 
     # -- one file --------------------------------------------------------------------------------------------------
 
-    def _visit(self, item: Found, known: Known | None) -> None:
+    def _visit(self, item: Found, known: Known | None, future: Future | None = None) -> None:
         """Bring one file's row up to date; anything wrong with the file becomes its row's problem."""
         if known and not self.force and self._unchanged(item, known):
-            self._keep(item, known)
+            self._keep(item, known, future)
             return
-        content, lora, encoded, problems = None, None, False, [item.problem] if item.problem else []
-        if not problems:
+        content, reading, encoded, problems = None, None, False, [item.problem] if item.problem else []
+        if future is not None:
             try:
-                content, lora, encoded = self._read(item)
+                content, reading, encoded = self._take(*future.result())
             except (OSError, AutoLoRAError) as error:
                 problems.append(f"the file cannot be read: {getattr(error, 'strerror', None) or error}")
                 if known and known.hash and (item.size, item.mtime_ns) == (known.size, known.mtime_ns):
                     self._keep_unread(item, known, problems)
                     return
-        reading = self._words(item, lora, content)
+        reading = reading or _words(item, content)
         self._write_file(item, known, content, reading, problems + reading.problems)
         self._count(item, known, content)
         self.report.encoded += encoded
 
-    def _read(self, item: Found) -> tuple[Content, LoraFile | None, bool]:
-        """Hash a file, read its content and encode it (or not): of one and the same file, or nothing is stored.
+    def _take(self, read: Read, reading: Reading | None) -> tuple[Content, Reading | None, bool]:
+        """Store what was read of a file, unless its content is known."""
+        self.report.bytes_read += read.bytes_read
+        known = self._row(read.digest)
+        if known is not None and known.reader == READER and (not self.force or read.digest in self._fresh):
+            self.report.shared += 1
+        elif read.content is not None:
+            known = replace(read.content, modules=())  # module lists of ten thousand files are too much
+            self.batch.begin()
+            store_content(self.store.db, read.content)
+            self._contents[read.digest] = known
+        encoded = self._store_encoded(known, read.encoded)
+        self._fresh.add(read.digest)
+        return known, reading, encoded
 
-        Raises OSError for a file that was written or went away meanwhile, whatever reading it had come to by then.
-        """
-        digest, stamp = self._hash(item)
+    def _store_encoded(self, content: Content, encoded: Encoded | None) -> bool:
+        """Store what is kept of a content's weights; True when it was not there, or is there anew."""
+        digest, family = content.hash, content.family
+        again = self.force and digest not in self._fresh
+        if encoded is None or not (again or self._is_lacking(digest, content.kind, family)):
+            return False
         self.batch.begin()
-        self.store.db.execute("SAVEPOINT file")
-        try:
-            content, lora = self._content(item, digest)
-            encoded = self.features(content, item.path, lora)
-            if _stamp(os.stat(openable(item.path))) != stamp:
-                raise OSError(BEING_WRITTEN)
-        except BaseException:
-            self._contents.pop(digest, None)
-            self._fresh.discard(digest)
-            # A full disk ends the whole transaction, and the savepoint with it.
-            if self.store.db.in_transaction:
-                self.store.db.execute("ROLLBACK TO file")
-                self.store.db.execute("RELEASE file")
-            raise
-        self.store.db.execute("RELEASE file")
-        return content, lora, encoded
-
-    def _keep_unread(self, item: Found, known: Known, problems: list[str]) -> None:
-        """A file that says it is the known one but cannot be read just now: what is known of it stays."""
-        self.report.unchanged += 1
-        self._tally(item.name, self._row(known.hash), problems)
+        if again or (digest, sketch_id(family)) not in self._sketched:
+            store_sketch(self.store.db, digest, family, encoded.features, encoded.features_problem)
+            self._sketched.add((digest, sketch_id(family)))
+        if has_response(family) and (again or (digest, response_id(family)) not in self._answered):
+            store_response(self.store.db, digest, family, encoded.response, encoded.response_problem)
+            self._answered.add((digest, response_id(family)))
+        return True
 
     def _unchanged(self, item: Found, known: Known) -> bool:
         same_bytes = (item.size, item.mtime_ns) == (known.size, known.mtime_ns)
         return same_bytes and item.signature == known.sidecars and (known.reader == READER or item.problem is not None)
 
-    def _keep(self, item: Found, known: Known) -> None:
+    def _keep(self, item: Found, known: Known, future: Future | None = None) -> None:
         if known.missing:
             self.batch.begin()
             self.store.db.execute("UPDATE files SET missing = 0 WHERE id = ?", (known.id,))
@@ -189,48 +240,22 @@ class Scanner:
             self.report.returned += 1
         else:
             self.report.unchanged += 1
-        content = self._row(known.hash) if known.hash else None
-        self._tally(item.name, content, json.loads(known.problems))
-        if content is not None:
-            self._encode(content, item, None)
+        self._tally_known(item.name, known)
+        if future is None:
+            return
+        try:
+            read, _ = future.result()
+        except OSError as error:  # the next scan tries again
+            self.report.problems.append((item.name, f"the file cannot be read: {error.strerror or error}"))
+            return
+        if self._store_encoded(self._row(known.hash), read.encoded):
+            self.report.encoded += 1
+            self.batch.changed()
 
-    def _hash(self, item: Found) -> tuple[str, tuple[int, int, int]]:
-        """SHA-256 of the content, and the :func:`_stamp` of the file that has it. Raises OSError when the file changed
-        meanwhile (a download still running)."""
-        digest = hashlib.sha256()
-        with open(openable(item.path), "rb") as stream:
-            before = os.fstat(stream.fileno())
-            while block := stream.read(HASH_BLOCK):
-                digest.update(block)
-                self.report.bytes_read += len(block)
-                self._tick()
-            after = os.fstat(stream.fileno())
-            if not item.steady(before, after) or _stamp(before) != _stamp(after):
-                raise OSError(BEING_WRITTEN)
-        return digest.hexdigest(), _stamp(after)
-
-    def _content(self, item: Found, digest: str) -> tuple[Content, LoraFile | None]:
-        known = self._row(digest)
-        if known is not None and known.reader == READER and (not self.force or digest in self._fresh):
-            self.report.shared += 1
-            return known, None
-        content, lora = read_content(item.path, digest, item.size)
-        self.batch.begin()
-        store_content(self.store.db, content)
-        self._contents[digest] = replace(content, modules=())  # module lists of ten thousand files are too much
-        self._fresh.add(digest)
-        return content, lora
-
-    def _words(self, item: Found, lora: LoraFile | None, content: Content | None) -> Reading:
-        metadata: dict[str, str] = {}
-        if lora is not None:
-            metadata = lora.metadata
-        elif content is not None and content.kind != "not_a_lora":
-            try:
-                metadata = read_header(item.path).metadata
-            except AutoLoRAError as error:
-                log.info("no header words for %r: %s", item.name, error)
-        return read_words(item.path, metadata, item.sidecars)
+    def _keep_unread(self, item: Found, known: Known, problems: list[str]) -> None:
+        """A file that says it is the known one but cannot be read just now: what is known of it stays."""
+        self.report.unchanged += 1
+        self._tally(item.name, self._row(known.hash), problems)
 
     def _write_file(self, item: Found, known: Known | None, content, reading: Reading, problems: list[str]) -> None:
         self.batch.begin()
@@ -262,22 +287,6 @@ class Scanner:
             self._contents[digest] = row
         return self._contents[digest]
 
-    def _encode(self, content: Content, item: Found, lora: LoraFile | None) -> None:
-        self.batch.begin()
-        if self.features(content, item.path, lora):
-            if self._changed_since(item):
-                forget_encoding(self.store.db, content.hash)  # of other bytes: the next scan reads the file again
-                return
-            self.report.encoded += 1
-            self.batch.changed()
-
-    def _changed_since(self, item: Found) -> bool:
-        try:
-            status = os.stat(openable(item.path))
-        except OSError:
-            return True
-        return not item.steady(status, status)
-
     # -- counting --------------------------------------------------------------------------------------------------
 
     def _count(self, item: Found, known: Known | None, content: Content | None) -> None:
@@ -294,6 +303,34 @@ class Scanner:
             self.report.families[content.family] += 1
         self.report.problems += [(name, problem) for problem in [*problems, *(content.problems if content else ())]]
 
+    def _tally_known(self, name: str, known: Known) -> None:
+        """:meth:`_tally` of a file that was not looked into."""
+        self.report.kinds[known.kind or "unreadable"] += 1
+        if known.kind is not None and known.kind != "not_a_lora":
+            self.report.families[known.family] += 1
+        for listed in (known.problems, known.content_problems):
+            if listed and listed != "[]":
+                self.report.problems += [(name, problem) for problem in json.loads(listed)]
+
     def _tick(self) -> None:
         if self.should_stop():
             raise _Stopped
+
+
+def _read(item: Found, tick, encode: bool, known: Content | None, held) -> tuple[Read, Reading | None]:
+    """In a reading thread: a file, and its words where they are not those of a content that was not opened."""
+    read = read_file(item, tick, encode=encode, known=known, held=held)
+    if known is not None or read.content is None:
+        return read, None
+    return read, read_words(item.path, read.metadata or {}, item.sidecars)
+
+
+def _words(item: Found, content: Content | None) -> Reading:
+    """The words of a file whose header was not read."""
+    metadata: dict[str, str] = {}
+    if content is not None and content.kind != "not_a_lora":
+        try:
+            metadata = read_header(item.path).metadata
+        except AutoLoRAError as error:
+            log.info("no header words for %r: %s", item.name, error)
+    return read_words(item.path, metadata, item.sidecars)

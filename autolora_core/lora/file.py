@@ -99,13 +99,13 @@ class LoraFile:
         keys = [entry.keys["alpha"] for entry in self._entries.values() if "alpha" in entry.keys]
         unread = [key for key in keys if key not in self._alphas]
         read = read_tensors(self.header, unread) if unread else {}
-        alphas = {key: _scalar(tensor) for key, tensor in {**self._alphas, **read}.items()}
+        alphas = {key: scalar(tensor) for key, tensor in {**self._alphas, **read}.items()}
         configs = configs_of(self.path, self.metadata, "peft" in self.forms or "diffusers" in self.forms)
         noted: set[str] = set()
         result = {}
         for name, entry in self._entries.items():
             alpha = alphas.get(entry.keys.get("alpha", ""))
-            stock = alpha / entry.rank if alpha is not None and entry.rank and entry.kind in _ALPHA_KINDS else 1.0
+            stock = stock_scale(entry, alpha)
             config = configs.get("model" if entry.half == "model" else "text")
             scale = stock
             if config is not None and alpha is None and entry.kind == "lora" and entry.rank:
@@ -195,7 +195,13 @@ class LoraFile:
         return "it has " + ", ".join(repr(name) for name in names) if names else "it has no tensor at all"
 
 
-def _scalar(tensor: Tensor) -> float | None:
+def stock_scale(entry: ModuleEntry, alpha: float | None) -> float:
+    """What the stored alpha alone makes of a module's product."""
+    return alpha / entry.rank if alpha is not None and entry.rank and entry.kind in _ALPHA_KINDS else 1.0
+
+
+def scalar(tensor: Tensor) -> float | None:
+    """The number in a tensor of one number, None for others."""
     return float(tensor.double().reshape(-1)[0]) if tensor.numel() == 1 else None
 
 
