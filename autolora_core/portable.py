@@ -152,7 +152,11 @@ def sweep(folder: str | os.PathLike) -> None:
         for entry in entries:
             if entry.name.startswith(TEMPORARY) and entry.name.endswith(".tmp"):
                 with contextlib.suppress(OSError):
-                    if now - entry.stat().st_mtime > STALE:
+                    if now - entry.stat().st_mtime <= STALE:
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        shutil.rmtree(entry.path, ignore_errors=True)
+                    else:
                         remove(entry.path)
 
 

@@ -94,9 +94,11 @@ def test_two_that_save_under_one_name_both_have_a_file(tmp_path, monkeypatch):
 
 def test_what_a_killed_process_left_is_cleared_away_later(tmp_path):
     left, young, foreign = (tmp_path / name for name in (".autolora-a.tmp", ".autolora-b.tmp", ".other.tmp"))
-    for path in (left, young, foreign):
+    folder = tmp_path / ".autolora-c.tmp"
+    folder.mkdir()
+    for path in (left, young, foreign, folder / ".tmpAbC123"):
         path.write_bytes(b"half")
-    for path in (left, foreign):
+    for path in (left, foreign, folder):
         os.utime(path, (time.time() - 2 * portable.STALE,) * 2)
     replace_file(tmp_path / "a.safetensors", {"x": torch.zeros(1)}, {})
     assert sorted(p.name for p in tmp_path.iterdir()) == [".autolora-b.tmp", ".other.tmp", "a.safetensors"]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import GateError
-from ..portable import load_whole, not_written, sweep, write_whole
+from ..portable import TEMPORARY, load_whole, not_written, sweep, write_whole
 from .flux_gate import PUBLIC_PREFIX, hidden_size, public_module
 from .gate import EPS, VECTORS, GateVectors
 from .gate_sign import FIX, FORMAT, FORMATS, NO_FAMILY, what_is_wrong
@@ -116,7 +117,14 @@ def replace_file(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     except OSError as error:
         raise not_written(path, error) from error
     sweep(path.parent)
-    write_whole(path, lambda temporary: save_file(tensors, temporary, metadata), fresh)
+
+    def write(temporary: str) -> None:
+        # safetensors writes under a name of its own beside the one it is given: in a folder that sweeping knows.
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=TEMPORARY, suffix=".tmp") as folder:
+            save_file(tensors, os.path.join(folder, "file"), metadata)
+            os.replace(os.path.join(folder, "file"), temporary)
+
+    write_whole(path, write, fresh)
 
 
 def _read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
