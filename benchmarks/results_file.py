@@ -23,7 +23,8 @@ RESULTS = REPO / "benchmarks" / "results"
 
 
 def commit() -> str:
-    """The commit measured, with `-dirty` when tracked code differs from it; 'unknown' outside a checkout."""
+    """The commit measured, with `-dirty` when tracked code differs from it; outside a checkout what
+    `AUTOLORA_COMMIT` says, or 'unknown'."""
 
     def git(*args: str) -> str:
         done = subprocess.run(["git", *args], cwd=REPO, capture_output=True, encoding="utf-8", check=True)
@@ -33,7 +34,7 @@ def commit() -> str:
         changed = git("status", "--porcelain", "--untracked-files=no", "--", "*.py")
         return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):  # no git, or not a checkout: a user's copy
-        return "unknown"
+        return os.environ.get("AUTOLORA_COMMIT", "unknown")
 
 
 def _cpu_name() -> str:

@@ -1,0 +1,1 @@
+"""What applying LoRAs costs: no LoRA, merged, plain branches, the gate as it is written down, and ours."""
