@@ -138,13 +138,9 @@ def _compiled() -> list:
 def moved_row() -> dict | None:
     """DRAM bytes of our two kernels at FLUX's widest layer, by ncu, against reading ``y0`` and writing the sum once."""
     command = ["ncu", "--clock-control", "none", "-k", "regex:_sum|_statistics", "--metrics", "dram__bytes.sum"]
+    command += [sys.executable, "-m", "benchmarks.apply.gpu", "--once"]
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.apply.gpu", "--once"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return None
     units = {"byte": 1, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9}

@@ -17,7 +17,7 @@ def gated(
     """``y0 + Σ_k exp(gain_k)·w_out·g_k·y_k``, a new tensor in the dtype of ``y0``.
 
     ``y0`` (T, d); ``hidden`` (T, R): what all the down factors make of the layer's input, in the columns of ``packed``;
-    ``coefficients`` (5, d), see :func:`.packed.coefficients`; ``knobs`` (K, 3) float32: scale, shift, exp(gain) of each;
+    ``coefficients`` (5, d): see :func:`.packed.coefficients`; ``knobs`` (K, 3) float32: scale, shift, exp(gain);
     ``eps`` of both norms. ``tokens``: how many at a time.
     """
     out = torch.empty_like(y0, memory_format=torch.contiguous_format)
