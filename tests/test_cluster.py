@@ -165,6 +165,9 @@ def test_changes_are_found_as_on_one_machine(tmp_path):
         (root / "people" / "harbour-9.json").write_text('{"description": "a neon sign"}', encoding="utf-8")
         report = both()
         assert (report.added, report.changed, report.renamed, report.missing) == (1, 1, 1, 1)
+        for each in (alone, library):  # as one that an older version made
+            each.store.db.execute("DELETE FROM responses")
+        assert both().encoded > 0
         both(force=True)
 
 

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import LibraryError
-from ..library.content import Content
 from ..library.entries import EntryText, ScanReport
 from ..library.index import Library
 from ..library.metadata import Reading
-from ..library.places import Known, known_places
-from ..library.responses import answered, has_response, response_id
+from ..library.places import Known
+from ..library.responses import answered
 from ..library.scan import Progress, Scanner
-from ..library.sketches import ENCODABLE_KINDS, sketch_id, sketched
+from ..library.sketches import sketched
 from ..library.store import SCHEMA_VERSION
 from ..library.walk import Found, Scope
 from ..portable import remove
@@ -84,24 +83,14 @@ def scan_on_cluster(
 class ClusterScanner(Scanner):
     """One such scan. The caller holds the writer lock."""
 
-    def __init__(self, cluster: Cluster, paths: PathMap, workers: ClusterReport, *what: Any, **how: Any):
+    def __init__(self, cluster: Cluster, paths: PathMap, report: ClusterReport, *what: Any, **how: Any):
         super().__init__(*what, **how)
-        db = self.store.db
-        self.cluster, self.paths, self.workers = cluster, paths, workers
-        self._sketched, self._answered = sketched(db), answered(db)
-        self._held = set() if self.force else {row[0] for row in db.execute("SELECT hash FROM contents")}
+        self.cluster, self.paths, self.cluster_report = cluster, paths, report
+        self._held = set() if self.force else {row[0] for row in self.store.db.execute("SELECT hash FROM contents")}
 
-    def _run(self) -> None:
-        known = known_places(self.store.db)
-        found = self._find(known)
-        self._visit_all(found, known)
-        self.batch.begin()
-        self._places({(item.root, item.name) for item in found}, known)
-        self.batch.commit()
-
-    def _visit_all(self, found: Sequence[Found], known: dict[tuple[str, str], Known]) -> None:
+    def _visit_all(self, found: list[Found], known: dict[tuple[str, str], Known]) -> None:
         """Here what needs no reading, on the workers all else."""
-        self.progress(0, len(found), "")
+        self._total += len(found)
         to_read = []
         for item in found:
             self._tick()
@@ -109,30 +98,23 @@ class ClusterScanner(Scanner):
                 to_read.append(item)
             else:
                 self._visit(item, known.get((item.root, item.name)))
-        self.progress(len(found) - len(to_read), len(found), "")
-        self._read_all(to_read, len(found), known)
+                self._done += 1
+        self.progress(self._done, self._total, "")
+        self._read_all(to_read, known)
 
     def _needs_reading(self, item: Found, known: Known | None) -> bool:
         if item.problem is not None:
             return False
         if self.force or known is None or not self._unchanged(item, known):
             return True
-        content = self._row(known.hash) if known.hash else None
-        return content is not None and self._incomplete(content)
-
-    def _incomplete(self, content: Content) -> bool:
-        digest, family = content.hash, content.family
-        if content.kind not in ENCODABLE_KINDS or family == "unknown":
-            return False
-        response = not has_response(family) or (digest, response_id(family)) in self._answered
-        return not (response and (digest, sketch_id(family)) in self._sketched)
+        return known.hash is not None and self._is_lacking(known.hash, known.kind, known.family)
 
     # -- shards ----------------------------------------------------------------------------------------------------
 
-    def _read_all(self, files: list[Found], total: int, known: dict[tuple[str, str], Known]) -> None:
+    def _read_all(self, files: list[Found], known: dict[tuple[str, str], Known]) -> None:
         ledger = Ledger(plan([item.size for item in files], self.cluster.workers()))
         flying: dict[Any, Shard] = {}
-        done, name = total - len(files), ""
+        name = ""
         while ledger or flying:
             self._tick()
             while ledger and len(flying) < AHEAD * max(1, self.cluster.workers()):
@@ -140,9 +122,9 @@ class ClusterScanner(Scanner):
                 flying[self.cluster.start(self._request(files, shard))] = shard
             for handle in self.cluster.wait(list(flying), POLL_SECONDS):
                 shard = flying.pop(handle)
-                done += self._ended(handle, shard, files, ledger, known)
+                self._done += self._ended(handle, shard, files, ledger, known)
                 name = files[shard.files[-1]].name
-            self.progress(done, total, name if self.cluster.workers() else "waiting for a worker")
+            self.progress(self._done, self._total, name if self.cluster.workers() else "waiting for a worker")
 
     def _request(self, files: list[Found], shard: Shard) -> bytes:
         items = [files[number] for number in shard.files]
@@ -154,10 +136,10 @@ class ClusterScanner(Scanner):
         try:
             data = self.cluster.result(handle)
         except Lost as why:
-            self.workers.lost += 1
+            self.cluster_report.lost += 1
             number = ledger.lost(shard)
             if number is None:
-                self.workers.again += len(shard.files)
+                self.cluster_report.again += len(shard.files)
                 return 0
             self._give_up(files[number], why, known)
             return 1
@@ -167,8 +149,8 @@ class ClusterScanner(Scanner):
 
     def _give_up(self, item: Found, why: Lost, known: dict[tuple[str, str], Known]) -> None:
         """A row that says so; the next run tries it again."""
-        self.workers.given_up.append(item.name)
-        if len(self.workers.given_up) >= HOPELESS and not self.workers.shards:
+        self.cluster_report.given_up.append(item.name)
+        if len(self.cluster_report.given_up) >= HOPELESS and not self.cluster_report.shards:
             raise LibraryError(
                 f"every file ends the worker that reads it ({why})",
                 path=item.path,
@@ -189,29 +171,29 @@ class ClusterScanner(Scanner):
         self.batch.commit()
         self.report.encoded += encoded
         self.report.bytes_read += head["bytes_read"]
-        self.workers.hosts[head["host"]] += len(items)
-        self.workers.machines.add(head["machine"])
-        self.workers.shards += 1
+        self.cluster_report.hosts[head["host"]] += len(items)
+        self.cluster_report.machines.add(head["machine"])
+        self.cluster_report.shards += 1
 
     def _copy_contents(self, part: sqlite3.Connection) -> int:
         """What the shard knows of contents; how many of them were encoded that the library did not have encoded."""
-        hashes = [digest for (digest,) in part.execute("SELECT hash FROM contents")]
-        encoded = sum(self._encoded_here(part, digest) for digest in hashes)
+        contents = part.execute("SELECT hash, kind, family FROM contents").fetchall()
+        made = {digest for (digest,) in part.execute("SELECT hash FROM features")}
+        encoded = sum(digest in made and self._is_new(digest, kind, family) for digest, kind, family in contents)
         for table in CONTENT_TABLES:
             columns = len(part.execute(f"SELECT * FROM {table} LIMIT 0").description)
             values = ",".join("?" * columns)
             self.store.db.executemany(
                 f"INSERT OR REPLACE INTO {table} VALUES ({values})", part.execute(f"SELECT * FROM {table}")
             )
-        for digest in hashes:
+        self._sketched |= sketched(part)
+        self._answered |= answered(part)
+        for digest, _, _ in contents:
             self._contents.pop(digest, None)  # it may have been read anew
         return encoded
 
-    def _encoded_here(self, part: sqlite3.Connection, digest: str) -> bool:
-        new = not self.store.db.execute("SELECT 1 FROM features WHERE hash = ?", (digest,)).fetchone()
-        return (new or digest not in self._held) and bool(
-            part.execute("SELECT 1 FROM features WHERE hash = ?", (digest,)).fetchone()
-        )
+    def _is_new(self, digest: str, kind: str, family: str) -> bool:
+        return (self.force and digest not in self._held) or self._is_lacking(digest, kind, family)
 
     def _place(self, item: Found, part: sqlite3.Connection, known: Known | None) -> None:
         """One file's row, with the paths and times that the driver sees."""

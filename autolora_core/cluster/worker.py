@@ -105,9 +105,6 @@ class _ListScanner(Scanner):
         self._files = files
         self.workers = 1  # the cluster gives a shard one processor
 
-    def _find(self, known: dict[tuple[str, str], Known]) -> list[Found]:
-        return self._files
-
     def _arrivals(self, known: dict[tuple[str, str], Known]) -> Iterator[list[Found]]:
         yield self._files
 

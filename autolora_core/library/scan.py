@@ -109,9 +109,6 @@ class Scanner:
 
     # -- finding ---------------------------------------------------------------------------------------------------
 
-    def _find(self, known: dict[tuple[str, str], Known]) -> list[Found]:
-        return [item for arrived in self._arrivals(known) for item in arrived]
-
     def _arrivals(self, known: dict[tuple[str, str], Known]) -> Iterable[list[Found]]:
         """The files of the roots as their listings come in, each place once."""
         seen: set[str] = set()
