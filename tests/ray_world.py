@@ -1,7 +1,8 @@
 """Run as a program: a Ray cluster of two nodes on this machine, one of which is killed in the middle of a shard.
 
 ``python ray_world.py FOLDER LORAS KILL`` encodes LORAS into FOLDER/cluster by the command line, and prints as JSON its
-exit code, its report, and what was opened: ``[[node, shard, file], …]``, in order. With KILL ``node`` the second node
+exit code, its report, how long reading took (workers that start included), and what was opened:
+``[[node, shard, file], …]``, in order. With KILL ``node`` the second node
 dies, with its worker, while it has read some but not all files of a shard; with KILL ``none`` nothing dies.
 """
 
@@ -66,6 +67,17 @@ def watched(folder: str):
     return read
 
 
+def timed(scan, seconds: list[float]):
+    """``scan``, and what its report says of the time."""
+
+    def run(*what):
+        report, notes = scan(*what)
+        seconds.append(report.seconds)
+        return report, notes
+
+    return run
+
+
 def kill_when_reached(cluster, node, folder: Path) -> None:
     """End the node as a power cut would, once its worker says that it is in the middle."""
     while not (folder / "reached").exists():
@@ -89,18 +101,22 @@ def main(folder: str, loras: str, kill: str) -> None:
             Path(folder, f"victim-{node.node_id}").touch()
             threading.Thread(target=kill_when_reached, args=(cluster, node, Path(folder)), daemon=True).start()
         rays.read_shard = watched(folder)
-        output = io.StringIO()
-        started = time.monotonic()
+        output, seconds = io.StringIO(), []
+        command._scan = timed(command._scan, seconds)
         with contextlib.redirect_stdout(output):
             arguments = ["--library", str(Path(folder, "cluster")), "--loras", loras, "--ray", cluster.address]
             code = command.main(arguments)
-        seconds = time.monotonic() - started
         lines = Path(folder, "opened.jsonl").read_text(encoding="utf-8").splitlines()
     finally:
         logs = cluster.head_node.get_session_dir_path()
         cluster.shutdown()
         shutil.rmtree(logs, ignore_errors=True)
-    result = {"code": code, "report": output.getvalue(), "seconds": seconds, "opened": [json.loads(x) for x in lines]}
+    result = {
+        "code": code,
+        "report": output.getvalue(),
+        "seconds": seconds[0],
+        "opened": [json.loads(x) for x in lines],
+    }
     sys.stdout.write(json.dumps(result))
 
 
