@@ -111,12 +111,8 @@ def main(folder: str, loras: str, kill: str) -> None:
         logs = cluster.head_node.get_session_dir_path()
         cluster.shutdown()
         shutil.rmtree(logs, ignore_errors=True)
-    result = {
-        "code": code,
-        "report": output.getvalue(),
-        "seconds": seconds[0],
-        "opened": [json.loads(x) for x in lines],
-    }
+    opened = [json.loads(line) for line in lines]
+    result = {"code": code, "report": output.getvalue(), "seconds": seconds[0], "opened": opened}
     sys.stdout.write(json.dumps(result))
 
 
