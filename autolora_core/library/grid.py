@@ -14,7 +14,7 @@ import json
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -88,7 +88,8 @@ def open_grid(library: Library, family: str, tick: Callable[[int, int], None] = 
         found = read_sketches(library.store.db, missing[start : start + _BLOCK], family)
         fresh |= _rows_of(found, family)
     if fresh:
-        _write(path, known | fresh)
+        every = known | fresh
+        write_rows(path, sorted(every), np.stack([every[digest] for digest in sorted(every)]))
     rows = known | fresh
     held = tuple(digest for digest in hashes if digest in rows)
     return Grid(family, held, np.stack([rows[digest] for digest in held]) if held else np.zeros((0, WIDTH), np.float32))
@@ -147,12 +148,12 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     return {}
 
 
-def _write(path: Path, rows: Mapping[str, np.ndarray]) -> None:
+def write_rows(path: Path, hashes: Sequence[str], rows: np.ndarray) -> None:
+    """Write the cache: ``rows`` (n, WIDTH) float32 of ``hashes`` (sorted)."""
     from safetensors.numpy import save
 
-    hashes = sorted(rows)
-    matrix = np.ascontiguousarray(np.stack([rows[digest] for digest in hashes]), "<f4")
-    said = {"version": VERSION, "hashes": json.dumps(hashes), "sha256": _checksum(matrix)}
+    matrix = np.ascontiguousarray(rows, "<f4")
+    said = {"version": VERSION, "hashes": json.dumps(list(hashes)), "sha256": _checksum(matrix)}
     try:
         write_atomically(path, save({"rows": matrix}, said))
     except OSError as error:

@@ -45,6 +45,7 @@ class Finalists:
         self._weights = scorer.weight_table.bounds(self._query) if asked.use_weights else None
         speaks = asked.use_text and len(scorer.sayings)
         self._words = scorer.sayings.table.bounds(asked.vectors) if speaks else None
+        self.whole = self._weights is None and self._words is None and asked.answers is None
 
     def first(self) -> np.ndarray:
         """LoRAs to begin with, ascending."""
@@ -74,7 +75,7 @@ class Finalists:
             found.append(self._some(texts[np.argsort(-overlap, kind="stable")[: self.begin]]))
         if self.asked.answers is not None:
             z = np.nan_to_num(self.asked.answers[row], nan=-np.inf)
-            found.append(np.argpartition(-z, self.begin)[: self.begin])
+            found.append(np.argsort(-z, kind="stable")[: self.begin])
         return _together(found)
 
     def _some(self, texts: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ import numpy as np
 from ..library.grid import Grid
 from .sayings import Sayings
 from .selection import Neighbour
+from .table import Table
 from .view import EntryLike
 
 MOST = 3
@@ -31,6 +32,9 @@ STANDS_OUT = 6.0
 LEAST_DEVIATION = 0.05  # a few files may happen to be equally far away; and estimates are off by 0.03 to 0.06
 # Neighbours in line to be looked at from their side: those that are near to everything do not take all the places.
 IN_LINE = 16
+# What is usual is read off so many rows, taken evenly (by hash): of all in a library that has no more.
+SAMPLED = 2048
+BLOCK, MAX_KNOWN = 16384, 20_000
 # What says most of a LoRA's subject comes first; a trigger word may be made up.
 _FIELDS = ("title", "tags", "description", "tag", "trigger")
 
@@ -44,22 +48,41 @@ class Neighbourhood:
         for i in np.flatnonzero(sayings.speaking).tolist():
             self._named.setdefault(entries[i].hash, []).append(i)
         self._worded = np.array([digest in self._named for digest in grid.hashes], bool)
+        self._known: dict[int, tuple[Neighbour, ...]] = {}
 
     @cached_property
-    def _norms(self) -> np.ndarray:
-        return np.maximum(np.linalg.norm(self.grid.rows, axis=1), 1e-20)
+    def _table(self) -> Table:
+        """Cosines with a row of length one."""
+        rows = self.grid.rows
+        norms = np.concatenate(
+            [np.linalg.norm(rows[start : start + BLOCK], axis=1) for start in range(0, len(rows), BLOCK)]
+        )
+        return Table(rows, 1 / np.maximum(norms, 1e-20))
 
-    def nearest(self, lora: int) -> tuple[Neighbour, ...]:
-        """Up to :data:`MOST` LoRAs with words that stand out as near to entry ``lora``, nearest first.
+    @cached_property
+    def _sample(self) -> np.ndarray:
+        """Rows that stand for all when it comes to what is usual."""
+        return np.unique(np.linspace(0, len(self.grid.rows) - 1, min(len(self.grid.rows), SAMPLED)).astype(int))
+
+    def nearest(self, loras: Sequence[int]) -> list[tuple[Neighbour, ...]]:
+        """Up to :data:`MOST` LoRAs with words that stand out as near to each of the entries ``loras``, nearest first.
 
         Files of the very same content come first, whatever the rest of the library is like.
         """
-        digest = self.entries[lora].hash
-        found = [self._neighbour(i, 1.0) for i in self._named.get(digest, ()) if i != lora]
-        if digest in self.grid.places:
-            for row, cosine in self._standing_out(self.grid.places[digest]):
-                found += [self._neighbour(i, cosine) for i in self._named[self.grid.hashes[row]]]
-        return _different(found)[:MOST]
+        if len(self._known) > MAX_KNOWN:
+            self._known.clear()
+        new = [lora for lora in dict.fromkeys(loras) if lora not in self._known]
+        places = {lora: self.grid.places[self.entries[lora].hash] for lora in new if self._has_row(lora)}
+        near = self._standing_out(sorted(set(places.values())))
+        for lora in new:
+            twins = [self._neighbour(i, 1.0) for i in self._named.get(self.entries[lora].hash, ()) if i != lora]
+            found = near.get(places.get(lora), ())
+            others = [self._neighbour(i, c) for row, c in found for i in self._named[self.grid.hashes[row]]]
+            self._known[lora] = _different([*twins, *others])[:MOST]
+        return [self._known[lora] for lora in loras]
+
+    def _has_row(self, lora: int) -> bool:
+        return self.entries[lora].hash in self.grid.places
 
     def _neighbour(self, i: int, cosine: float) -> Neighbour:
         return Neighbour(self.entries[i].name, self._words(i), round(min(cosine, 1.0), 3))
@@ -70,31 +93,42 @@ class Neighbourhood:
         phrases = [said.phrase(at) for at in range(said.starts[lora], said.starts[lora + 1])]
         return min(phrases, key=lambda phrase: _FIELDS.index(phrase.field)).text
 
-    def _standing_out(self, row: int) -> list[tuple[int, float]]:
-        """``(row, cosine)`` of the contents with words that are near to ``row``, seen from both sides."""
-        mine = self._cosines([row])[0]
-        near = np.argsort(-mine, kind="stable")  # ties by hash: rows are in that order
-        line = near[self._worded[near] & (near != row)][:IN_LINE].tolist()
-        line = [i for i, z in zip(line, _z(mine, row)[line], strict=True) if z >= STANDS_OUT]
-        if not line:
-            return []
-        theirs = self._cosines(line)
-        back = [_z(cosines, i)[row] for i, cosines in zip(line, theirs, strict=True)]
-        return [(i, float(mine[i])) for i, z in zip(line, back, strict=True) if z >= STANDS_OUT]
+    def _standing_out(self, rows: Sequence[int]) -> dict[int, list[tuple[int, float]]]:
+        """Row → ``(row, cosine)`` of the contents with words that are near to it, seen from both sides."""
+        if not rows:
+            return {}
+        units, lines = self._units(rows), {}
+        bounds = self._table.bounds(units) if len(self.grid.rows) > len(self._sample) else [None] * len(rows)
+        for row, unit, bound, (middle, deviation) in zip(rows, units, bounds, self._usual(rows), strict=True):
+            level = middle + STANDS_OUT * deviation
+            at = self._sample if bound is None else self._table.at_least(bound, unit, level)
+            at = at[self._worded[at] & (at != row)]
+            cosines = self._table.scores(at, unit[None])[0]
+            first = np.argsort(-cosines, kind="stable")[:IN_LINE]  # ties by hash: rows are in that order
+            lines[row] = [
+                (i, c) for i, c in zip(at[first].tolist(), cosines[first].tolist(), strict=True) if c >= level
+            ]
+        others = sorted({i for line in lines.values() for i, _ in line})
+        back = dict(zip(others, self._usual(others), strict=True))
+        return {
+            row: [(i, c) for i, c in line if c - back[i][0] >= STANDS_OUT * back[i][1]] for row, line in lines.items()
+        }
 
-    def _cosines(self, rows: Sequence[int]) -> np.ndarray:
-        """(len(rows), n) cosines with all contents."""
-        return self.grid.rows[rows] @ self.grid.rows.T / np.outer(self._norms[rows], self._norms)
+    def _units(self, rows: Sequence[int]) -> np.ndarray:
+        """(len(rows), width) float64 rows of length one."""
+        return self.grid.rows[rows].astype(np.float64) * self._table.scale[rows][:, None]
+
+    def _usual(self, rows: Sequence[int]) -> list[tuple[float, float]]:
+        """Middle and deviation of each row's cosines with the others, itself left out."""
+        cosines = self._table.scores(self._sample, self._units(rows)) if len(rows) else ()
+        return [_spread(mine[self._sample != row]) for row, mine in zip(rows, cosines, strict=True)]
 
 
-def _z(cosines: np.ndarray, own: int) -> np.ndarray:
-    """(n,) how far each cosine lies from what is usual, ``own`` left out of what is usual."""
-    others = np.delete(cosines, own)
+def _spread(others: np.ndarray) -> tuple[float, float]:
     if not len(others):
-        return np.zeros_like(cosines)
-    middle = np.median(others)
-    deviation = 1.4826 * np.median(np.abs(others - middle))
-    return (cosines - middle) / max(float(deviation), LEAST_DEVIATION)
+        return np.inf, LEAST_DEVIATION
+    middle = float(np.median(others))
+    return middle, max(1.4826 * float(np.median(np.abs(others - middle))), LEAST_DEVIATION)
 
 
 def _different(found: Sequence[Neighbour]) -> tuple[Neighbour, ...]:

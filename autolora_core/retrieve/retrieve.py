@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,12 +15,11 @@ from ..library.answers import StateSource
 from . import explain
 from .finalists import BEGIN, Finalists
 from .near import Near, mixed, pick_note, refuse_other_sizes
-from .neighbours import Neighbourhood
 from .prepare import Prepared, Progress, prepare
 from .roles import said_role
 from .score import ROLE_WEIGHT, Asked, Evidence, Scorer, hints, losses
 from .select import MISSES, Choice, Chosen, choose
-from .selection import Parts, Pick, Selection
+from .selection import Neighbour, Parts, Pick, Selection
 from .spans import Span, decompose
 from .survey import survey
 from .view import EntryLike, LibraryView
@@ -75,7 +74,10 @@ def retrieve(
     spans = decompose(prompt)
     asked = scorer.ask(spans, prepared.use_weights, prepared.use_text, asking, progress)
     evidence, chosen = _chosen(prepared, spans, asked, shut | apart, pins, max(0, top_k - len(taken)), threshold)
-    answer = _Answer(scorer, spans, evidence, strength, prepared.neighbourhood, family, near)
+    shown = [*pins, *(int(evidence.loras[choice.lora]) for choice in [*chosen.picks, *chosen.misses])]
+    neighbours = prepared.neighbourhood.nearest(shown) if prepared.neighbourhood is not None else [()] * len(shown)
+    nearest = dict(zip(shown, neighbours, strict=True))
+    answer = _Answer(scorer, spans, evidence, strength, nearest, family, near)
     picks = [answer.pinned(lora, power) for lora, power in taken] + [answer.pick(choice) for choice in chosen.picks]
     full = len(picks) >= top_k
     misses = [answer.miss(choice, threshold, full) for choice in chosen.misses]
@@ -130,7 +132,7 @@ class _Answer:
     spans: Sequence[Span]
     evidence: Evidence
     strength: float
-    neighbourhood: Neighbourhood | None
+    nearest: Mapping[int, tuple[Neighbour, ...]]
     family: str
     near: Near
 
@@ -174,7 +176,7 @@ class _Answer:
         if entry.kind == "text_encoder_only":
             reason += " It changes the text encoder only: connect CLIP where it is applied."
         reason += pick_note(entry, self.family, self.near) if role is not None else ""
-        near = self.neighbourhood.nearest(lora) if self.neighbourhood is not None else ()
+        near = self.nearest[lora]
         reason += explain.neighbours(near, bool(self.scorer.has_text[lora]), role is not None)
         score, triggers = round(choice.score, 4), tuple(entry.text.triggers)
         return Pick(entry.name, entry.hash, entry.path, role, strength, score, parts, reason, triggers, near)

@@ -1,7 +1,7 @@
 """Exact search through many rows without reading all of every row.
 
 A score is ``scale_i ⟨row_i, q⟩ + shift_i``. Rows are turned onto their own principal axes and the first of these kept
-in eight bits, an eighth of the bytes; what is cut off and what rounding did is bounded (Cauchy and Schwarz), so a scan
+in eight bits, a twelfth of the bytes; what is cut off and what rounding did is bounded (Cauchy and Schwarz), so a scan
 gives *upper bounds* of all scores. Only rows whose bound reaches a level are read and scored in float64: what is found
 is what a search through all rows finds, whatever the processor.
 """
@@ -16,11 +16,10 @@ import torch
 
 log = logging.getLogger(__name__)
 # Axes kept in eight bits; on MiniLM's texts they hold nine tenths of a row's square. The rest of a row is one number,
-# its length, which takes four more places because it may be longer than the largest coordinate.
-FRONT, LENGTH = 124, 4
+# its length, which takes four more places because it may be longer than the largest coordinate. Rows longer than
+# MOST_TURNED are hashed or sketched: no axis of theirs holds more than another, so all are kept as they are.
+FRONT, LENGTH, MOST_TURNED = 124, 4, 512
 BLOCK, SAMPLE, CHUNK = 16384, 20_000, 64
-# Rows that are scored outright: fewer take no time.
-FEW = 2048
 ROUNDING = 1e-5  # of float32 products of rows of length one
 
 
@@ -58,7 +57,7 @@ class Table:
         """(q, n) float32: no score is above these."""
         if self._codes is None:
             self._encode()
-        turned = queries.astype(np.float32) @ self._axes
+        turned = self._turned(queries.astype(np.float32))
         front = turned[:, : self._kept]
         rest = np.linalg.norm(turned[:, self._kept :], axis=1) + ROUNDING
         step = np.maximum(np.abs(front).max(axis=1, initial=0) / 127, rest / 126) + 1e-12
@@ -99,14 +98,17 @@ class Table:
     def _encode(self) -> None:
         """Turn the rows, keep the front in eight bits and the length of the rest, and bound what was lost."""
         dim = self.rows.shape[1]
-        self._kept = min(FRONT, dim)
-        sample = self.rows[:: max(1, len(self.rows) // SAMPLE)].astype(np.float64)
-        self._axes = np.linalg.eigh(sample.T @ sample)[1][:, ::-1].astype(np.float32).copy()
+        self._kept, self._axes = min(FRONT, dim), None
+        if dim > MOST_TURNED:
+            self._kept = dim
+        else:
+            sample = self.rows[:: max(1, len(self.rows) // SAMPLE)].astype(np.float64)
+            self._axes = np.linalg.eigh(sample.T @ sample)[1][:, ::-1].astype(np.float32).copy()
         codes = torch.empty(len(self.rows), self._kept + LENGTH, dtype=torch.int8 if _eight_bits() else torch.float32)
         step, self._loss, self._own = np.zeros((3, len(self.rows)))
         for start in range(0, len(self.rows), BLOCK):
             block = slice(start, start + BLOCK)
-            turned = self.rows[block] @ self._axes
+            turned = self._turned(self.rows[block])
             front = turned[:, : self._kept]
             rest = np.linalg.norm(turned[:, self._kept :], axis=1)
             size = np.linalg.norm(turned, axis=1)
@@ -119,6 +121,9 @@ class Table:
             step[block], self._loss[block], self._own[block] = unit, wrong, np.linalg.norm(front, axis=1) + wrong
         self._step = torch.from_numpy((step * self.scale).astype(np.float32))
         self._codes = codes
+
+    def _turned(self, rows: np.ndarray) -> np.ndarray:
+        return rows if self._axes is None else rows @ self._axes
 
     def _products(self, codes: np.ndarray) -> torch.Tensor:
         """(q, n) whole numbers."""
