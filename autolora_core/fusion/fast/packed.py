@@ -67,7 +67,7 @@ def pack(ups: Sequence[Tensor], dtype: torch.dtype | None = None) -> Packed:
     for (first, _), up in zip(bounds, ups, strict=True):
         rank = up.shape[1]
         up_all[:, first : first + rank] = up
-        middle, triangle = statistics(up_all[:, first : first + rank])
+        middle, triangle = moments_of(up_all[:, first : first + rank])
         mean[first : first + rank] = middle
         root[first : first + rank, : triangle.shape[0]] = triangle.T
     spans = torch.tensor(bounds, dtype=torch.int32)
@@ -80,12 +80,11 @@ def filled(rank: int) -> int:
     return -(-rank // BLOCK) * BLOCK
 
 
-def statistics(up: Tensor) -> tuple[Tensor, Tensor]:
-    """``(b̄ (r,), R (min(d, r), r))`` float32 of one up factor, as it is rounded in its own dtype."""
+def moments_of(up: Tensor) -> tuple[Tensor, Tensor]:
+    """``(b̄ (r,), R (min(d, r), r))`` float64 of one up factor, as it is rounded in its own dtype."""
     exact = up.double()
     mean = exact.mean(0)
-    triangle = torch.linalg.qr((exact - mean) / math.sqrt(up.shape[0]), mode="r").R
-    return mean.float(), triangle.float()
+    return mean, torch.linalg.qr((exact - mean) / math.sqrt(up.shape[0]), mode="r").R
 
 
 def coefficients(vectors: GateVectors) -> Tensor:
