@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(
         importlib.util.find_spec("ray") is None, reason="Ray is not installed: it has no package for this Python"
     ),
-    pytest.mark.skipif(sys.platform == "win32", reason="Ray runs clusters of several nodes on Linux and macOS only"),
+    pytest.mark.skipif(sys.platform != "linux", reason="Ray runs clusters of several nodes on Linux only"),
 ]
 SECONDS = 240  # for a machine that is busy with other things; alone it takes half a minute
 

@@ -36,7 +36,7 @@ class RayCluster:
             import ray
         except ImportError as error:
             raise LibraryError(
-                "Ray is not installed", key="--ray", fix='python -m pip install "ray", here and on every worker'
+                "Ray is not installed", key="--ray", fix="python -m pip install ray, here and on every worker"
             ) from error
         self._ray, self._asked, self._cpus = ray, 0.0, 0
         try:

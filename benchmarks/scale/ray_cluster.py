@@ -49,10 +49,14 @@ def measure(quick: bool) -> tuple[dict[str, float], list[dict[str, Any]]]:
         "ray_killed_files_missing": count - len(killed["opened"]),
     }
     rows = [
-        {"way": way, "seconds": made["seconds"], "exit_code": made["code"], "workers": made["report"].splitlines()[-2:]}
+        {"way": way, "seconds": made["seconds"], "exit_code": made["code"], "workers": about_workers(made["report"])}
         for way, made in (("alone", alone), ("two nodes", undisturbed), ("one node killed", killed))
     ]
     return figures, rows
+
+
+def about_workers(report: str) -> list[str]:
+    return [line for line in report.splitlines() if "workers" in line.lower()]
 
 
 def encode_alone(base: Path) -> dict[str, Any]:
