@@ -137,7 +137,7 @@ def read_entries(db: sqlite3.Connection) -> Iterator[Entry]:
         name, path, digest, size, mtime_ns, family, variant, kind, partial, rank, missing, problems, more, text, root,
         halves, autov3, base_model, preview, shadowed,
     ) in rows:  # fmt: skip
-        yield Entry(
+        yield _checked(Entry(
             name=os.fsdecode(name),
             path=os.fsdecode(path),
             hash=digest or "",
@@ -157,4 +157,18 @@ def read_entries(db: sqlite3.Connection) -> Iterator[Entry]:
             base_model=base_model,
             preview=os.fsdecode(preview),
             shadowed=bool(shadowed),
-        )
+        ))  # fmt: skip
+
+
+def _checked(entry: Entry) -> Entry:
+    """The entry itself. Raises ValueError for one of wrong types, or whose file or preview lies outside its root: rows
+    lead to files, and whoever wrote these was not this pack."""
+    texts = (entry.hash, entry.family, entry.variant, entry.kind, entry.autov3, entry.base_model, *entry.problems,
+             *entry.halves)  # fmt: skip
+    numbers = (entry.size, *(() if entry.rank is None else (entry.rank,)))
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(number, int) for number in numbers):
+        raise ValueError(f"the row of {entry.name[:80]!r} holds values of other types than were written")
+    for place in filter(None, (entry.path, entry.preview)):
+        if not place.startswith(entry.root) or ".." in place[len(entry.root) :].replace("\\", "/").split("/"):
+            raise ValueError(f"the row of {entry.name[:80]!r} leads out of its folder {entry.root[:80]!r}")
+    return entry

@@ -30,13 +30,12 @@ class EntryText:
 
     @classmethod
     def from_json(cls, data: dict) -> EntryText:
-        return cls(
-            data.get("title", ""),
-            tuple(data.get("tags", ())),
-            tuple(data.get("triggers", ())),
-            data.get("description", ""),
-            data.get("source", ""),
-        )
+        """Inverse of :meth:`to_json`. Raises TypeError or AttributeError for what is none."""
+        title, description, source = (data.get(key, "") for key in ("title", "description", "source"))
+        tags, triggers = tuple(data.get("tags", ())), tuple(data.get("triggers", ()))
+        if not all(isinstance(text, str) for text in (title, description, source, *tags, *triggers)):
+            raise TypeError("words that are no texts")
+        return cls(title, tags, triggers, description, source)
 
 
 @dataclass(frozen=True)

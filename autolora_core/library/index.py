@@ -30,6 +30,7 @@ from . import duplicates, encoders, fit, pairs
 from .answer_store import AnswerStore
 from .answers import CachedAnswers, StateSource, shared_memory
 from .content import modules_of, read_entries
+from .damaged import reads
 from .duplicates import Pair
 from .entries import Entry, ScanReport
 from .fit_report import FitReport
@@ -78,20 +79,22 @@ class Library:
                 f"this is not a LoRA index ({found})", fix="connect the index output of Encode LoRA Library"
             )
         folder = Path(str(handle.get("folder", "")))
-        if not (folder / "library.sqlite").is_file():
+        if not _is_file(folder / "library.sqlite"):
             raise LibraryError("the library is not there any more", path=folder, fix="run Encode LoRA Library again")
-        return cls(Store(folder), Scope(dict(handle["roots"]), handle.get("under", ""), handle.get("names", "")))
+        return cls(Store(folder), _scope_of(handle))
 
     @property
     def folder(self) -> Path:
         return self.store.folder
 
     @property
+    @reads
     def generation(self) -> int:
         """Grows with every change."""
         return self.store.generation
 
     @property
+    @reads
     def handle(self) -> dict:
         """The JSON that travels between nodes: folder, generation, and which part of the library is shown."""
         scope = self.scope or Scope.of(self._roots())
@@ -138,6 +141,7 @@ class Library:
     # -- writing ---------------------------------------------------------------------------------------------------
 
     @one_thread()
+    @reads
     def scan(
         self,
         roots: Mapping[str, str | os.PathLike] | Sequence[str | os.PathLike] | Scope,
@@ -162,6 +166,7 @@ class Library:
             return kind(self.store, scope, **how).run()
 
     @one_thread()
+    @reads
     def fit(
         self,
         tower: TextTower,
@@ -179,6 +184,7 @@ class Library:
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
+    @reads
     def entries(
         self, family: str | None = None, include_missing: bool = False, include_shadowed: bool = False
     ) -> list[Entry]:
@@ -205,39 +211,47 @@ class Library:
         entries = read_entries(self.store.db)
         return [entry for entry in entries if (roots is None or entry.root in roots) and inside(entry.name)]
 
+    @reads
     def modules(self, digest: str) -> tuple[tuple[str, str, int | None], ...]:
         """``(base module, adapter kind, rank)`` of every module of a content."""
         return modules_of(self.store.db, digest)
 
+    @reads
     def module_features(self, family: str) -> dict[str, ModuleFeatures]:
         """Content hash → module features of the encodable, present files of one family, by hash."""
         hashes = sorted({entry.hash for entry in self.entries(family) if entry.hash})
         return read_sketches(self.store.db, hashes, family)
 
+    @reads
     def responses(self, family: str) -> FactorTable:
         """What the present files of one family do to prompts, by hash."""
         hashes = tuple(sorted({entry.hash for entry in self.entries(family) if entry.hash}))
         return held_responses(self.store.db, (str(self.folder), self.generation), hashes, family)
 
+    @reads
     def encoder(self, family: str, tower_id: str | None = None) -> WeightEncoder | None:
         """The encoder fitted for a family and text tower (any tower when None), or None."""
         return encoders.current_encoder(self.store, family, tower_id)
 
+    @reads
     def features(self, family: str) -> tuple[list[Entry], np.ndarray]:
         """``(entries, matrix (n, F) float32)`` on the family's current schema; entries without features left out."""
         fitted = encoders.current_encoder(self.store, family)
         schema = fitted.schema if fitted else None
         return fit.feature_matrix(self.entries(family), self.module_features(family), family, schema)
 
+    @reads
     def vectors(self, family: str, encoder_id: str) -> VectorIndex:
         """The vectors of one encoder. Raises EncoderMismatchError when it is not an encoder of ``family``."""
         encoders.check_encoder(self.store, family, encoder_id)
         return open_vectors(self.store, encoder_id)
 
+    @reads
     def grid(self, family: str, tick: Callable[[int, int], None] = lambda done, total: None) -> Grid:
         """One short row of weights a file, to compare files with each other; ``tick(done, total)`` may raise."""
         return held_grid(self, family, tick)
 
+    @reads
     def unencoded(self, family: str | None = None) -> list[tuple[Entry, str]]:
         """Present files without a vector of their weights, and why; of one ``family`` when given."""
         return why_not_encoded(self.store.db, self.entries(family))
@@ -248,11 +262,13 @@ class Library:
         """Groups of present entries with the same content."""
         return duplicates.exact_copies(self.entries(include_shadowed=True))
 
+    @reads
     def near_duplicates(self, family: str) -> list[tuple[str, str]]:
         """Pairs of hashes that :meth:`compare_duplicates` found to be one LoRA; reads only what is stored."""
         return pairs.near_hashes(self.store, {entry.hash for entry in self.entries(family)})
 
     @one_thread()
+    @reads
     def compare_duplicates(
         self, family: str, tick: Callable[[int, int], None] = lambda done, total: None
     ) -> list[Pair]:
@@ -262,3 +278,20 @@ class Library:
         """
         paths = {entry.hash: entry.path for entry in self.entries(family) if entry.hash}
         return pairs.compare_family(self.store, family, paths, lambda: self.module_features(family), self.wait, tick)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (ValueError, OSError):  # a NUL in its name, or a name too long
+        return False
+
+
+def _scope_of(handle: Mapping) -> Scope:
+    """The part that a handle names. LibraryError for one that nobody made here: handles come from anywhere."""
+    roots, under, names = handle.get("roots"), handle.get("under", ""), handle.get("names", "")
+    texts = [under, names, *roots.keys(), *roots.values()] if isinstance(roots, Mapping) else [None]
+    if not all(isinstance(text, str) for text in texts):
+        fix = "connect the index output of Encode LoRA Library"
+        raise LibraryError("the index does not say which folders it is of", key="roots", fix=fix)
+    return Scope(dict(roots), under, names)

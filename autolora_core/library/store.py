@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ..errors import LibraryError, LibraryVersionError
 from ..portable import sync_folder, write_bytes
+from .damaged import refuse_strange
 from .trouble import is_of_the_disk, library_error, open_to_read
 
 log = logging.getLogger(__name__)
@@ -125,6 +126,7 @@ class Store:
         try:
             self._create_folder()
             self.db = sqlite3.connect(self.path, timeout=30.0, isolation_level=None, check_same_thread=False)
+            refuse_strange(self.db, self.path)
             self.db.execute("PRAGMA journal_mode=WAL")
             # A commit is on the disk when it returns, whatever happens to the power then.
             self.db.execute("PRAGMA synchronous=FULL")
@@ -149,6 +151,7 @@ class Store:
         if version != SCHEMA_VERSION:
             found.close()
             raise told from error
+        refuse_strange(found, self.path)
         log.warning("%s; it is only read", told)
         self.db, self._why_not_written = found, told
 

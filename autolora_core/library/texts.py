@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import zlib
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
@@ -16,6 +17,18 @@ from .cache_file import CacheFile, storable
 log = logging.getLogger(__name__)
 FILE_NAME = "texts.sqlite"
 _TABLE = "CREATE TABLE IF NOT EXISTS texts (key TEXT PRIMARY KEY, vector BLOB NOT NULL)"
+
+
+def sealed(key: str, value: bytes) -> bytes:
+    """The value with a checksum behind it, as the file keeps it: a vector that lost a bit would be a wrong answer."""
+    return value + zlib.crc32(key.encode() + value).to_bytes(4, "little")
+
+
+def unsealed(key: str, stored: object) -> bytes | None:
+    """What :func:`sealed` was given; None when it is not what was written, or of a version without checksums."""
+    if not isinstance(stored, bytes) or sealed(key, stored[:-4]) != stored:
+        return None
+    return stored[:-4]
 
 
 class TextStore(MutableMapping[str, bytes]):
@@ -30,15 +43,16 @@ class TextStore(MutableMapping[str, bytes]):
         key = storable(key)
         if key not in self._memory:
             row = self._ask("SELECT vector FROM texts WHERE key = ?", (key,))
-            if row is None:
+            value = None if row is None else unsealed(key, row[0])
+            if value is None:
                 raise KeyError(key)
-            self._memory[key] = row[0]
+            self._memory[key] = value
         return self._memory[key]
 
     def __setitem__(self, key: str, value: bytes) -> None:
         key = storable(key)
         self._memory[key] = value
-        self._do("INSERT OR REPLACE INTO texts VALUES (?, ?)", (key, value))
+        self._do("INSERT OR REPLACE INTO texts VALUES (?, ?)", (key, sealed(key, value)))
 
     def __delitem__(self, key: str) -> None:
         if key not in self:

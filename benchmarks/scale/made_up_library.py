@@ -26,7 +26,7 @@ from autolora_core.library.grid import WIDTH, write_rows
 from autolora_core.library.index import Library
 from autolora_core.library.sketches import sketch_id, store_sketch
 from autolora_core.library.store import now
-from autolora_core.library.texts import FILE_NAME
+from autolora_core.library.texts import FILE_NAME, sealed
 from autolora_core.library.vectors import store_vectors
 from autolora_core.retrieve.sayings import phrases_of
 from benchmarks.scale.made_up import BLOCK, Parts, manners, subjects, unit
@@ -156,7 +156,8 @@ def _store_texts(library: Library, tower: TextTower, parts: Parts, facts: Facts,
     rows = {f"{tower.id}\n{text}": vector.tobytes() for text, vector in (known | texts).items()}
     library.text_tower(tower).encode(["style", "character"])  # makes the file
     with sqlite3.connect(library.folder / FILE_NAME) as db:
-        db.executemany("INSERT OR REPLACE INTO texts VALUES (?, ?)", rows.items())
+        whole = ((key, sealed(key, value)) for key, value in rows.items())
+        db.executemany("INSERT OR REPLACE INTO texts VALUES (?, ?)", whole)
     library.text_tower(tower).encode(list(GENERIC_PROMPTS))
 
 
@@ -167,5 +168,3 @@ def _grid(count: int) -> tuple[list[str], np.ndarray]:
     hashes = sorted(_hash(i) for i in range(count))
     rows = heads[np.arange(count) // 5] + 0.7 * unit(rng.standard_normal((count, WIDTH), np.float32))
     return hashes, rows
-
-
