@@ -5,6 +5,7 @@ import sys
 from benchmarks import parts
 
 PARTS: dict[str, str] = {
+    "faults": "benchmarks.reliability.faults",
     "soak": "benchmarks.reliability.soak",
 }
 
