@@ -3,6 +3,8 @@ the workers: lost ones cost their files alone, a file that ends them is named, a
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -195,6 +197,28 @@ def test_a_file_that_is_another_one_on_the_worker_is_not_taken(tmp_path):
     assert [row[5] for row in content["files"]] == [None, None] and content["contents"] == []
     why = dict(report.problems)
     assert "bytes when it was listed" in why["fox.safetensors"] and "cannot read it" in why["otter.safetensors"]
+
+
+def test_what_is_known_stays_when_a_worker_cannot_read_a_file_that_did_not_change(tmp_path):
+    for seed, name in enumerate(("fox", "otter")):
+        write_lora(tmp_path / "here" / f"{name}.safetensors", emoji_factors(seed, blocks=1))
+    _, _, before = encode(tmp_path / "library", tmp_path / "here", HereCluster())
+    (tmp_path / "there").mkdir()
+    shutil.copy2(tmp_path / "here" / "fox.safetensors", tmp_path / "there")
+    paths = PathMap.parse([f"{tmp_path}/here={tmp_path}/there"])
+    report, _, after = encode(tmp_path / "library", tmp_path / "here", HereCluster(), paths=paths, force=True)
+    assert after == before and report.unchanged == 2
+    assert [name for name, why in report.problems if "cannot read it" in why] == ["otter.safetensors"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps names that are not UTF-8")
+def test_names_that_are_not_text_travel(tmp_path):
+    name = os.fsdecode(b"caf\xe9.safetensors")
+    write_lora(tmp_path / "loras" / "fox.safetensors", emoji_factors(0, blocks=1)).rename(tmp_path / "loras" / name)
+    with Library.open(tmp_path / "alone") as alone:
+        alone.scan([tmp_path / "loras"])
+        assert encode(tmp_path / "library", tmp_path / "loras", HereCluster())[2] == dump(alone)
+        assert [entry.name for entry in alone.entries()] == [name]
 
 
 def test_workers_of_another_version_are_refused(tmp_path, loras, monkeypatch):

@@ -104,17 +104,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plain_console()
     args = parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    bar = Bar()
+    bar, stop = Bar(), Stop()
     try:
-        with Stop().listening() as stop:
+        with stop.listening():
             report = run(args, bar, stop)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, AutoLoRAError) as error:
         bar.end()
-        sys.stderr.write(STOPPED + "\n")
-        return STOPPED_CODE
-    except AutoLoRAError as error:
-        bar.end()
-        sys.stderr.write(f"{error}\n")
-        return 2
+        stopped = stop.asked or isinstance(error, KeyboardInterrupt)
+        sys.stderr.write(f"{STOPPED if stopped else error}\n")
+        return STOPPED_CODE if stopped else 2
     sys.stdout.write(report + "\n")
     return 0

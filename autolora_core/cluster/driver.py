@@ -206,7 +206,7 @@ class ClusterScanner(Scanner):
         digest, text, base_model, autov3, preview, problems = row
         content = self._row(digest) if digest else None
         preview = os.path.join(os.path.dirname(item.path), os.path.basename(os.fsdecode(preview))) if preview else ""
-        notes = json.loads(problems.replace(json.dumps(self.paths.there(item.path))[1:-1], json.dumps(item.path)[1:-1]))
+        notes = json.loads(problems)
         reading = Reading(EntryText.from_json(json.loads(text)), base_model, autov3, preview, [])
         if content is None and known and known.hash and (item.size, item.mtime_ns) == (known.size, known.mtime_ns):
             self._keep_unread(item, known, notes)
