@@ -14,7 +14,7 @@ import pytest
 from cluster_world import HereCluster, dump, mixed_folder
 from conftest import ROOT, emoji_factors, write_lora
 
-from autolora_core.cluster import driver, rays, worker
+from autolora_core.cluster import rays, worker
 from autolora_core.cluster.driver import cluster_lines, scan_on_cluster
 from autolora_core.cluster.paths import PathMap
 from autolora_core.cluster.shards import ALONE, MAX_BYTES, MAX_FILES, Ledger, Shard, plan
@@ -128,22 +128,36 @@ def test_a_stopped_run_goes_on(tmp_path, loras, alone):
     assert not {Path(name.decode()).name for name in kept} & set(counts(second))
 
 
-def test_a_driver_that_dies_in_the_middle_goes_on(tmp_path, loras, alone, monkeypatch):
-    """The third merge breaks off after the contents were copied: what came before stays."""
-    calls, real = [], driver.ClusterScanner._place
+VICTIM = """
+import os, signal, sys
+from pathlib import Path
+sys.path += [sys.argv[1], sys.argv[1] + "/tests"]
+from cluster_world import HereCluster
+from autolora_core.cluster import driver
+from autolora_core.library.index import Library
+from autolora_core.library.walk import Scope
 
-    def place(self, *what):
-        calls.append(what)
-        if len(calls) == 8:
-            raise KeyboardInterrupt
-        return real(self, *what)
+calls, real = [], driver.ClusterScanner._place
 
-    monkeypatch.setattr(driver.ClusterScanner, "_place", place)
-    with pytest.raises(KeyboardInterrupt):
-        encode(tmp_path, loras, HereCluster())
-    monkeypatch.setattr(driver.ClusterScanner, "_place", real)
+def place(self, *what):
+    calls.append(what)
+    if len(calls) == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(self, *what)
+
+driver.ClusterScanner._place = place
+with Library.open(sys.argv[2]) as library:
+    driver.scan_on_cluster(library, Scope.of([Path(sys.argv[3])]), HereCluster())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_a_driver_that_is_killed_in_the_middle_of_a_merge_goes_on(tmp_path, loras, alone):
+    arguments = [sys.executable, "-c", VICTIM, str(ROOT), str(tmp_path), str(loras)]
+    done = subprocess.run(arguments, timeout=120, check=False)
+    assert done.returncode == -9
     cluster = HereCluster()
-    assert encode(tmp_path, loras, cluster)[2] == alone[1] and len(counts(cluster)) <= FILES - 7
+    assert encode(tmp_path, loras, cluster)[2] == alone[1] and 0 < len(counts(cluster)) <= FILES - 6
 
 
 def test_changes_are_found_as_on_one_machine(tmp_path):
