@@ -25,7 +25,7 @@ sys.path.append(str(REPO / "tests"))  # the tests' cluster is used here too
 from cluster_world import dump  # noqa: E402
 from ray_world import timed  # noqa: E402
 
-FILES, QUICK_FILES, RANK = 160, 24, 4
+FILES, QUICK_FILES, RANK = 96, 24, 4
 
 
 def measure(quick: bool) -> tuple[dict[str, float], list[dict[str, Any]]]:
