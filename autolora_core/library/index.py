@@ -16,6 +16,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,11 +44,17 @@ from .store import Store, sweep
 from .texts import TextStore
 from .unencoded import why_not_encoded
 from .vectors import VectorIndex, open_vectors
-from .walk import Scope
+from .walk import Found, Scope
 
 INDEX_FORMAT = "autolora-index/1"
 # Entries by folder, generation and scope: nodes open a library at every run, and reading 30,000 rows takes a second.
 MAX_HELD = 4
+# Every root once, from one to the next by the index: SELECT DISTINCT would look at every file.
+_ROOTS = """
+WITH RECURSIVE found(root) AS (
+    SELECT MIN(root) FROM files
+    UNION ALL SELECT (SELECT MIN(root) FROM files WHERE root > found.root) FROM found WHERE found.root IS NOT NULL)
+SELECT root FROM found WHERE root IS NOT NULL"""
 _entries: dict[tuple[str, int, str], list[Entry]] = {}
 
 
@@ -106,7 +113,7 @@ class Library:
         }
 
     def _roots(self) -> list[str]:
-        return sorted(os.fsdecode(row[0]) for row in self.store.db.execute("SELECT DISTINCT root FROM files"))
+        return sorted(os.fsdecode(row[0]) for row in self.store.db.execute(_ROOTS))
 
     def view(self, scope: Scope) -> Library:
         """The same library, showing only the entries inside ``scope``."""
@@ -150,6 +157,9 @@ class Library:
         progress: Progress | None = None,
         should_stop: Callable[[], bool] | None = None,
         encode: bool = True,
+        headers_only: bool = False,
+        order: Callable[[Found], Any] | None = None,
+        workers: int | None = None,
         kind: Callable[..., Scanner] = Scanner,
     ) -> ScanReport:
         """Bring the library in line with the LoRA folders, and encode every content that is not encoded yet.
@@ -157,12 +167,15 @@ class Library:
         ``roots`` maps labels to folders (or is a list, or a :class:`Scope` for a part of them). ``force`` reads every
         file again. ``progress(done, total, name)`` is called after every file and may raise to interrupt;
         ``should_stop()`` ends the scan early. Either way all that was done is kept and the next scan goes on from it.
-        ``kind`` makes the scanner (:mod:`..cluster` has kinds of its own).
+        ``headers_only`` reads what is new by its header alone: it is found by its words at once, and by its weights
+        after a scan that reads it, which takes files in the ``order`` of that key. ``workers``: how many files are read
+        at once. ``kind`` makes the scanner (:mod:`..cluster` has kinds of its own).
         """
         scope = roots if isinstance(roots, Scope) else Scope.of(roots)
         with writing(self.store, self.wait, should_stop):
             sweep(self.folder)
             how = {"force": force, "progress": progress, "should_stop": should_stop, "encode": encode}
+            how |= {"headers_only": headers_only, "order": order, "workers": workers}
             return kind(self.store, scope, **how).run()
 
     @one_thread()
