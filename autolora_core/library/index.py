@@ -82,9 +82,8 @@ class Library:
             found = handle.get("format") if isinstance(handle, Mapping) else type(handle).__name__
             if str(found).startswith(INDEX_FORMAT.partition("/")[0] + "/"):
                 raise LibraryVersionError(f"the index has the newer format {found}", fix="update ComfyUI-AutoLoRA")
-            raise LibraryError(
-                f"this is not a LoRA index ({found})", fix="connect the index output of Encode LoRA Library"
-            )
+            fix = "connect the index output of Encode LoRA Library"
+            raise LibraryError(f"this is not a LoRA index ({found!s:.80})", key="index", fix=fix)
         folder = Path(str(handle.get("folder", "")))
         if not _is_file(folder / "library.sqlite"):
             raise LibraryError("the library is not there any more", path=folder, fix="run Encode LoRA Library again")
