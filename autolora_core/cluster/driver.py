@@ -105,7 +105,7 @@ class ClusterScanner(Scanner):
     def _needs_reading(self, item: Found, known: Known | None) -> bool:
         if item.problem is not None:
             return False
-        if self.force or known is None or not self._unchanged(item, known):
+        if self.force or known is None or not self._is_told(item, known):
             return True
         return known.hash is not None and self._is_lacking(known.hash, known.kind, known.family)
 

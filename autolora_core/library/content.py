@@ -48,9 +48,13 @@ def damaged(error: Exception, digest: str, size: int) -> Content:
     return Content(digest, size, problems=_short([problem]))
 
 
-def describe(lora: LoraFile, digest: str, size: int) -> Content:
-    """The row of an open file, after :meth:`LoraFile.check_values`; why it cannot be applied, if so, is a problem."""
-    modules = tuple((name, str(entry.kind), entry.rank) for name, entry in lora.modules.items())
+def describe(lora: LoraFile, digest: str, size: int, by_header: bool = False) -> Content:
+    """The row of an open file, after :meth:`LoraFile.check_values`; why it cannot be applied, if so, is a problem.
+
+    ``by_header``: what can be told without reading a tensor.
+    """
+    entries = lora.entries if by_header else lora.modules
+    modules = tuple((name, str(entry.kind), entry.rank) for name, entry in entries.items())
     problems = list(lora.problems)
     try:
         lora.require_usable()

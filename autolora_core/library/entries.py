@@ -7,6 +7,14 @@ from dataclasses import asdict, dataclass, field
 
 from .names import meaningful_name
 
+# Marks the id of a content that was not hashed: it belongs to one place, and is no hexadecimal number.
+UNHASHED = "~"
+
+
+def is_unhashed(digest: str | None) -> bool:
+    """Whether an id stands for a file of which only the header was read."""
+    return bool(digest) and digest.startswith(UNHASHED)
+
 
 @dataclass(frozen=True)
 class EntryText:
@@ -68,9 +76,14 @@ class Entry:
     shadowed: bool = False
 
     @property
+    def by_header(self) -> bool:
+        """Whether only its header was read so far: ``hash`` is an id of this place then, not of the content."""
+        return is_unhashed(self.hash)
+
+    @property
     def autov2(self) -> str:
-        """Civitai's short hash: the first ten digits of the SHA-256."""
-        return self.hash[:10]
+        """Civitai's short hash: the first ten digits of the SHA-256; "" while that is not known."""
+        return "" if self.by_header else self.hash[:10]
 
 
 @dataclass

@@ -198,6 +198,11 @@ _JSON_SIDECARS: tuple[tuple[str, bool, Callable[[dict], Words]], ...] = (
 )
 
 
+# What a describing file's name has behind the LoRA's, with and without the LoRA's own suffix (previews last).
+WHOLE_ENDINGS = tuple(ending for ending, whole, _ in _JSON_SIDECARS if whole)
+STEM_ENDINGS = (*(ending for ending, whole, _ in _JSON_SIDECARS if not whole), ".txt", *PREVIEW_SUFFIXES)
+
+
 def sidecar_names(file_name: str) -> list[str]:
     """Names, in the same folder, of everything that may describe ``file_name`` (previews last)."""
     stem = os.path.splitext(file_name)[0]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Known:
-    """What the database says about one place."""
+class Known(NamedTuple):
+    """What the database says about one place and its content."""
 
     id: int
     size: int
@@ -31,7 +31,13 @@ def known_places(db: sqlite3.Connection) -> dict[tuple[str, str], Known]:
         "SELECT root, name, id, f.size, mtime_ns, f.hash, sidecars, missing, f.problems, reader, kind, family,"
         " c.problems FROM files f LEFT JOIN contents c ON c.hash = f.hash"
     )
-    return {(os.fsdecode(row[0]), os.fsdecode(row[1])): Known(*row[2:]) for row in rows}
+    roots, make = {}, Known._make
+    coding, errors = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()  # os.fsdecode, at a tenth of the cost
+    known = {}
+    for row in rows:
+        root = roots.get(row[0]) or roots.setdefault(row[0], os.fsdecode(row[0]))
+        known[root, row[1].decode(coding, errors)] = make(row[2:])
+    return known
 
 
 def mark_missing(db: sqlite3.Connection, rows: Iterable[int], changed: Callable[[], None]) -> None:
@@ -57,10 +63,24 @@ def follow_moves(db: sqlite3.Connection, new_places: Iterable[tuple[int, str]], 
     return moved
 
 
+def forget_unhashed(db: sqlite3.Connection, offline: Sequence[str], changed: Callable[[], None]) -> None:
+    """Of files that were never hashed nothing is worth keeping once they are gone; nor their ids once they are read."""
+    marks = ",".join("?" * len(offline))
+    where = f"missing = 1 AND hash >= '~' AND root NOT IN ({marks})"
+    gone = db.execute(f"DELETE FROM files WHERE {where}", [os.fsencode(root) for root in offline]).rowcount
+    gone += db.execute("DELETE FROM contents WHERE hash >= '~' AND hash NOT IN"
+                       " (SELECT hash FROM files WHERE hash >= '~')").rowcount  # fmt: skip
+    if gone > 0:
+        changed()
+
+
 def mark_shadowed(db: sqlite3.Connection, roots: Sequence[str], changed: Callable[[], None]) -> None:
     """ComfyUI finds a name in the first root that has it; the same name in a later root cannot be reached."""
     order = {os.fsencode(root): rank for rank, root in enumerate(roots)}
-    rows = db.execute("SELECT id, root, name, shadowed FROM files WHERE missing = 0").fetchall()
+    rows = db.execute(
+        "SELECT id, root, name, shadowed FROM files WHERE missing = 0 AND (shadowed = 1 OR name IN"
+        " (SELECT name FROM files WHERE missing = 0 GROUP BY name HAVING count(*) > 1))"
+    ).fetchall()
     first: dict[bytes, int] = {}
     for _, root, name, _ in rows:
         if root in order:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..lora.lineage import lineage
@@ -51,7 +52,7 @@ def encode_report(summary: Summary) -> str:
         _duplicates(summary),
         [f"Index: {summary.folder}"],
     ]
-    return "\n\n".join("\n".join(section) for section in sections if section)
+    return shown("\n\n".join("\n".join(section) for section in sections if section))
 
 
 def _counts(summary: Summary) -> list[str]:
@@ -69,8 +70,20 @@ def _counts(summary: Summary) -> list[str]:
     if scan.bytes_read:
         speed = f"{size_text(scan.bytes_read)} in {scan.seconds:.1f} s ({size_text(scan.bytes_per_second)}/s)"
         lines.append(f"Read {speed}; {scan.encoded} encoded, {scan.shared} known by their content already.")
+    lines += weights_line(summary.entries)
     lines += [f"Folder not there now (a drive offline?), its files are kept: {root}" for root in scan.offline]
     return lines
+
+
+def weights_line(entries: Sequence[Entry]) -> list[str]:
+    """One line while some files are known by their headers alone."""
+    waiting = sum(entry.by_header for entry in entries)
+    if not waiting:
+        return []
+    return [
+        f"{len(entries) - waiting:,} of {len(entries):,} files are read by their weights so far; the others are found"
+        " by their words, and are read in the background while no prompt runs."
+    ]
 
 
 def _families(summary: Summary) -> list[str]:

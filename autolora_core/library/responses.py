@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
@@ -22,6 +23,7 @@ _tables: OrderedDict[tuple, FactorTable] = OrderedDict()
 _tables_lock = threading.Lock()
 
 
+@cache
 def response_id(family: str) -> str:
     """Changes whenever the stored numbers of a family would."""
     return f"{RESPONSE_VERSION}-{family}-{ROWS}-{MAX_BYTES}"

@@ -18,14 +18,16 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from ..errors import AutoLoRAError
 from ..lora.header import read_header
 from .ahead import ReadAhead
 from .content import READER, Content, content_row, store_content
-from .entries import ScanReport
+from .entries import ScanReport, is_unhashed
+from .headers import read_headers
 from .metadata import Reading, read_words
-from .places import Known, follow_moves, known_places, mark_missing, mark_shadowed
+from .places import Known, follow_moves, forget_unhashed, known_places, mark_missing, mark_shadowed
 from .reading import Encoded, Read, read_file
 from .responses import answered, has_response, response_id, store_response
 from .roots import Roots
@@ -47,7 +49,9 @@ class _Stopped(Exception):
 class Scanner:
     """One scan of ``scope`` into ``store``. The caller holds the writer lock. :meth:`run` does the work.
 
-    ``encode`` off leaves the weights alone: contents are told by hash and header.
+    ``encode`` off leaves the weights alone: contents are told by hash and header. With ``headers_only`` files are not
+    hashed either: they have an id of their own (:mod:`.headers`) until a scan reads them. ``order`` is the key by which
+    the files to be read are sorted.
     """
 
     def __init__(
@@ -59,9 +63,13 @@ class Scanner:
         progress: Progress | None = None,
         should_stop: Callable[[], bool] | None = None,
         encode: bool = True,
+        headers_only: bool = False,
+        order: Callable[[Found], Any] | None = None,
         workers: int | None = None,
     ):
-        self.store, self.scope, self.force, self.encode, self.workers = store, scope, force, encode, workers
+        self.store, self.scope, self.workers = store, scope, workers
+        self.force = force and not headers_only  # a header says less than what is known of a file that was read
+        self.headers_only, self.encode, self.order = headers_only, encode and not headers_only, order
         self.progress = progress or (lambda done, total, name: None)
         self.should_stop = should_stop or (lambda: False)
         self.report = ScanReport()
@@ -98,13 +106,13 @@ class Scanner:
         """What the whole walk tells: files that went missing, those that only moved, and names that hide others."""
         db, changed, wanted = self.store.db, self.batch.changed, self.scope.predicate()
         roots, report = set(self.scope.roots.values()), self.report
-        gone = {place: row.id for place, row in known.items()
-                if place[0] in roots and place not in seen and wanted(place[1])}  # fmt: skip
+        gone = [place for place in known.keys() - seen if place[0] in roots and wanted(place[1])]
         report.missing += len(gone)
-        mark_missing(db, [row_id for place, row_id in gone.items() if not known[place].missing], changed)
+        mark_missing(db, sorted(known[place].id for place in gone if not known[place].missing), changed)
         moved = follow_moves(db, self._new_places, report.offline)
-        report.renamed, report.added = report.renamed + moved, report.added - moved
+        report.renamed, report.added = report.renamed + moved, max(0, report.added - moved)
         report.missing -= moved
+        forget_unhashed(db, report.offline, changed)
         mark_shadowed(db, list(self.scope.roots.values()), changed)
 
     # -- finding ---------------------------------------------------------------------------------------------------
@@ -134,17 +142,35 @@ class Scanner:
     # -- all files -------------------------------------------------------------------------------------------------
 
     def _visit_all(self, found: list[Found], known: dict[tuple[str, str], Known]) -> None:
+        self._tick()
         self._total += len(found)
         self.progress(self._done, self._total, "")
+        to_read = [item for item in found if not self._settled(item, known.get((item.root, item.name)))]
+        if self.order is not None:
+            to_read.sort(key=self.order)
+        if len(to_read) < len(found):
+            self._done += len(found) - len(to_read)
+            self.progress(self._done, self._total, "")
         with ReadAhead(self.workers) as ahead:
-            stamps = {(row.size, row.mtime_ns) for row in known.values() if row.hash and row.reader == READER}
-            held = {row.hash for row in known.values() if row.reader == READER}
+            whole = [row for row in known.values() if row.reader == READER and not is_unhashed(row.hash)]
+            stamps, held = {(row.size, row.mtime_ns) for row in whole}, {row.hash for row in whole}
             work = partial(self._work, known, stamps, held.__contains__, ahead.tick)
-            for item, future in ahead.results(found, work):
+            for item, future in ahead.results(to_read, work):
                 self._await(future)
                 self._visit(item, known.get((item.root, item.name)), future)
                 self._done += 1
                 self.progress(self._done, self._total, item.name)
+
+    def _settled(self, item: Found, known: Known | None) -> bool:
+        """Take note of a file that is as it was, and of which nothing is to be read."""
+        if known is None or self.force or not self._is_told(item, known):
+            return False
+        if self.encode and self._is_lacking(known.hash, known.kind, known.family):
+            return False
+        self._keep(item, known)
+        if not self.report.unchanged % 1024:
+            self._tick()
+        return True
 
     def _await(self, future: Future | None) -> None:
         self._tick()
@@ -160,25 +186,26 @@ class Scanner:
         row = known.get((item.root, item.name))
         if item.problem is not None:
             return None
-        if row is not None and not self.force and self._unchanged(item, row):
-            if not (self.encode and row.hash and self._is_lacking(row.hash, row.kind, row.family)):
-                return None
+        if self.headers_only:
+            return partial(_read_headers, item)
+        if row is not None and not self.force and self._is_told(item, row):
             return partial(_read, item, tick, True, self._row(row.hash), None)
         moved = not self.force and (item.size, item.mtime_ns) in stamps
         return partial(_read, item, tick, self.encode, None, held if moved else None)
 
     def _is_lacking(self, digest: str, kind: str | None, family: str | None) -> bool:
         """Whether a content has something to encode that is not encoded yet."""
-        if kind not in ENCODABLE_KINDS or family in (None, "unknown"):
+        if kind not in ENCODABLE_KINDS or family == "unknown":
             return False
-        response = not has_response(family) or (digest, response_id(family)) in self._answered
-        return not (response and (digest, sketch_id(family)) in self._sketched)
+        if (digest, sketch_id(family)) not in self._sketched:
+            return True
+        return has_response(family) and (digest, response_id(family)) not in self._answered
 
     # -- one file --------------------------------------------------------------------------------------------------
 
     def _visit(self, item: Found, known: Known | None, future: Future | None = None) -> None:
         """Bring one file's row up to date; anything wrong with the file becomes its row's problem."""
-        if known and not self.force and self._unchanged(item, known):
+        if known and not self.force and self._is_told(item, known):
             self._keep(item, known, future)
             return
         content, reading, encoded, problems = None, None, False, [item.problem] if item.problem else []
@@ -225,6 +252,10 @@ class Scanner:
             self._answered.add((digest, response_id(family)))
         return True
 
+    def _is_told(self, item: Found, known: Known) -> bool:
+        """Whether all that this scan asks of a file, encoding apart, is known."""
+        return self._unchanged(item, known) and (self.headers_only or not is_unhashed(known.hash))
+
     def _unchanged(self, item: Found, known: Known) -> bool:
         same_bytes = (item.size, item.mtime_ns) == (known.size, known.mtime_ns)
         return same_bytes and item.signature == known.sidecars and (known.reader == READER or item.problem is not None)
@@ -270,7 +301,7 @@ class Scanner:
             (os.fsencode(item.root), os.fsencode(item.name), *values),
         )
         (row_id,) = cursor.fetchone()
-        if known is None and content is not None:
+        if content is not None and (known is None or is_unhashed(known.hash)):
             self._new_places.append((row_id, content.hash))
         self.batch.changed()
         self._tally(item.name, content, problems)
@@ -289,10 +320,13 @@ class Scanner:
     def _count(self, item: Found, known: Known | None, content: Content | None) -> None:
         if known is None:
             self.report.added += 1
-        elif content is not None and content.hash == known.hash:
+        elif content is not None and (content.hash == known.hash or self._was_unhashed(item, known)):
             self.report.unchanged += 1
         else:
             self.report.changed += 1
+
+    def _was_unhashed(self, item: Found, known: Known) -> bool:
+        return is_unhashed(known.hash) and (item.size, item.mtime_ns) == (known.size, known.mtime_ns)
 
     def _tally(self, name: str, content: Content | None, problems: list[str]) -> None:
         self.report.kinds[content.kind if content else "unreadable"] += 1
@@ -319,6 +353,12 @@ def _read(item: Found, tick, encode: bool, known: Content | None, held) -> tuple
     read = read_file(item, tick, encode=encode, known=known, held=held)
     if known is not None or read.content is None:
         return read, None
+    return read, read_words(item.path, read.metadata or {}, item.sidecars)
+
+
+def _read_headers(item: Found) -> tuple[Read, Reading | None]:
+    """In a reading thread: a file's header and words."""
+    read = read_headers(item)
     return read, read_words(item.path, read.metadata or {}, item.sidecars)
 
 
