@@ -17,6 +17,12 @@ def listed(names: Iterable[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + more
 
 
+# Signs that move a terminal's cursor or show a text in another order than it has; lines and tabs stay.
+_TRICKS = dict.fromkeys(
+    [*(set(range(32)) - {9, 10, 13}), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd"
+)
+
+
 def shown(name: str) -> str:
-    """A file name that any display can take; bytes that are not text become �."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    """A file name that any display can take; bytes that are not text, and signs that play tricks, become �."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace").translate(_TRICKS)

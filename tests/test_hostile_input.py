@@ -32,6 +32,7 @@ from autolora_core.fusion.gate_sign import gate_sign
 from autolora_core.fusion.requests import requests_of
 from autolora_core.fusion.terms import BlockFactors
 from autolora_core.image_info.graph import facts_of
+from autolora_core.library import similar_words
 from autolora_core.library.encoders import trained_for
 from autolora_core.library.index import Library
 from autolora_core.library.metadata import header_words
@@ -39,6 +40,7 @@ from autolora_core.library.pictures import read_picture
 from autolora_core.library.texts import TextStore
 from autolora_core.lora.header import read_header
 from autolora_core.retrieve.selection import Selection
+from autolora_core.wording import shown
 
 NO_FLOAT = 10**400  # a whole number that JSON can say and no float can hold
 SIZE, NAMES = SketchSize(2, 1, 1), ("a.0.b", "a.1.b")
@@ -306,3 +308,8 @@ def test_a_text_vector_that_lost_a_bit_is_made_again(tmp_path):
     again["tower\notter"] = b"12345678"
     again.close()
     assert TextStore(tmp_path)["tower\notter"] == b"12345678"
+
+
+def test_names_in_reports_move_no_cursor_and_turn_no_text_around():
+    assert shown("a\x1b[31m\u202eb\nc\td\udcff") == "a\ufffd[31m\ufffdb\nc\td\ufffd"
+    assert similar_words.shown is shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..wording import shown
 from .pictures import PictureFound, PictureHit
 from .relations import Measured, Relation
 from .shelf import MergeFound
@@ -16,11 +17,6 @@ HOW = {
     "truncated": "the sum, cut to a lower rank",
     "matrices": "their matrices averaged one by one",
 }
-
-
-def shown(name: str) -> str:
-    """A file name that any display can take; bytes that are not text become �."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def relation_words(relation: Relation) -> str:
