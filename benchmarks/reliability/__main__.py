@@ -6,6 +6,7 @@ from benchmarks import parts
 
 PARTS: dict[str, str] = {
     "faults": "benchmarks.reliability.faults",
+    "fuzz": "benchmarks.reliability.fuzz",
     "soak": "benchmarks.reliability.soak",
 }
 

@@ -1,0 +1,1 @@
+"""Structured fuzzing of everything that reads what somebody else wrote: files, metadata, databases, nodes' inputs."""
