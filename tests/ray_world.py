@@ -90,6 +90,7 @@ def main(folder: str, loras: str, kill: str) -> None:
 
     from autolora_core.cluster import command, rays
 
+    os.environ["TMPDIR"] = folder  # what a killed worker leaves lies there
     # A node that died is noticed within seconds instead of half a minute; workers are not nicer than other tests.
     config = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}
     head = {"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False}

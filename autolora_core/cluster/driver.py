@@ -77,7 +77,7 @@ def scan_on_cluster(
     report = ClusterReport()
     kind = partial(ClusterScanner, cluster, paths or PathMap(), report)
     how = {"force": force, "progress": progress, "should_stop": should_stop}
-    return library.scan(scope, **how, encode=False, kind=kind), report
+    return library.scan(scope, **how, kind=kind), report
 
 
 class ClusterScanner(Scanner):
@@ -93,21 +93,17 @@ class ClusterScanner(Scanner):
         self._total += len(found)
         to_read = []
         for item in found:
-            self._tick()
-            if self._needs_reading(item, known.get((item.root, item.name))):
+            row = known.get((item.root, item.name))
+            if self._settled(item, row):
+                continue
+            if item.problem is None:
                 to_read.append(item)
             else:
-                self._visit(item, known.get((item.root, item.name)))
-                self._done += 1
+                self._visit(item, row)
+        self._tick()
+        self._done += len(found) - len(to_read)
         self.progress(self._done, self._total, "")
         self._read_all(to_read, known)
-
-    def _needs_reading(self, item: Found, known: Known | None) -> bool:
-        if item.problem is not None:
-            return False
-        if self.force or known is None or not self._is_told(item, known):
-            return True
-        return known.hash is not None and self._is_lacking(known.hash, known.kind, known.family)
 
     # -- shards ----------------------------------------------------------------------------------------------------
 
