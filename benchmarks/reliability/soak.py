@@ -3,7 +3,8 @@
     python -m benchmarks.reliability --part soak        (quick: 25 prompts)
 
 Memory of the server process after each prompt, as a slope in MB per 100 prompts over all but the first fifth, with
-stock ComfyUI's slope for the same pictures through its own loaders beside it. Live objects of the pack, patchers and
+stock ComfyUI's slope for the same prompts and LoRAs through its own loaders beside it; ComfyUI's record of what it ran
+is emptied after every prompt, in both. Live objects of the pack, patchers and
 tensors every 25 prompts. The first prompt once more at the end, and a picture of the bare base before and after, with
 a hash of every weight. The server keeps ComfyUI's classic cache, which knows the last graph only, so that nothing that
 is compared comes out of a cache; that it did not is checked.
@@ -26,14 +27,13 @@ from scripts._lib.client import Graph, RunResult
 from scripts._lib.png import same_picture
 from scripts._lib.server import PACK_NAME, ComfyServer
 
-PROMPTS, QUICK, EVERY, BLOCK, WARM = 500, 25, 25, 20, 0.2
+PROMPTS, STOCK, QUICK, EVERY, BLOCK, WARM = 500, 250, 25, 25, 20, 0.2
 Memory = list[float]  # MB after each prompt
 
 
 @dataclass
 class Soak:
-    """What was seen. ``picks``: names by prompt; ``objects``: counts in the order they were taken, the last
-    without ComfyUI's history, which had ``history_blocks`` of Python's blocks of memory."""
+    """What was seen. ``picks``: names by prompt; ``objects``: counts in the order they were taken."""
 
     memory: Memory = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -43,7 +43,6 @@ class Soak:
     base_equal: bool = False
     weights_equal: bool = False
     fused_left: int = 0
-    history_blocks: int = 0
 
 
 @contextmanager
@@ -74,10 +73,6 @@ def soak(started: ComfyServer, count: int, every: int = EVERY) -> Soak:
     last = _picture(started, graphs.picture(asks[0]), seen)
     after = _base(started)
     seen.objects.append(_objects(started, count))
-    seen.history_blocks = seen.objects[-1]["blocks"]
-    started.client.post("/history", {"clear": True})
-    seen.objects.append(_objects(started, count))
-    seen.history_blocks -= seen.objects[-1]["blocks"]
     seen.first_last = same_picture(first, last) and seen.picks[0] == seen.picks[-1]
     seen.base_equal = same_picture(before[0], after[0])
     seen.weights_equal, seen.fused_left = before[1]["weights"] == after[1]["weights"], after[1]["fused"]
@@ -88,7 +83,7 @@ def stock(started: ComfyServer, count: int, picks: Sequence[Sequence[str]]) -> M
     """The same prompts and LoRAs through ComfyUI's own loaders: memory after each."""
     memory = []
     for ask, names in zip(graphs.asks(count - 1), picks, strict=False):
-        started.run(graphs.stock_picture(ask, list(names)))
+        _run(started, graphs.stock_picture(ask, list(names)))
         memory.append(memory_mb(started.pid))
     return memory
 
@@ -111,13 +106,12 @@ def measure(quick: bool) -> tuple[dict[str, float], list[dict[str, Any]]]:
         with server(Path(folder) / "ours") as started:
             seen = soak(started, count)
         with server(Path(folder) / "stock") as started:
-            plain = stock(started, count, seen.picks)
+            plain = stock(started, min(count, STOCK), seen.picks)
     return figures(seen, plain), rows(seen, plain)
 
 
 def figures(seen: Soak, plain: Memory) -> dict[str, float]:
-    """Flat numbers. ``objects_growth`` is the most any of pack objects, patchers or networks grew by; ComfyUI's
-    record of what it ran grows by design (``history``), and is not counted in ``blocks``."""
+    """Flat numbers. ``objects_growth`` is the most any of pack objects, patchers or networks grew by."""
     ours, theirs = growth(seen.memory), growth(plain)
     start, end = seen.objects[0], seen.objects[-1]
     return {
@@ -128,6 +122,7 @@ def figures(seen: Soak, plain: Memory) -> dict[str, float]:
         "soak_rss_mb_per_100_low": ours.low,
         "soak_rss_mb_per_100_high": ours.high,
         "soak_rss_mb_end": seen.memory[-1],
+        "soak_stock_prompts": len(plain),
         "soak_stock_rss_mb_per_100": theirs.value,
         "soak_stock_rss_mb_per_100_low": theirs.low,
         "soak_stock_rss_mb_per_100_high": theirs.high,
@@ -136,7 +131,6 @@ def figures(seen: Soak, plain: Memory) -> dict[str, float]:
         "soak_layers_left_fused": seen.fused_left,
         "soak_objects_growth": max(end[kind] - start[kind] for kind in ("pack", "patchers", "networks")),
         "soak_blocks_growth_per_100": 100 * (end["blocks"] - start["blocks"]) / (end["prompts"] - start["prompts"]),
-        "soak_history_blocks_per_100": 100 * seen.history_blocks / end["prompts"],
         "soak_tensors_growth": end["tensors"] - start["tensors"],
         "soak_tensor_mb_growth": (end["tensor_bytes"] - start["tensor_bytes"]) / 2**20,
     }
@@ -154,8 +148,15 @@ def rows(seen: Soak, plain: Memory) -> list[dict[str, Any]]:
     return out + [{"objects": count} for count in seen.objects]
 
 
-def _picture(started: ComfyServer, graph: Graph, seen: Soak) -> bytes:
+def _run(started: ComfyServer, graph: Graph) -> RunResult:
+    """Run a graph and have the server forget it: ComfyUI keeps a record of its last 10,000 runs, which would grow."""
     result = started.run(graph)
+    started.client.post("/history", {"delete": [result.prompt_id]})
+    return result
+
+
+def _picture(started: ComfyServer, graph: Graph, seen: Soak) -> bytes:
+    result = _run(started, graph)
     _was_made(result)
     chosen: Mapping[str, Any] = json.loads(result.text("picks"))
     seen.picks.append([pick["name"] for pick in chosen["picks"]])
@@ -165,7 +166,7 @@ def _picture(started: ComfyServer, graph: Graph, seen: Soak) -> bytes:
 
 
 def _base(started: ComfyServer) -> tuple[bytes, dict[str, Any]]:
-    result = started.run(graphs.base_picture())
+    result = _run(started, graphs.base_picture())
     _was_made(result)
     return started.client.fetch(result.images(graphs.SAVE)[0]), json.loads(result.text("print"))
 
@@ -177,4 +178,4 @@ def _was_made(result: RunResult) -> None:
 
 def _objects(started: ComfyServer, number: int) -> dict[str, int]:
     graph = graphs.picture(graphs.asks(1)[0])
-    return {"prompts": number} | json.loads(started.run(graphs.counts(graph, str(number))).text("objects"))
+    return {"prompts": number} | json.loads(_run(started, graphs.counts(graph, str(number))).text("objects"))
