@@ -21,6 +21,7 @@ from ..autolora_core.lora.base_match import mismatch
 from ..autolora_core.lora.comfy_keys import comfy_stem, unreadable_kinds
 from ..autolora_core.lora.families import Family
 from ..autolora_core.lora.file import LoraFile
+from ..autolora_core.lora.header import read_tensors
 from ..autolora_core.portable import one_file
 from ..autolora_core.wording import listed, shown
 from .bridge_features import true_shape, weight_shape
@@ -155,12 +156,16 @@ def open_for(path: str, request: Request, family: Family) -> LoraFile:
 
 def load(path: str, request: Request, file: LoraFile | None = None) -> LoadedLora:
     """Read a LoRA file, opened already or not. Raises ``FileFormatError`` or ``LoraError`` for files nobody can
-    apply."""
+    apply.
+
+    Its values are copies: ComfyUI's own reader keeps the file mapped as long as the model holds the LoRA, and a trainer
+    that writes over it meanwhile would end the whole process (SIGBUS), or on Windows not be let.
+    """
     file = file or LoraFile.open(path)
     file.check_values()
     if file.kind != "all_zero":
         file.require_usable()
-    return LoadedLora(request, file, comfy.utils.load_torch_file(path, safe_load=True), file.comfy_state_dict())
+    return LoadedLora(request, file, read_tensors(file.header, file.header.tensors), file.comfy_state_dict())
 
 
 def model_half(lora: LoadedLora, model: Any, key_map: Mapping[str, Any], lora_index: int) -> ModelHalf:
