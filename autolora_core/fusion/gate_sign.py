@@ -10,8 +10,8 @@ import json
 import os
 from dataclasses import dataclass
 
-from safetensors import SafetensorError, safe_open
-
+from ..errors import FileFormatError
+from ..lora.header import read_header
 from ..lora.sniff import what_is_it
 from .flux_gate import PUBLIC_PREFIX
 
@@ -39,9 +39,9 @@ def gate_sign(path: str | os.PathLike) -> GateSign | None:
     if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
         return None
     try:
-        with safe_open(os.fspath(path), "pt") as handle:
-            metadata, keys = handle.metadata() or {}, list(handle.keys())
-    except (SafetensorError, OSError) as error:
+        header = read_header(path)
+        metadata, keys = header.metadata, list(header.tensors)
+    except FileFormatError as error:
         metadata, keys = _header_of_a_broken_file(path)
         problem = what_is_wrong(path, error)[0]
         if not keys:
@@ -59,7 +59,7 @@ def gate_sign(path: str | os.PathLike) -> GateSign | None:
 def what_is_wrong(path: str | os.PathLike, error: Exception) -> tuple[str, str]:
     """Why a file is no safetensors file, and what to do, in words where its first bytes tell."""
     found = what_is_it(_start(path, 64))
-    return (f"it is {found[0]}", found[1]) if found else (str(error), FIX)
+    return (f"it is {found[0]}", found[1]) if found else (getattr(error, "message", None) or str(error), FIX)
 
 
 def _start(path: str | os.PathLike, count: int, skip: int = 0) -> bytes:
