@@ -223,6 +223,9 @@ def test_what_is_known_stays_when_a_worker_cannot_read_a_file_that_did_not_chang
     report, _, after = encode(tmp_path / "library", tmp_path / "here", HereCluster(), paths=paths, force=True)
     assert after == before and report.unchanged == 2
     assert [name for name, why in report.problems if "cannot read it" in why] == ["otter.safetensors"]
+    cluster = HereCluster(lambda names: "fox.safetensors" in names)
+    _, workers, after = encode(tmp_path / "library", tmp_path / "here", cluster, force=True)
+    assert after == before and workers.given_up == ["fox.safetensors"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps names that are not UTF-8")
@@ -246,13 +249,18 @@ def test_workers_of_another_version_are_refused(tmp_path, loras, monkeypatch):
         encode(tmp_path, loras, Old())
 
 
-@pytest.mark.parametrize("rows", [b"", b"not a database" * 100])
-def test_what_is_no_library_is_not_merged(tmp_path, loras, rows):
+def spoilt(whole: bytes, how: str) -> bytes:
+    rows = worker.answer(whole)[1]
+    head = whole[: len(whole) - len(rows)]
+    return {"empty": head, "other": head + b"not a database" * 100, "torn": head + rows[: len(rows) // 2],
+            "headless": b"{}" + rows, "none": b""}[how]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["empty", "other", "torn", "headless", "none"])
+def test_what_is_no_library_is_not_merged(tmp_path, loras, how):
     class Broken(HereCluster):
         def answer(self, request):
-            whole = super().answer(request)
-            head = whole[: len(whole) - len(worker.answer(whole)[1])]
-            return head + rows
+            return spoilt(super().answer(request), how)
 
     with pytest.raises(LibraryError, match="a worker sent"):
         encode(tmp_path, loras, Broken())

@@ -71,7 +71,8 @@ def _scan(library: Library, scope: Scope, args, bar: Bar, stop: Stop) -> tuple[S
     from .rays import RayCluster
 
     # What Ray has to say of its nodes goes beside the progress, not into the report.
-    with contextlib.redirect_stdout(sys.stderr), RayCluster(args.ray) as cluster:
+    # It hears signals in its own way once it runs, so we listen anew.
+    with contextlib.redirect_stdout(sys.stderr), RayCluster(args.ray) as cluster, stop.listening():
         how = {"paths": PathMap.parse(args.maps), "force": args.force, "progress": bar, "should_stop": stop}
         scan, workers = scan_on_cluster(library, scope, cluster, **how)
     return scan, ["\n".join(cluster_lines(workers))] if cluster_lines(workers) else []

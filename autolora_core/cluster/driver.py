@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import LibraryError
@@ -23,20 +19,15 @@ from ..library.entries import EntryText, ScanReport
 from ..library.index import Library
 from ..library.metadata import Reading
 from ..library.places import Known
-from ..library.responses import answered
 from ..library.scan import Progress, Scanner
-from ..library.sketches import sketched
-from ..library.store import SCHEMA_VERSION
 from ..library.walk import Found, Scope
-from ..portable import remove
 from ..wording import shown
+from .part import CONTENT_TABLES, Part, Place, read_part
 from .paths import PathMap
 from .rays import Lost
 from .shards import ALONE, Ledger, Shard, plan
-from .worker import answer, request
+from .worker import request
 
-# What a shard says of contents, in the order that they are merged; its places are rewritten to the driver's own.
-CONTENT_TABLES = ("layouts", "contents", "features", "responses")
 AHEAD = 2  # shards a worker is given at a time, so that it has the next one while its last is merged
 POLL_SECONDS = 0.5
 HOPELESS = 3  # files given up before a single one was read: it is not the files
@@ -153,84 +144,64 @@ class ClusterScanner(Scanner):
                 fix="look into the workers' memory and into Ray's logs, then run this again",
             )
         problem = f"it was not read: {ALONE} workers in a row ended while they read this file alone ({why})"
-        self._visit(replace(item, problem=problem), known.get((item.root, item.name)))
+        row = known.get((item.root, item.name))
+        if not self._stays(item, row, [problem]):
+            self._visit(replace(item, problem=problem), row)
+
+    def _stays(self, item: Found, known: Known | None, problems: list[str]) -> bool:
+        """Keep what is known of a file that did not change and cannot be read just now."""
+        if known is None or not known.hash or (item.size, item.mtime_ns) != (known.size, known.mtime_ns):
+            return False
+        self._keep_unread(item, known, problems)
+        return True
 
     # -- merging ---------------------------------------------------------------------------------------------------
 
     def _merge(self, items: list[Found], data: bytes, known: dict[tuple[str, str], Known]) -> None:
-        head, rows = answer(data)
-        with _opened(rows, self.store.folder) as part:
-            self.batch.begin()
-            encoded = self._copy_contents(part)
-            for item in items:
-                self._place(item, part, known.get((item.root, item.name)))
+        part = read_part(data, self.store.folder)
+        left_out = [item.path for item in items if (item.root, item.name) not in part.places]
+        if left_out:
+            raise LibraryError("a worker left this file out", path=left_out[0], fix="run this again")
+        self.batch.begin()
+        self.report.encoded += self._copy_contents(part)
+        for item in items:
+            place = item.root, item.name
+            self._place(item, part.places[place], known.get(place))
         self.batch.commit()
-        self.report.encoded += encoded
-        self.report.bytes_read += head["bytes_read"]
-        self.cluster_report.hosts[head["host"]] += len(items)
-        self.cluster_report.machines.add(head["machine"])
+        self.report.bytes_read += part.head["bytes_read"]
+        self.cluster_report.hosts[part.head["host"]] += len(items)
+        self.cluster_report.machines.add(part.head["machine"])
         self.cluster_report.shards += 1
 
-    def _copy_contents(self, part: sqlite3.Connection) -> int:
+    def _copy_contents(self, part: Part) -> int:
         """What the shard knows of contents; how many of them were encoded that the library did not have encoded."""
-        contents = part.execute("SELECT hash, kind, family FROM contents").fetchall()
-        made = {digest for (digest,) in part.execute("SELECT hash FROM features")}
-        encoded = sum(digest in made and self._is_new(digest, kind, family) for digest, kind, family in contents)
+        made = {digest for digest, _ in part.ids("features")}
+        encoded = sum(digest in made and self._is_new(digest, kind, family) for digest, kind, family in part.contents)
         for table in CONTENT_TABLES:
-            columns = len(part.execute(f"SELECT * FROM {table} LIMIT 0").description)
-            values = ",".join("?" * columns)
-            self.store.db.executemany(
-                f"INSERT OR REPLACE INTO {table} VALUES ({values})", part.execute(f"SELECT * FROM {table}")
-            )
-        self._sketched |= sketched(part)
-        self._answered |= answered(part)
-        for digest, _, _ in contents:
+            for row in part.tables[table]:
+                values = ",".join("?" * len(row))
+                self.store.db.execute(f"INSERT OR REPLACE INTO {table} VALUES ({values})", row)
+        self._sketched |= part.ids("features")
+        self._answered |= part.ids("responses")
+        for digest, _, _ in part.contents:
             self._contents.pop(digest, None)  # it may have been read anew
         return encoded
 
     def _is_new(self, digest: str, kind: str, family: str) -> bool:
         return (self.force and digest not in self._held) or self._is_lacking(digest, kind, family)
 
-    def _place(self, item: Found, part: sqlite3.Connection, known: Known | None) -> None:
+    def _place(self, item: Found, place: Place, known: Known | None) -> None:
         """One file's row, with the paths and times that the driver sees."""
-        row = part.execute(
-            "SELECT hash, text, base_model, autov3, preview, problems FROM files WHERE root = ? AND name = ?",
-            (os.fsencode(item.root), os.fsencode(item.name)),
-        ).fetchone()
-        if row is None:
-            raise LibraryError("a worker left this file out", path=item.path, fix="run this again")
-        digest, text, base_model, autov3, preview, problems = row
-        content = self._row(digest) if digest else None
-        preview = os.path.join(os.path.dirname(item.path), os.path.basename(os.fsdecode(preview))) if preview else ""
-        notes = json.loads(problems)
-        reading = Reading(EntryText.from_json(json.loads(text)), base_model, autov3, preview, [])
-        if content is None and known and known.hash and (item.size, item.mtime_ns) == (known.size, known.mtime_ns):
-            self._keep_unread(item, known, notes)
+        content, notes = self._row(place.hash) if place.hash else None, json.loads(place.problems)
+        if content is None and self._stays(item, known, notes):
             return
+        preview = os.path.join(os.path.dirname(item.path), os.path.basename(place.preview)) if place.preview else ""
+        reading = Reading(EntryText.from_json(json.loads(place.text)), place.base_model, place.autov3, preview, [])
         if content is not None:
-            self.report.shared += digest in self._held
-            self._held.add(digest)
+            self.report.shared += place.hash in self._held
+            self._held.add(place.hash)
         self._write_file(item, known, content, reading, notes)
         self._count(item, known, content)
-
-
-@contextmanager
-def _opened(rows: bytes, folder: Path) -> Iterator[sqlite3.Connection]:
-    """The SQLite file ``rows``, read-only. Raises :class:`LibraryError` when it is not a library of this version."""
-    handle, path = tempfile.mkstemp(dir=folder, prefix="shard-", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(rows)
-        with closing(sqlite3.connect(f"{Path(path).as_uri()}?mode=ro&immutable=1", uri=True)) as part:
-            try:
-                version = part.execute("PRAGMA user_version").fetchone()[0]
-            except sqlite3.DatabaseError as error:
-                raise LibraryError(f"a worker sent what is no library ({error})", fix="run this again") from error
-            if version != SCHEMA_VERSION:
-                raise LibraryError(f"a worker sent a library of format {version}, not {SCHEMA_VERSION}")
-            yield part
-    finally:
-        remove(path)
 
 
 def cluster_lines(report: ClusterReport) -> list[str]:
