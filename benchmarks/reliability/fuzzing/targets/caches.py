@@ -12,7 +12,7 @@ from .. import document, library_world, mutate
 from ..memory import MIB
 from ..oracle import Wrong
 
-CASES = 600
+CASES = 300
 _truth: dict[str, str] = {}
 
 

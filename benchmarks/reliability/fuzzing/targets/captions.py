@@ -11,7 +11,7 @@ from .. import mutate
 from ..memory import MIB
 from ..oracle import Wrong
 
-CASES = 6_000
+CASES = 12_000
 PARTS = (
     "file",
     "caption",

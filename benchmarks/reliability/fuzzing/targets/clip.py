@@ -16,7 +16,7 @@ from .. import document
 from ..memory import MIB
 from ..oracle import Wrong
 
-CASES = 1_000
+CASES = 500
 WIDTH = 64
 
 

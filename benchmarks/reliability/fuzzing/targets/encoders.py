@@ -21,7 +21,7 @@ from .. import document
 from ..memory import MIB
 from ..oracle import Hang, Wrong, deadline
 
-CASES = 3_000
+CASES = 1_500
 SIZE = SketchSize(2, 1, 1)
 NAMES = ("joint_blocks.0.x_block.attn.qkv", "joint_blocks.0.x_block.mlp.fc1")
 TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "u1", "I8": "i1", "BOOL": "?"}

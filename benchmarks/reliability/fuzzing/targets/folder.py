@@ -17,7 +17,7 @@ from ..memory import MIB
 from ..oracle import Wrong
 from .metadata import CIVITAI
 
-CASES = 400
+CASES = 250
 KINDS = (
     "lora",
     "lora",

@@ -18,7 +18,7 @@ from .. import document
 from ..memory import MIB
 from ..oracle import Wrong
 
-CASES = 7_000
+CASES = 5_000
 KEY = "0" * 32
 KEYS = tuple(
     f"{module}.{vector}"

@@ -12,7 +12,7 @@ from .. import mutate
 from ..memory import MIB
 from ..oracle import Wrong
 
-CASES = 8_000
+CASES = 10_000
 
 
 def _fresh() -> dict:

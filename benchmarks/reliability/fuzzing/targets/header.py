@@ -14,7 +14,7 @@ from .. import document, lora_seeds
 from ..memory import MIB
 from ..oracle import Wrong
 
-CASES = 30_000
+CASES = 14_000
 
 
 def bound(size: int) -> int:

@@ -13,7 +13,7 @@ from .. import library_world, mutate
 from ..memory import MIB
 from ..oracle import Wrong
 
-CASES = 1_500
+CASES = 800
 PAGE = 4096
 COLUMNS = {
     "meta": ("key", "value"),

@@ -19,7 +19,7 @@ from .. import document, lora_seeds
 from ..memory import MIB
 from ..oracle import Wrong
 
-CASES = 14_000
+CASES = 6_000
 LARGE = 1 << 22  # numbers of a claimed layer from which its matrix is not made here
 
 

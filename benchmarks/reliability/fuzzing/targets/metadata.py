@@ -12,7 +12,7 @@ from .. import lora_seeds, mutate
 from ..memory import MIB
 from ..oracle import Wrong
 
-CASES = 10_000
+CASES = 8_000
 NAME = "otter.safetensors"
 CIVITAI = {
     "model": {"name": "Otter", "tags": ["animal", "river"], "description": "<p>An <b>otter</b>.</p>"},

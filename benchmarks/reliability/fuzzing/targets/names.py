@@ -18,7 +18,7 @@ from .. import mutate
 from ..memory import MIB
 from ..oracle import Wrong
 
-CASES = 8_000
+CASES = 12_000
 PARTS = (
     "otter",
     "/",

@@ -15,7 +15,7 @@ from .. import mutate
 from ..memory import MIB
 from ..oracle import Wrong
 
-CASES = 14_000
+CASES = 18_000
 PICK = {
     "name": "otter.safetensors",
     "hash": "ab" * 32,

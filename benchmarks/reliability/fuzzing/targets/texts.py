@@ -18,7 +18,7 @@ from .. import mutate
 from ..memory import MIB
 from ..oracle import Wrong
 
-CASES = 12_000
+CASES = 16_000
 PARTS = (
     "<lora:",
     ":",
