@@ -5,24 +5,25 @@ from __future__ import annotations
 import logging
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 from ..autolora_core.errors import LibraryError
 from ..autolora_core.library.encoders import encoders_state, find_encoders
 from ..autolora_core.library.folders import library_folder
 from ..autolora_core.library.index import Library
+from ..autolora_core.library.later import unread
 from ..autolora_core.library.report import Summary, encode_report
 from ..autolora_core.library.walk import Scope, folder_state
 from ..autolora_core.retrieve.prepare import warm
 from .bar import Bar
+from .later import PACK_MODELS, read_later
 from .tower import shared_tower, tower_state
 
 log = logging.getLogger(__name__)
 ALL_LORAS = "all loras"
+NOW, LATER = "now", "later"
 MAX_FOLDERS = 5000  # ComfyUI's own menus list as many files; what is left out can still be asked for by name
 STEPS = (0.7, 0.1, 0.1, 0.1)  # reading files, fitting, comparing duplicates, words for the first prompt
-PACK_MODELS = Path(__file__).resolve().parents[1] / "models"
 # Library folders this process has filled, and how often each had vanished since: a deleted library runs the node again.
 _filled: dict[str, int] = {}
 
@@ -78,6 +79,14 @@ def scope_of(folder: str, name_filter: str, roots: dict[str, str]) -> Scope:
     )
 
 
+def _all_read(place: str, weights: str | None) -> str:
+    """Changes once all weights that were to be read later are read."""
+    if weights != LATER or not os.path.isdir(place):
+        return ""
+    with Library.open(place) as opened:
+        return "" if unread(opened) else "read"
+
+
 class AutoLoRAEncodeLibrary:
     """Reads every LoRA below a folder once and keeps what it learned."""
 
@@ -130,7 +139,18 @@ class AutoLoRAEncodeLibrary:
                         "tooltip": "Read every file again at every run, even those that have not changed.",
                     },
                 ),
-            }
+            },
+            "optional": {
+                "weights": (
+                    [NOW, LATER],
+                    {
+                        "default": NOW,
+                        "tooltip": "later: only the headers of new files are read now, so that words find them within "
+                        "seconds; their weights are read in the background while no prompt runs, those first that "
+                        "were picked, then the newest.",
+                    },
+                )
+            },
         }
 
     @classmethod
@@ -143,8 +163,9 @@ class AutoLoRAEncodeLibrary:
         return why_no_folder(folder, lora_roots()) or True
 
     @classmethod
-    def IS_CHANGED(cls, folder: str, name_filter: str, library: str, force: bool) -> str:
-        """Names, sizes and times of the files: a new LoRA runs the node again, an unchanged folder does not.
+    def IS_CHANGED(cls, folder: str, name_filter: str, library: str, force: bool, weights: str | None = NOW) -> str:
+        """Names, sizes and times of the files: a new LoRA runs the node again, an unchanged folder does not. Weights
+        that were to be read later run it once more when all of them are read.
 
         Inputs that come from another node are None here; a change of theirs runs this node in any case.
         """
@@ -154,16 +175,17 @@ class AutoLoRAEncodeLibrary:
         if place in _filled and not os.path.isdir(place):
             _filled[place] += 1
         state = f"{tower_state(model_folders())}|{encoders_state(model_folders())}"
-        also = f"{place}|{_filled.get(place, 0)}|{state}|{time.time_ns() if force else ''}"
+        also = f"{place}|{_filled.get(place, 0)}|{state}|{time.time_ns() if force else ''}|{_all_read(place, weights)}"
         return folder_state(scope_of(folder or ALL_LORAS, name_filter or "", lora_roots()), also)
 
-    def encode(self, folder: str, name_filter: str, library: str, force: bool) -> dict[str, Any]:
+    def encode(self, folder: str, name_filter: str, library: str, force: bool, weights: str = NOW) -> dict[str, Any]:
         from .bridge_paths import lora_roots, model_folders, user_directory
 
         scope = scope_of(folder, name_filter, lora_roots())
         place, bar = library_folder(library, user_directory()), Bar(STEPS)
         with Library.open(place) as opened:
-            scan = opened.scan(scope, force=force, progress=bar, should_stop=bar.stopped)
+            later = {"headers_only": weights == LATER}
+            scan = opened.scan(scope, force=force, progress=bar, should_stop=bar.stopped, **later)
             bar.step = 1
             tower = shared_tower(model_folders())
             shipped = find_encoders([*model_folders(), PACK_MODELS], place.name)
@@ -180,5 +202,6 @@ class AutoLoRAEncodeLibrary:
             summary = Summary(scan, fitted, view.entries(), view.exact_copies(), near, str(place), view.unencoded())
             report = encode_report(summary)
             handle = view.handle
+            read_later(view)
         _filled.setdefault(str(place), 0)
         return {"ui": {"text": [report]}, "result": (handle, report)}

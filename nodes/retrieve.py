@@ -11,11 +11,13 @@ from ..autolora_core.fusion.file_names import spelled, without_ending
 from ..autolora_core.fusion.requests import stack_entries
 from ..autolora_core.library.encoders import OF_CLIP, known_towers
 from ..autolora_core.library.index import Library
+from ..autolora_core.library.report import weights_line
 from ..autolora_core.lora.lineage import choices
 from ..autolora_core.retrieve.near import Near
 from ..autolora_core.retrieve.selection import Pick, Selection
 from ..autolora_core.wording import shown
 from .bar import Bar
+from .later import read_later, wanted_first
 from .tower import shared_tower
 
 AUTO = "auto"
@@ -197,13 +199,13 @@ class AutoLoRARetrieve:
         lora_stack: list | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         from ..autolora_core.retrieve.retrieve import retrieve
-        from .bridge_paths import model_family, model_folders
+        from .bridge_paths import model_family, model_folders, open_index
 
         bar = Bar()
         family, _, wanted = family.partition(WITHIN)
         known = model_family(model) if model is not None else None
         base = known and known.name
-        with Library.from_handle(index) as library:
+        with open_index(index) as library:
             indexed = sorted({entry.family for entry in library.entries()} - {"unknown"})
             chosen, why = choose_family(family, base, indexed)
             unasked = why_not_asked(use_weights, base, clip is not None, chosen)
@@ -223,9 +225,12 @@ class AutoLoRARetrieve:
                 progress=bar,
                 near=_near(model, known, chosen, wanted),
             )
+            unread = weights_line(library.entries())
+            wanted_first(library, [pick.name for pick in (*selection.picks, *selection.misses)])
+            read_later(library)
         bar.finish()
         words, added = prompt_with_triggers(prompt, selection.picks)
-        report = selection_report(selection, "\n\n".join(filter(None, [why, unasked])), added)
+        report = selection_report(selection, "\n\n".join(filter(None, [why, unasked, *unread])), added)
         result = (selection.to_json(), extend_stack(lora_stack, selection.picks), words, report)
         return {"ui": {"text": [report]}, "result": result}
 

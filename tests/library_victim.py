@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from autolora_core.encode.towers import LexicalTower  # noqa: E402
-from autolora_core.library import scan, store, vectors  # noqa: E402
+from autolora_core.library import scan, scan_rows, store, vectors  # noqa: E402
 from autolora_core.library.index import Library  # noqa: E402
 
 
@@ -54,7 +54,7 @@ def arm(moment: str):
     elif what == "replace":
         os.replace = before(step, os.replace)
     elif what == "sketch":
-        scan.store_sketch = before(step, scan.store_sketch)
+        scan_rows.store_sketch = before(step, scan_rows.store_sketch)
     elif what == "vectors":
         from autolora_core.library import fit
 

@@ -10,7 +10,7 @@ from conftest import emoji_factors, real_loras, write_lora
 
 from autolora_core.encode.response_factors import MAX_BYTES, response_factors
 from autolora_core.encode.spaces import space_of
-from autolora_core.library import scan
+from autolora_core.library import scan_rows
 from autolora_core.library.index import Library
 from autolora_core.library.responses import NOT_REACHED, response_id
 from autolora_core.library.store import SCHEMA_VERSION, Store
@@ -32,8 +32,8 @@ def roots(tmp_path):
 @pytest.fixture
 def asked(monkeypatch) -> list[str]:
     """Hashes of the contents whose response was computed, in order."""
-    seen, real = [], scan.store_response
-    monkeypatch.setattr(scan, "store_response", lambda db, h, *rest: (seen.append(h), real(db, h, *rest))[1])
+    seen, real = [], scan_rows.store_response
+    monkeypatch.setattr(scan_rows, "store_response", lambda db, h, *rest: (seen.append(h), real(db, h, *rest))[1])
     return seen
 
 

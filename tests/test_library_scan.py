@@ -14,7 +14,7 @@ import torch
 from conftest import emoji_factors, real_loras, write_lora
 
 from autolora_core.errors import LibraryError, LibraryVersionError
-from autolora_core.library import scan
+from autolora_core.library import scan_rows
 from autolora_core.library.index import Library
 from autolora_core.library.walk import Scope, folder_state
 
@@ -37,8 +37,8 @@ def library(tmp_path):
 @pytest.fixture
 def encoded(monkeypatch) -> list[str]:
     """Hashes of the contents that were encoded, in order."""
-    seen, real = [], scan.store_sketch
-    monkeypatch.setattr(scan, "store_sketch", lambda db, h, *rest: (seen.append(h), real(db, h, *rest))[1])
+    seen, real = [], scan_rows.store_sketch
+    monkeypatch.setattr(scan_rows, "store_sketch", lambda db, h, *rest: (seen.append(h), real(db, h, *rest))[1])
     return seen
 
 

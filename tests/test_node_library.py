@@ -14,7 +14,7 @@ import torch
 from comfy_local import every_progress_message, pack_module, sizes_for
 from conftest import emoji_factors, write_lora
 
-EMPTY = {"folder": "all loras", "name_filter": "", "library": "default", "force": False}
+EMPTY = {"folder": "all loras", "name_filter": "", "library": "default", "force": False, "weights": "now"}
 
 
 @pytest.fixture

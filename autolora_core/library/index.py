@@ -44,7 +44,7 @@ from .store import Store, sweep
 from .texts import TextStore
 from .unencoded import why_not_encoded
 from .vectors import VectorIndex, open_vectors
-from .walk import Found, Scope
+from .walk import Scope
 
 INDEX_FORMAT = "autolora-index/1"
 # Entries by folder, generation and scope: nodes open a library at every run, and reading 30,000 rows takes a second.
@@ -152,30 +152,23 @@ class Library:
         self,
         roots: Mapping[str, str | os.PathLike] | Sequence[str | os.PathLike] | Scope,
         *,
-        force: bool = False,
-        progress: Progress | None = None,
         should_stop: Callable[[], bool] | None = None,
-        encode: bool = True,
-        headers_only: bool = False,
-        order: Callable[[Found], Any] | None = None,
-        workers: int | None = None,
         kind: Callable[..., Scanner] = Scanner,
+        **how: Any,
     ) -> ScanReport:
         """Bring the library in line with the LoRA folders, and encode every content that is not encoded yet.
 
-        ``roots`` maps labels to folders (or is a list, or a :class:`Scope` for a part of them). ``force`` reads every
-        file again. ``progress(done, total, name)`` is called after every file and may raise to interrupt;
-        ``should_stop()`` ends the scan early. Either way all that was done is kept and the next scan goes on from it.
-        ``headers_only`` reads what is new by its header alone: it is found by its words at once, and by its weights
-        after a scan that reads it, which takes files in the ``order`` of that key. ``workers``: how many files are read
-        at once. ``kind`` makes the scanner (:mod:`..cluster` has kinds of its own).
+        ``roots`` maps labels to folders (or is a list, or a :class:`Scope` for a part of them). ``should_stop()`` ends
+        the scan early, ``progress(done, total, name)`` is called after every file and may raise to interrupt: either
+        way all that was done is kept and the next scan goes on from it. ``force`` reads every file again. With
+        ``headers_only`` what is new is read by its header alone: found by its words at once, and by its weights after a
+        scan that reads it. These and more are :class:`.scan.Scanner`'s; ``kind`` makes one (:mod:`..cluster` has its
+        own kinds).
         """
         scope = roots if isinstance(roots, Scope) else Scope.of(roots)
         with writing(self.store, self.wait, should_stop):
             sweep(self.folder)
-            how = {"force": force, "progress": progress, "should_stop": should_stop, "encode": encode}
-            how |= {"headers_only": headers_only, "order": order, "workers": workers}
-            return kind(self.store, scope, **how).run()
+            return kind(self.store, scope, should_stop=should_stop, **how).run()
 
     @one_thread()
     @reads

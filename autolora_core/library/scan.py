@@ -9,30 +9,26 @@ there.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from ..errors import AutoLoRAError
 from ..lora.header import read_header
 from .ahead import ReadAhead
-from .content import READER, Content, content_row, store_content
+from .content import READER, Content
 from .entries import ScanReport, is_unhashed
 from .headers import read_headers
 from .metadata import Reading, read_words
 from .places import Known, follow_moves, forget_unhashed, known_places, mark_missing, mark_shadowed
-from .reading import Encoded, Read, read_file
-from .responses import answered, has_response, response_id, store_response
+from .reading import Read, read_file
 from .roots import Roots
-from .sketches import ENCODABLE_KINDS, sketch_id, sketched, store_sketch
-from .store import Batch, Store, now
+from .scan_rows import Rows
+from .store import Batch, Store
 from .walk import Found, Scope
 
 log = logging.getLogger(__name__)
@@ -46,12 +42,12 @@ class _Stopped(Exception):
     """Raised inside a file when ``should_stop`` said so; never leaves this module."""
 
 
-class Scanner:
+class Scanner(Rows):
     """One scan of ``scope`` into ``store``. The caller holds the writer lock. :meth:`run` does the work.
 
     ``encode`` off leaves the weights alone: contents are told by hash and header. With ``headers_only`` files are not
     hashed either: they have an id of their own (:mod:`.headers`) until a scan reads them. ``order`` is the key by which
-    the files to be read are sorted.
+    the files to be read are sorted; after ``limit`` of them the scan stops as if it was told to.
     """
 
     def __init__(
@@ -65,19 +61,15 @@ class Scanner:
         encode: bool = True,
         headers_only: bool = False,
         order: Callable[[Found], Any] | None = None,
+        limit: int | None = None,
         workers: int | None = None,
     ):
-        self.store, self.scope, self.workers = store, scope, workers
-        self.force = force and not headers_only  # a header says less than what is known of a file that was read
+        # A header says less than what is known of a file that was read.
+        super().__init__(store, Batch(store, COMMIT_FILES, COMMIT_SECONDS), force and not headers_only)
+        self.scope, self.workers, self.limit = scope, workers, limit
         self.headers_only, self.encode, self.order = headers_only, encode and not headers_only, order
         self.progress = progress or (lambda done, total, name: None)
         self.should_stop = should_stop or (lambda: False)
-        self.report = ScanReport()
-        self.batch = Batch(store, COMMIT_FILES, COMMIT_SECONDS)
-        self._fresh: set[str] = set()  # contents read again in this scan, for force
-        self._contents: dict[str, Content] = {}
-        self._new_places: list[tuple[int, str]] = []
-        self._sketched, self._answered = sketched(store.db), answered(store.db)
         self._done = self._total = 0
 
     def run(self) -> ScanReport:
@@ -155,11 +147,13 @@ class Scanner:
             whole = [row for row in known.values() if row.reader == READER and not is_unhashed(row.hash)]
             stamps, held = {(row.size, row.mtime_ns) for row in whole}, {row.hash for row in whole}
             work = partial(self._work, known, stamps, held.__contains__, ahead.tick)
-            for item, future in ahead.results(to_read, work):
+            for item, future in ahead.results(to_read[: self.limit], work):
                 self._await(future)
                 self._visit(item, known.get((item.root, item.name)), future)
                 self._done += 1
                 self.progress(self._done, self._total, item.name)
+        if self.limit is not None and len(to_read) > self.limit:
+            raise _Stopped
 
     def _settled(self, item: Found, known: Known | None) -> bool:
         """Take note of a file that is as it was, and of which nothing is to be read."""
@@ -193,14 +187,6 @@ class Scanner:
         moved = not self.force and (item.size, item.mtime_ns) in stamps
         return partial(_read, item, tick, self.encode, None, held if moved else None)
 
-    def _is_lacking(self, digest: str, kind: str | None, family: str | None) -> bool:
-        """Whether a content has something to encode that is not encoded yet."""
-        if kind not in ENCODABLE_KINDS or family == "unknown":
-            return False
-        if (digest, sketch_id(family)) not in self._sketched:
-            return True
-        return has_response(family) and (digest, response_id(family)) not in self._answered
-
     # -- one file --------------------------------------------------------------------------------------------------
 
     def _visit(self, item: Found, known: Known | None, future: Future | None = None) -> None:
@@ -221,36 +207,6 @@ class Scanner:
         self._write_file(item, known, content, reading, problems + reading.problems)
         self._count(item, known, content)
         self.report.encoded += encoded
-
-    def _take(self, read: Read, reading: Reading | None) -> tuple[Content, Reading | None, bool]:
-        """Store what was read of a file, unless its content is known."""
-        self.report.bytes_read += read.bytes_read
-        known = self._row(read.digest)
-        if known is not None and known.reader == READER and (not self.force or read.digest in self._fresh):
-            self.report.shared += 1
-        elif read.content is not None:
-            known = replace(read.content, modules=())  # module lists of ten thousand files are too much
-            self.batch.begin()
-            store_content(self.store.db, read.content)
-            self._contents[read.digest] = known
-        encoded = self._store_encoded(known, read.encoded)
-        self._fresh.add(read.digest)
-        return known, reading, encoded
-
-    def _store_encoded(self, content: Content, encoded: Encoded | None) -> bool:
-        """Store what is kept of a content's weights; True when it was not there, or is there anew."""
-        digest, family = content.hash, content.family
-        again = self.force and digest not in self._fresh
-        if encoded is None or not (again or self._is_lacking(digest, content.kind, family)):
-            return False
-        self.batch.begin()
-        if again or (digest, sketch_id(family)) not in self._sketched:
-            store_sketch(self.store.db, digest, family, encoded.features, encoded.features_problem)
-            self._sketched.add((digest, sketch_id(family)))
-        if has_response(family) and (again or (digest, response_id(family)) not in self._answered):
-            store_response(self.store.db, digest, family, encoded.response, encoded.response_problem)
-            self._answered.add((digest, response_id(family)))
-        return True
 
     def _is_told(self, item: Found, known: Known) -> bool:
         """Whether all that this scan asks of a file, encoding apart, is known."""
@@ -284,64 +240,6 @@ class Scanner:
         """A file that says it is the known one but cannot be read just now: what is known of it stays."""
         self.report.unchanged += 1
         self._tally(item.name, self._row(known.hash), problems)
-
-    def _write_file(self, item: Found, known: Known | None, content, reading: Reading, problems: list[str]) -> None:
-        self.batch.begin()
-        values = (
-            os.fsencode(item.path), item.size, item.mtime_ns, content.hash if content else None, item.signature,
-            json.dumps(reading.text.to_json()), reading.base_model, reading.autov3, os.fsencode(reading.preview),
-            json.dumps(problems), now(),
-        )  # fmt: skip
-        cursor = self.store.db.execute(
-            "INSERT INTO files (root, name, path, size, mtime_ns, hash, sidecars, text, base_model, autov3, preview,"
-            " problems, date) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (root, name) DO UPDATE SET"
-            " path=excluded.path, size=excluded.size, mtime_ns=excluded.mtime_ns, hash=excluded.hash,"
-            " sidecars=excluded.sidecars, text=excluded.text, base_model=excluded.base_model, autov3=excluded.autov3,"
-            " preview=excluded.preview, problems=excluded.problems, date=excluded.date, missing=0 RETURNING id",
-            (os.fsencode(item.root), os.fsencode(item.name), *values),
-        )
-        (row_id,) = cursor.fetchone()
-        if content is not None and (known is None or is_unhashed(known.hash)):
-            self._new_places.append((row_id, content.hash))
-        self.batch.changed()
-        self._tally(item.name, content, problems)
-
-    def _row(self, digest: str) -> Content | None:
-        """The stored content, each read from the database once."""
-        if digest not in self._contents:
-            row = content_row(self.store.db, digest)
-            if row is None:
-                return None
-            self._contents[digest] = row
-        return self._contents[digest]
-
-    # -- counting --------------------------------------------------------------------------------------------------
-
-    def _count(self, item: Found, known: Known | None, content: Content | None) -> None:
-        if known is None:
-            self.report.added += 1
-        elif content is not None and (content.hash == known.hash or self._was_unhashed(item, known)):
-            self.report.unchanged += 1
-        else:
-            self.report.changed += 1
-
-    def _was_unhashed(self, item: Found, known: Known) -> bool:
-        return is_unhashed(known.hash) and (item.size, item.mtime_ns) == (known.size, known.mtime_ns)
-
-    def _tally(self, name: str, content: Content | None, problems: list[str]) -> None:
-        self.report.kinds[content.kind if content else "unreadable"] += 1
-        if content is not None and content.kind != "not_a_lora":
-            self.report.families[content.family] += 1
-        self.report.problems += [(name, problem) for problem in [*problems, *(content.problems if content else ())]]
-
-    def _tally_known(self, name: str, known: Known) -> None:
-        """:meth:`_tally` of a file that was not looked into."""
-        self.report.kinds[known.kind or "unreadable"] += 1
-        if known.kind is not None and known.kind != "not_a_lora":
-            self.report.families[known.family] += 1
-        for listed in (known.problems, known.content_problems):
-            if listed and listed != "[]":
-                self.report.problems += [(name, problem) for problem in json.loads(listed)]
 
     def _tick(self) -> None:
         if self.should_stop():
