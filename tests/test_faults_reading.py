@@ -129,3 +129,32 @@ def test_a_drive_that_fails_while_all_is_read_again_takes_nothing_away(two, libr
     assert any("Input/output error" in problem for _, problem in report.problems)
     assert dump(library) == before
     assert library.scan([one.parent]).bytes_read == 0
+
+
+def test_a_move_that_a_stopped_scan_saw_is_still_a_move(tmp_path, library):
+    """What it had written by then is known to the next scan, and was taken for a copy of a file that went missing."""
+    loras = tmp_path / "loras"
+    for seed, name in enumerate(("fox", "otter", "owl")):
+        write_lora(loras / f"{name}.safetensors", emoji_factors(seed, blocks=1))
+    library.scan([loras])
+    shutil.copy(loras / "owl.safetensors", loras / "copy of owl.safetensors")  # a copy stays one
+    library.scan([loras])
+    os.rename(loras / "fox.safetensors", loras / "a fox.safetensors")
+    os.unlink(loras / "owl.safetensors")
+    seen = []
+
+    def stop(done: int, total: int, name: str) -> None:
+        seen.append(name)
+        if name.startswith("a fox"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        library.scan([loras], progress=stop)
+    names = dict(library.store.db.execute("SELECT name, missing FROM files"))
+    assert names[b"a fox.safetensors"] == 0 and names[b"fox.safetensors"] == 0, "the scan was not stopped in time"
+    before = library.generation
+    library.scan([loras])
+    assert dict(library.store.db.execute("SELECT name, missing FROM files")) == {
+        b"a fox.safetensors": 0, b"copy of owl.safetensors": 0, b"otter.safetensors": 0, b"owl.safetensors": 1,
+    }  # fmt: skip
+    assert library.generation > before

@@ -8,6 +8,9 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+# The last row of the files table, by number, when a scan last came to its end.
+SETTLED = "settled"
+
 
 class Known(NamedTuple):
     """What the database says about one place and its content."""
@@ -49,18 +52,39 @@ def mark_missing(db: sqlite3.Connection, rows: Iterable[int], changed: Callable[
 
 def follow_moves(db: sqlite3.Connection, new_places: Iterable[tuple[int, str]], offline: Sequence[str]) -> int:
     """A new place (row id, content) whose content went missing elsewhere under a root that is online is a move: the
-    old row goes. Returns how many there were."""
-    roots, moved = [os.fsencode(root) for root in offline], 0
-    marks = ",".join("?" * len(roots))
-    for _, digest in new_places:
+    old row goes. Returns how many there were.
+
+    New are also the places that a scan wrote which was stopped or killed before it came here; they are not counted.
+    """
+    roots, new = [os.fsencode(root) for root in offline], list(new_places)
+    earlier = _new_before(db, {row_id for row_id, _ in new})
+    marks, moved, before = ",".join("?" * len(roots)), 0, 0
+    for number, digest in enumerate([*(digest for _, digest in new), *earlier]):
         old = db.execute(
             f"SELECT id FROM files WHERE hash = ? AND missing = 1 AND root NOT IN ({marks}) ORDER BY id LIMIT 1",
             (digest, *roots),
         ).fetchone()
         if old is not None:
             db.execute("DELETE FROM files WHERE id = ?", old)
-            moved += 1
+            moved, before = moved + (number < len(new)), before + (number >= len(new))
+    if before:
+        db.execute("UPDATE meta SET value = CAST(value AS INTEGER) + 1 WHERE key = 'generation'")
+    (last,) = db.execute("SELECT coalesce(max(id), 0) FROM files").fetchone()
+    db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (SETTLED, str(last)))
     return moved
+
+
+def _new_before(db: sqlite3.Connection, now: set[int]) -> list[str]:
+    """Contents of the places written since the last whole scan but not ``now``, of those that are missing elsewhere."""
+    settled = db.execute("SELECT value FROM meta WHERE key = ?", (SETTLED,)).fetchone()
+    if settled is None:
+        return []  # a library of an older version: its first whole scan says from where on places are new
+    rows = db.execute(
+        "SELECT id, hash FROM files WHERE id > ? AND missing = 0 AND hash IN"
+        " (SELECT hash FROM files WHERE missing = 1) ORDER BY id",
+        (int(settled[0]),),
+    )
+    return [digest for row_id, digest in rows if row_id not in now]
 
 
 def forget_unhashed(db: sqlite3.Connection, offline: Sequence[str], changed: Callable[[], None]) -> None:

@@ -177,6 +177,7 @@ class Store:
                     # From a number of its own: a library made anew never repeats an old one's, whatever the clock says.
                     first = str(secrets.randbits(48))
                     self.db.execute("INSERT INTO meta VALUES ('created', ?), ('generation', ?)", (now(), first))
+                    self.db.execute("INSERT INTO meta VALUES ('settled', '0')")  # see places.py
                 for number in sorted(number for number in _ADDED if number > version):
                     self._run(_ADDED[number])
                 if version < SCHEMA_VERSION:

@@ -19,7 +19,7 @@ from . import faults_disks, faults_files, faults_folders, faults_kills, faults_o
 from .faults_world import Row
 
 SEED = 7
-FULL = {"encode": 120, "train": 51, "save": 50, "torn": 30, "levels": 8, "epochs": 2, "drive": 12, "changing": 24,
+FULL = {"encode": 120, "train": 42, "save": 42, "torn": 24, "levels": 8, "epochs": 2, "drive": 12, "changing": 24,
         "cut": 2.0, "shared": 3, "seconds": 8.0, "clocks": 8}  # fmt: skip
 QUICK = {"encode": 6, "train": 3, "save": 3, "torn": 2, "levels": 1, "epochs": 0, "drive": 3, "changing": 1, "cut": 0.3,
          "shared": 1, "seconds": 2.0, "clocks": 1}  # fmt: skip
