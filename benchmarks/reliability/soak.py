@@ -46,11 +46,11 @@ class Soak:
 
 
 @contextmanager
-def server(folder: Path) -> Iterator[ComfyServer]:
-    """A server with this pack and the tests' looking nodes."""
+def server(folder: Path, models: Mapping[str, Sequence[Path]] | None = None) -> Iterator[ComfyServer]:
+    """A server with this pack and the tests' looking nodes; the demo's models unless others are given."""
     packs = {PACK_NAME: REPO, "e2e_pack": REPO / "tests" / "e2e_pack"}
     env = {"OMP_NUM_THREADS": "1"}
-    with ComfyServer(folder, packs=packs, args=["--cache-classic"], env=env) as started:
+    with ComfyServer(folder, models=models, packs=packs, args=["--cache-classic"], env=env) as started:
         yield started
 
 
@@ -61,9 +61,10 @@ def memory_mb(pid: int) -> float:
     return psutil.Process(pid).memory_info().rss / 2**20
 
 
-def soak(started: ComfyServer, count: int, every: int = EVERY) -> Soak:
-    """The soak itself. Raises AssertionError where what is compared came out of the server's cache."""
-    seen, asks = Soak(), graphs.asks(count - 1)
+def soak(started: ComfyServer, asks: Sequence[graphs.Ask], every: int = EVERY) -> Soak:
+    """The soak itself: all asks, and the first once more. Raises AssertionError where what is compared came out of the
+    server's cache."""
+    seen, count = Soak(), len(asks) + 1
     before = _base(started)
     first = _picture(started, graphs.picture(asks[0]), seen)
     for number, ask in enumerate(asks[1:], 2):
@@ -79,10 +80,10 @@ def soak(started: ComfyServer, count: int, every: int = EVERY) -> Soak:
     return seen
 
 
-def stock(started: ComfyServer, count: int, picks: Sequence[Sequence[str]]) -> Memory:
+def stock(started: ComfyServer, asks: Sequence[graphs.Ask], picks: Sequence[Sequence[str]]) -> Memory:
     """The same prompts and LoRAs through ComfyUI's own loaders: memory after each."""
     memory = []
-    for ask, names in zip(graphs.asks(count - 1), picks, strict=False):
+    for ask, names in zip(asks, picks, strict=False):
         _run(started, graphs.stock_picture(ask, list(names)))
         memory.append(memory_mb(started.pid))
     return memory
@@ -104,9 +105,9 @@ def measure(quick: bool) -> tuple[dict[str, float], list[dict[str, Any]]]:
         with server(Path(folder) / "ours") as started:
             started.run(graphs.picture(graphs.asks(1)[0]))
         with server(Path(folder) / "ours") as started:
-            seen = soak(started, count)
+            seen = soak(started, graphs.asks(count - 1))
         with server(Path(folder) / "stock") as started:
-            plain = stock(started, min(count, STOCK), seen.picks)
+            plain = stock(started, graphs.asks(min(count - 1, STOCK)), seen.picks)
     return figures(seen, plain), rows(seen, plain)
 
 
