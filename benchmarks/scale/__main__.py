@@ -5,6 +5,9 @@ import sys
 from benchmarks import parts
 
 PARTS: dict[str, str] = {
+    "encode": "benchmarks.scale.encode",
+    "rescan": "benchmarks.scale.rescan",
+    "headers": "benchmarks.scale.headers",
     "ray": "benchmarks.scale.ray_cluster",
 }
 

@@ -44,5 +44,8 @@ def small_lora(number: int) -> bytes:
         for part, shape in (("down", (1, 1280)), ("up", (1280, 1))):
             drawn = torch.randn(shape, generator=generator, dtype=torch.float32)
             tensors[f"{name.format(block)}.lora_{part}.weight"] = drawn.half()
-    words = {"ss_output_name": f"thing {number}", "ss_tag_frequency": f'{{"10_a": {{"thing {number}": 9, "photo": 7}}}}'}
+    words = {
+        "ss_output_name": f"thing {number}",
+        "ss_tag_frequency": f'{{"10_a": {{"thing {number}": 9, "photo": 7}}}}',
+    }
     return save(tensors, metadata=words)

@@ -1,0 +1,141 @@
+"""How fast files are encoded, beside the same files read with safetensors alone; and the memory that it takes.
+
+Reading alone: ``safetensors.torch.load_file`` of every file, one after the other, and a copy of every tensor, because
+``load_file`` maps a file and reads nothing before its values are asked for. Encoding: ``Library.scan`` into a new
+library, hash, header, words, sketches and response factors included, with two threads. Both on the same two
+processors, the files in the page cache, in turns; medians of the turns.
+
+Memory: the most that a fresh process held while it encoded, above what it held once all was imported, in shares of
+1.5 times the largest file and 500 MB.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from autolora_core.library.index import Library
+from benchmarks.results_file import REPO
+from benchmarks.scale.lora_files import FAMILIES, write
+
+RANKS, TURNS, CORES = (16, 32, 64), 5, 2
+DTYPES = (torch.float16, torch.bfloat16)  # one file of each
+QUICK_LAYERS = 60
+
+
+def measure(quick: bool) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    two_processors()
+    rows = []
+    for family in FAMILIES:
+        for rank in RANKS[:1] if quick else RANKS:
+            with tempfile.TemporaryDirectory(dir=scratch()) as folder:
+                rows.append(_case(Path(folder), family, rank, quick))
+                print(rows[-1], flush=True)
+    figures = {f"encode_over_read_{row['family']}_{row['rank']}": row["ratio"] for row in rows}
+    figures["encode_over_read"] = max(row["ratio"] for row in rows)
+    figures["encode_peak_over_bound"] = max(row["peak_over_bound"] for row in rows)
+    return figures, rows
+
+
+def two_processors() -> None:
+    """Keep this process, and those it starts, on two processors."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
+    torch.set_num_threads(CORES)
+
+
+def scratch() -> Path:
+    """Where the big files of a benchmark lie while it runs."""
+    place = Path(os.environ.get("AUTOLORA_SCRATCH", REPO / ".cache" / "scratch"))
+    place.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+def _case(folder: Path, family: str, rank: int, quick: bool) -> dict[str, Any]:
+    layers = QUICK_LAYERS if quick else None
+    files = [write(folder / "loras" / f"{family}_{rank}_{number}.safetensors", family, rank, dtype, number, layers)
+             for number, dtype in enumerate(DTYPES)]  # fmt: skip
+    times: dict[str, list[float]] = {"read": [], "map": [], "encode": []}
+    cpu: dict[str, list[float]] = {name: [] for name in times}
+    for turn in range(TURNS + 1):
+        for name, work in (("read", lambda: _read(files)), ("map", lambda: _map(files)),
+                           ("encode", lambda: _encode(folder, files))):  # fmt: skip
+            wall, busy = _timed(work)
+            if turn:  # the first one warms up: page cache, signs, thread pools
+                times[name].append(wall)
+                cpu[name].append(busy)
+    seconds = {name: statistics.median(values) for name, values in times.items()}
+    peak, bound = _peak(folder), 1.5 * max(path.stat().st_size for path in files) + 500e6
+    return {
+        "family": family, "rank": rank, "files": len(files), "bytes": sum(path.stat().st_size for path in files),
+        "read_s": seconds["read"], "map_s": seconds["map"], "encode_s": seconds["encode"],
+        "ratio": seconds["encode"] / seconds["read"],
+        "processor_time_ratio": statistics.median(cpu["encode"]) / statistics.median(cpu["read"]),
+        "peak_bytes": peak, "peak_over_bound": peak / bound,
+    }  # fmt: skip
+
+
+def _timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds, and processor seconds of all threads."""
+    wall, busy = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - busy
+
+
+def _read(files: list[Path]) -> None:
+    for path in files:
+        held = {key: tensor.clone() for key, tensor in load_file(path).items()}
+        del held
+
+
+def _map(files: list[Path]) -> None:
+    for path in files:
+        load_file(path)
+
+
+def _encode(folder: Path, files: list[Path]) -> None:
+    with tempfile.TemporaryDirectory(dir=folder) as place, Library.open(place) as library:
+        report = library.scan([folder / "loras"], workers=CORES)
+    if report.encoded != len(files):
+        raise RuntimeError(f"{report.encoded} of {len(files)} files were encoded: {report.problems}")
+
+
+def _peak(folder: Path) -> float:
+    """Bytes above the imported process, in a process of its own; 0 where the system does not tell."""
+    command = [sys.executable, "-m", "benchmarks.scale.encode", str(folder)]
+    done = subprocess.run(command, cwd=REPO, check=True, capture_output=True, text=True)
+    return float(json.loads(done.stdout)["peak"])
+
+
+def _held(name: str) -> int:
+    """``VmRSS`` or ``VmHWM`` of this process, in bytes."""
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="ascii").splitlines() if status.exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(name)), 0)
+
+
+def _encode_once(folder: Path) -> None:
+    two_processors()
+    with Library.open(folder / "warm") as library:
+        library.scan([])
+    before = _held("VmRSS")
+    with Library.open(folder / "measured") as library:
+        library.scan([folder / "loras"], workers=CORES)
+    print(json.dumps({"peak": max(0, _held("VmHWM") - before)}))
+    shutil.rmtree(folder / "measured")
+
+
+if __name__ == "__main__":
+    _encode_once(Path(sys.argv[1]))
