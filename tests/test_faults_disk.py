@@ -44,7 +44,7 @@ def read_only(made):
     def mount(*arguments: str) -> int:
         return subprocess.run(["mount", *arguments], capture_output=True, check=False).returncode
 
-    if mount("--bind", str(made), str(made)):
+    if not hasattr(os, "geteuid") or os.geteuid() or mount("--bind", str(made), str(made)):
         pytest.skip("only root can mount")
     mount("-o", "remount,ro,bind", str(made))
     yield made

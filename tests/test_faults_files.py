@@ -20,6 +20,7 @@ from autolora_core.fusion.files import read_gate, replace_file, write_gate
 from autolora_core.fusion.merged.writing import write_merged
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="what is flushed is asked of Linux")
 def test_the_data_is_on_the_disk_before_the_name_is_and_the_name_before_it_returns(tmp_path, monkeypatch):
     """The order that a loss of power can see: data flushed, renamed, folder flushed."""
     path, did = tmp_path / "file", []
