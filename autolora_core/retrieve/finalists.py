@@ -20,7 +20,9 @@ from .score import Asked, Scorer
 # A library of so many LoRAs is scored whole: it takes no longer.
 WHOLE = 1024
 # How many LoRAs each part of the evidence proposes to begin with.
-BEGIN = 24
+BEGIN = 12
+# Of a text that many LoRAs say so many are proposed.
+TELLERS = 2
 # More candidates than these are looked at by their bounds before they are scored.
 MANY = 256
 
@@ -82,7 +84,7 @@ class Finalists:
         """A few of the LoRAs that say these texts: the first of each."""
         sayings = self.scorer.sayings
         order, starts = sayings.tellers
-        at = ranges(starts[texts], np.minimum(starts[texts + 1], starts[texts] + self.begin))
+        at = ranges(starts[texts], np.minimum(starts[texts + 1], starts[texts] + TELLERS))
         return sayings.owners[order[at]]
 
     def _reaching(self, row: int, level: float) -> np.ndarray:

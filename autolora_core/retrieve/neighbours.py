@@ -22,9 +22,9 @@ from functools import cached_property
 import numpy as np
 
 from ..library.grid import Grid
+from ..library.table import Table
 from .sayings import Sayings
 from .selection import Neighbour
-from .table import Table
 from .view import EntryLike
 
 MOST = 3
@@ -63,6 +63,10 @@ class Neighbourhood:
     def _sample(self) -> np.ndarray:
         """Rows that stand for all when it comes to what is usual."""
         return np.unique(np.linspace(0, len(self.grid.rows) - 1, min(len(self.grid.rows), SAMPLED)).astype(int))
+
+    @cached_property
+    def _sampled(self) -> np.ndarray:
+        return self._units(self._sample)
 
     def nearest(self, loras: Sequence[int]) -> list[tuple[Neighbour, ...]]:
         """Up to :data:`MOST` LoRAs with words that stand out as near to each of the entries ``loras``, nearest first.
@@ -120,7 +124,7 @@ class Neighbourhood:
 
     def _usual(self, rows: Sequence[int]) -> list[tuple[float, float]]:
         """Middle and deviation of each row's cosines with the others, itself left out."""
-        cosines = self._table.scores(self._sample, self._units(rows)) if len(rows) else ()
+        cosines = self._units(rows) @ self._sampled.T if len(rows) else ()
         return [_spread(mine[self._sample != row]) for row, mine in zip(rows, cosines, strict=True)]
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from ..encode.calibrate import Logistic, Ruler, sigmoid
 from ..encode.text_cache import CachedTower
+from ..library.table import Table
 from .lexicon import Lexicon, Phrase, Shared
-from .table import Table
 from .view import EntryLike
 from .words import content_stems, words_of
 

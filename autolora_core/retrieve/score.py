@@ -32,13 +32,13 @@ from ..encode.generic import GENERIC_PROMPTS
 from ..encode.text_cache import CachedTower, cached
 from ..encode.towers import LexicalTower, TextTower
 from ..library.answers import CachedAnswers
+from ..library.table import Table
 from .lexicon import Shared
 from .odds import UNKNOWN_HIT_RATE, bounded, combine, hit_rate, weight_prior
 from .responding import MAX_PHRASES, RESPONSE_PRIOR, Progress, Responder, either
 from .roles import along_kinds, said_role
 from .sayings import RULER_BLOCK, Sayings, ruler_of, whole_stems
 from .spans import Span, as_picture
-from .table import Table
 from .view import EntryLike, VectorsLike
 
 # Stated, not fitted, on (z-score, cosine), by tower. MiniLM: half-way at z = 6.5 with cosine 0.62, where a phrase and a

@@ -100,13 +100,10 @@ def _best(evidence, spans, calibration, groups, free, closed, kinds, levels) -> 
     new = np.array([bool(kinds) and (span.hint == "style") not in kinds for span in spans])
     worth = np.minimum(logit, SURE) + NEW_KIND_BONUS * new[:, None] * (logit > 0)
     most = worth.max()
-    tied = np.argwhere(worth >= most - TIE)
-
-    def order(at: tuple[int, int]):
-        span = spans[at[0]]
-        return span.joined, -len(span.words), -round(logit[at], 9), at[1], at[0]
-
-    span, lora = min(((int(s), int(n)) for s, n in tied), key=order)
+    at, loras = np.nonzero(worth >= most - TIE)
+    joined, words = (np.array(own)[at] for own in ([s.joined for s in spans], [-len(s.words) for s in spans]))
+    first = np.lexsort((at, loras, -np.round(logit[at, loras], 9), words, joined))[0]
+    span, lora = int(at[first]), int(loras[first])
     # What a LoRA that is not among the evidence would need to be worth as much.
     needed = most - NEW_KIND_BONUS * new
     needed = np.where(needed > 0, np.minimum(needed, SURE), min(most, 0.0)) - MARGIN

@@ -1,4 +1,4 @@
-"""Exact search through many rows without reading all of every row.
+"""Exact search through many rows without reading all of every row; measured against FAISS's indices in docs/scale.md.
 
 A score is ``scale_i ⟨row_i, q⟩ + shift_i``. Rows are turned onto their own principal axes and the first of these kept
 in eight bits, a twelfth of the bytes; what is cut off and what rounding did is bounded (Cauchy and Schwarz), so a scan
@@ -15,11 +15,14 @@ import numpy as np
 import torch
 
 log = logging.getLogger(__name__)
-# Axes kept in eight bits; on MiniLM's texts they hold nine tenths of a row's square. The rest of a row is one number,
-# its length, which takes four more places because it may be longer than the largest coordinate. Rows longer than
-# MOST_TURNED are hashed or sketched: no axis of theirs holds more than another, so all are kept as they are.
-FRONT, LENGTH, MOST_TURNED = 124, 4, 512
+# Axes kept in eight bits: the fewer that hold so much of the rows' square, else the more (nine tenths of MiniLM's
+# texts). The rest of a row is one number, its length, which takes four more places because it may be longer than the
+# largest coordinate. Rows longer than MOST_TURNED are hashed or sketched: no axis of theirs holds more than another, so
+# all are kept as they are.
+FRONTS, ENOUGH, LENGTH, MOST_TURNED = (60, 124), 0.85, 4, 512
 BLOCK, SAMPLE, CHUNK = 16384, 20_000, 64
+# So few rows are scored outright.
+FEW = 4096
 ROUNDING = 1e-5  # of float32 products of rows of length one
 
 
@@ -73,6 +76,17 @@ class Table:
             torch.addcmul(spare, product.to(torch.float32), self._step, value=float(unit), out=row)
         return out.numpy()
 
+    def best(self, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The ``count`` rows with the largest scores for ``query`` (d,), best first, ties by row, and the scores."""
+        at = np.arange(len(self.rows))
+        if len(at) > FEW and count < len(at) // CHUNK:
+            bounds = self.bounds(query[None])[0]
+            begin = self.scores(self.likely(bounds, count), query[None])[0]
+            at = self.at_least(bounds, query, np.partition(begin, len(begin) - count)[len(begin) - count])
+        scores = self.scores(at, query[None])[0]
+        first = np.lexsort((at, -scores))[:count]
+        return at[first], scores[first]
+
     def at_least(self, bounds: np.ndarray, query: np.ndarray, level: float) -> np.ndarray:
         """The rows, ascending, that score at least ``level`` for one ``query`` (d,); ``bounds`` (n,) are its own."""
         at = np.flatnonzero(bounds >= level - ROUNDING)
@@ -98,12 +112,13 @@ class Table:
     def _encode(self) -> None:
         """Turn the rows, keep the front in eight bits and the length of the rest, and bound what was lost."""
         dim = self.rows.shape[1]
-        self._kept, self._axes = min(FRONT, dim), None
-        if dim > MOST_TURNED:
-            self._kept = dim
-        else:
+        self._kept, self._axes = dim, None
+        if dim <= MOST_TURNED:
             sample = self.rows[:: max(1, len(self.rows) // SAMPLE)].astype(np.float64)
-            self._axes = np.linalg.eigh(sample.T @ sample)[1][:, ::-1].astype(np.float32).copy()
+            squares, axes = np.linalg.eigh(sample.T @ sample)
+            self._axes = axes[:, ::-1].astype(np.float32).copy()
+            few = squares[::-1][: FRONTS[0]].sum() >= ENOUGH * squares.sum()
+            self._kept = min(FRONTS[0] if few else FRONTS[1], dim)
         codes = torch.empty(len(self.rows), self._kept + LENGTH, dtype=torch.int8 if _eight_bits() else torch.float32)
         step, self._loss, self._own = np.zeros((3, len(self.rows)))
         for start in range(0, len(self.rows), BLOCK):
