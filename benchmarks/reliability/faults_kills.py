@@ -76,11 +76,11 @@ def phase(path: Path) -> str:
 
 
 def kill_encode(count: int, rng: random.Random, base: Path) -> Row:
-    """Half of them on an empty library, half on a full one whose files have changed since."""
+    """On an empty library, on one whose files are known by their headers first, and on one whose files have changed."""
     row = Row("kills_encode", "opens, integrity_check, every committed row is there, the next run ends as an "
               "undisturbed one, no half-written file under a final name")  # fmt: skip
     phases: Counter[str] = Counter()
-    for name, share in (("first", count - count // 2), ("again", count // 2)):
+    for name, share in (("first", count // 3), ("headers first", count // 3), ("again", count - 2 * (count // 3))):
         loras, old, may_go = make_loras(base / f"loras {name}"), None, {}
         if name == "again":
             old = base / "old library"
@@ -92,9 +92,9 @@ def kill_encode(count: int, rng: random.Random, base: Path) -> Row:
             log.unlink(missing_ok=True)
             fresh_folder(folder, old)
 
-        def work(folder: Path = folder, loras: Path = loras, log: Path = log) -> Any:
+        def work(folder: Path = folder, loras: Path = loras, log: Path = log, name: str = name) -> Any:
             keep_journal(log)
-            return encode(folder, loras, lambda phase: note(log, phase))
+            return encode(folder, loras, lambda phase: note(log, phase), name == "headers first")
 
         seconds = usual_seconds(work, again, base, count)
         wanted = committed(log)
