@@ -7,13 +7,14 @@ made when it is needed, because folders and models come and go while ComfyUI run
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import comfy.model_management
 import comfy.utils
 import folder_paths
 
+from ..autolora_core.errors import LibraryError
 from ..autolora_core.lora.families import Family, Layers, recognise_network
 from ..autolora_core.lora.lineage import Lineage, lineage_of_network
 from .bridge_features import weight_shape
@@ -46,9 +47,39 @@ def user_directory() -> str:
     return folder_paths.get_user_directory()
 
 
+def open_index(handle: Any) -> Any:
+    """The library, and the part of it, that a LORA_INDEX names; close it. Raises LibraryError.
+
+    Handles may come over the API: only those of libraries in ComfyUI's user directory are opened, whatever else on the
+    disk may be one.
+    """
+    from ..autolora_core.library.index import Library
+
+    folder = handle.get("folder") if isinstance(handle, Mapping) else None
+    libraries = os.path.join(user_directory(), "autolora")
+    if folder is not None and _normal(os.path.dirname(str(folder))) != _normal(libraries):
+        raise LibraryError(
+            "the index names a folder that is none of ComfyUI's user directory",
+            path=str(folder),
+            key="index",
+            fix="connect the index output of Encode LoRA Library",
+        )
+    return Library.from_handle(handle)
+
+
+def _normal(path: str) -> str:
+    return os.path.normcase(os.path.abspath(path.replace("\0", "")))
+
+
 def model_folders() -> list[str]:
     """Folders that may hold encoders, gates and text towers: ``models/autolora`` in ComfyUI's models folder."""
     return [os.path.join(folder_paths.models_dir, "autolora")]
+
+
+def table_folders() -> list[str]:
+    """Where a table of captions may lie: ComfyUI's input, user and models folders, and those of LoRAs."""
+    own = [folder_paths.get_input_directory(), user_directory(), folder_paths.models_dir]
+    return [*own, *lora_roots().values()]
 
 
 def lora_names() -> list[str]:

@@ -286,9 +286,7 @@ class Job:
 
 def stack_of_index(index: Any, family: str, most: int) -> list[Request]:
     """LoRAs of an index for a base family, those with words first, as requests of strength 1."""
-    from ..autolora_core.library.index import Library
-
-    with Library.from_handle(index) as library:
+    with bridge_paths.open_index(index) as library:
         entries = [entry for entry in library.entries() if entry.family == family]
     entries.sort(key=lambda entry: not entry.text.captions)
     return [Request(entry.name, 1.0, 1.0, path=os.fspath(entry.path)) for entry in entries[:most]]

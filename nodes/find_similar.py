@@ -128,8 +128,10 @@ class AutoLoRAFindSimilar:
         self, index: dict, lora: str = NONE, image: Any = None, clip: str = NONE, family: str = AUTO, top_k: int = 5,
         strength: float = 1.0, versions: bool = False,
     ) -> dict[str, Any]:  # fmt: skip
+        from .bridge_paths import open_index
+
         base = None if family == AUTO else family
-        with Library.from_handle(index) as library:
+        with open_index(index) as library:
             reports, lists, searched = [], [], base or ""
             if lora != NONE:
                 found = find_like(library, _lora_path(lora), top_k=top_k, tick=Bar())

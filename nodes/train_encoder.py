@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..autolora_core.errors import LibraryError
 from ..autolora_core.library.encoders import encoders_state, find_encoders
-from ..autolora_core.library.index import Library
-from ..autolora_core.train.captions import read_table, table_path
+from ..autolora_core.train.captions import read_table, table_inside, table_path
 from ..autolora_core.train.outcome import EPOCHS, MINUTES, Options
 from ..autolora_core.train.own import families_of, train_library
 from ..autolora_core.train.report import training_report
@@ -66,8 +66,8 @@ class AutoLoRATrainEncoder:
                     {
                         "default": "",
                         "multiline": True,
-                        "tooltip": "Optional. What LoRAs show, a file a line: file,caption. Or the path of a .csv file "
-                        "with such lines. They take the place of the files' own words.",
+                        "tooltip": "Optional. What LoRAs show, a file a line: file,caption. Or the name of a .csv file "
+                        "with such lines in ComfyUI's input folder. They take the place of the files' own words.",
                     },
                 ),
                 "minutes": (
@@ -99,9 +99,13 @@ class AutoLoRATrainEncoder:
     @classmethod
     def IS_CHANGED(cls, captions_csv: str | None = "", **_: Any) -> str:
         """The table's file, the text tower, and the encoders that are there; the library comes with the index."""
-        from .bridge_paths import model_folders
+        from .bridge_paths import model_folders, table_folders
 
         path = table_path(captions_csv or "")
+        try:
+            path = path and table_inside(path, table_folders())
+        except LibraryError:  # the run says so
+            path = None
         status = path.stat() if path is not None and path.is_file() else None
         table = (status.st_size, status.st_mtime_ns) if status else ""
         return f"{table}|{tower_state(model_folders())}|{encoders_state(model_folders())}"
@@ -110,12 +114,12 @@ class AutoLoRATrainEncoder:
         self, index: dict, family: str = AUTO, captions_csv: str = "", minutes: float = MINUTES, epochs: int = EPOCHS,
         encoder_name: str = "", clip: Any = None,
     ) -> dict[str, Any]:  # fmt: skip
-        from .bridge_paths import model_folders
+        from .bridge_paths import model_folders, open_index, table_folders
 
         folders, bar = [*model_folders(), PACK_MODELS], Bar(STEPS)
         tower = shared_tower(model_folders()) if clip is None else _clip_tower(clip)
-        options = Options(tuple(read_table(captions_csv)), epochs, minutes, encoder_name)
-        with Library.from_handle(index) as library:
+        options = Options(tuple(read_table(captions_csv, table_folders())), epochs, minutes, encoder_name)
+        with open_index(index) as library:
             families = families_of(library, None if family == AUTO else family)
             target = Path(model_folders()[0])
             outcomes, notes = train_library(

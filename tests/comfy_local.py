@@ -53,3 +53,8 @@ def every_progress_message(monkeypatch: Any) -> None:
 
     for name in ("PROGRESS_THROTTLE_MIN_INTERVAL", "PROGRESS_THROTTLE_MIN_PERCENT"):
         monkeypatch.setattr(comfy.utils, name, 0.0, raising=False)
+
+
+def library_place(comfy: ModuleType, name: str) -> Path:
+    """Where nodes look for a library of this name: in ComfyUI's user directory, and nowhere else."""
+    return Path(comfy.get_user_directory()) / "autolora" / name

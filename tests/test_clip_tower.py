@@ -84,6 +84,7 @@ def test_train_learns_for_it_and_retrieve_uses_what_was_learnt(comfy, tmp_path, 
         monkeypatch.setattr(module, "shared_tower", lambda folders=(): TopicTower())
     monkeypatch.setattr(pack_module("nodes.clip_tower"), "ClipTower", lambda clip: tower)
     monkeypatch.setattr(comfy, "models_dir", str(tmp_path / "models"))
+    monkeypatch.setattr(comfy, "get_user_directory", lambda: str(tmp_path / "user"))
     monkeypatch.setattr(train, "PACK_MODELS", tmp_path / "pack")
     with Library.open(tmp_path / "user" / "autolora" / "mine") as library:
         library.scan({"loras": world(tmp_path)})

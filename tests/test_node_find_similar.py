@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from comfy_local import pack_module
+from comfy_local import library_place, pack_module
 from conftest import ROOT, emoji_factors, write_lora
 from PIL import Image
 from similar_files import cut_to, drifted, scaled, summed
@@ -44,7 +44,7 @@ def indexed(comfy, tmp_path_factory):
     tiny_clip(base / "clip_vision" / "tiny.safetensors")
     (base / "text").mkdir()
     write_lora(base / "text" / "clip_l.safetensors", {})
-    with pack_module("autolora_core.library.index").Library.open(base / "library") as opened:
+    with pack_module("autolora_core.library.index").Library.open(library_place(comfy, base.name)) as opened:
         opened.scan({"loras": base / "loras"})
         return json.loads(json.dumps(opened.handle)), base
 

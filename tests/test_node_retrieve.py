@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from comfy_local import every_progress_message, pack_module
+from comfy_local import every_progress_message, library_place, pack_module
 from conftest import emoji_factors, write_lora
 
 WORDS = ("otter", "fox", "castle", "rocket", "guitar", "cactus", "crown", "harbour", "violin", "lantern")
@@ -29,7 +29,7 @@ def indexed(comfy, tmp_path_factory):
     write_lora(base / "loras" / "sdxl otter.safetensors", {sdxl: (torch.randn(2, 2048), torch.randn(640, 2))})
     library = pack_module("autolora_core.library.index")
     tower = pack_module("autolora_core.encode.towers").LexicalTower()
-    with library.Library.open(base / "library") as opened:
+    with library.Library.open(library_place(comfy, base.name)) as opened:
         opened.scan({"loras": base / "loras"})
         opened.fit(tower)
         return json.loads(json.dumps(opened.handle)), tower
@@ -243,8 +243,8 @@ def test_trigger_words(comfy):
     assert words("x\n", ()) == "x\n" and words("x", ("",)) == "x"
 
 
-def test_lost_library_is_named(run, indexed, tmp_path):
-    index = {**indexed[0], "folder": str(tmp_path / "gone")}
+def test_lost_library_is_named(run, indexed, comfy):
+    index = {**indexed[0], "folder": str(library_place(comfy, "gone"))}
     with pytest.raises(Exception, match="gone.*run Encode LoRA Library again"):
         run("a fox", index=index)
 

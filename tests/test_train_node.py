@@ -20,6 +20,8 @@ def node(comfy, tmp_path, monkeypatch):
     module = pack_module("nodes.train_encoder")
     monkeypatch.setattr(module, "shared_tower", lambda folders=(): TopicTower())
     monkeypatch.setattr(comfy, "models_dir", str(tmp_path / "models"))
+    monkeypatch.setattr(comfy, "get_user_directory", lambda: str(tmp_path / "user"))
+    monkeypatch.setattr(comfy, "get_input_directory", lambda: str(tmp_path / "input"))
     monkeypatch.setattr(module, "PACK_MODELS", tmp_path / "pack")
     return module.AutoLoRATrainEncoder
 
@@ -61,12 +63,32 @@ def test_the_set_transformer_trains_in_inference_mode(node, index, monkeypatch):
     assert "set transformer  " in report and "my-encoder-encoder.safetensors" in report
 
 
-def test_a_changed_table_in_the_home_folder_is_noticed(node, tmp_path, monkeypatch):
+def test_a_changed_table_in_the_input_folder_is_noticed_and_read(node, index, tmp_path):
+    before = node.IS_CHANGED(captions_csv="captions.csv")
+    (tmp_path / "input").mkdir()
+    (tmp_path / "input" / "captions.csv").write_text("nobody,an otter\n")
+    assert node.IS_CHANGED(captions_csv="captions.csv") != before
+    assert "nobody" in run(node, index, epochs=0, captions_csv="captions.csv")[1]
+    with pytest.raises(pack_module("autolora_core.errors").LibraryError, match="cannot be read"):
+        run(node, index, epochs=0, captions_csv="~nobody-here.csv")
+
+
+OUTSIDE = ("{}/secret.csv", "../secret.csv", "~/secret.csv", "{}/input/link.csv", "{}/input/../secret.csv", "a\0b.csv")
+
+
+@pytest.mark.parametrize("given", OUTSIDE)
+def test_a_table_outside_comfyuis_folders_is_not_read(node, index, tmp_path, monkeypatch, given):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    before = node.IS_CHANGED(captions_csv="~/captions.csv")
-    (tmp_path / "captions.csv").write_text("a,otter\n")
-    assert node.IS_CHANGED(captions_csv="~/captions.csv") != before
+    (tmp_path / "input").mkdir()
+    (tmp_path / "secret.csv").write_text("user,password\n")
+    (tmp_path / "input" / "link.csv").symlink_to(tmp_path / "secret.csv")
+    given = given.format(tmp_path)
+    same = node.IS_CHANGED(captions_csv=given)
+    with pytest.raises(pack_module("autolora_core.errors").LibraryError, match="own folders only") as caught:
+        run(node, index, epochs=0, captions_csv=given)
+    (tmp_path / "secret.csv").write_text("user,another password\n")
+    assert "password" not in str(caught.value) and node.IS_CHANGED(captions_csv=given) == same
 
 
 def test_cancel(node, index, monkeypatch):

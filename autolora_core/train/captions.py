@@ -37,15 +37,38 @@ def table_path(given: str | os.PathLike) -> Path | None:
     """The file that ``given`` names, None when it is the text of a table (or empty)."""
     text = os.fspath(given).strip()
     named = "\n" not in text and text.lower().endswith(TABLE_ENDINGS)
-    return Path(text).expanduser() if text and (named or isinstance(given, os.PathLike)) else None
+    if not text or not (named or isinstance(given, os.PathLike)):
+        return None
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # ~somebody, whom this system does not know
+        return Path(text)
 
 
-def read_table(given: str | os.PathLike) -> list[Row]:
+def table_inside(path: Path, folders: Sequence[str | os.PathLike]) -> Path:
+    """``path``, a relative one in the first of ``folders``. Raises LibraryError where it lies in none of them, links
+    followed: what a node is told to read may come over the network."""
+    whole = path if path.is_absolute() else Path(folders[0]) / path
+    try:
+        real = whole.resolve()
+        inside = any(real.is_relative_to(Path(folder).resolve()) for folder in folders)
+    except (OSError, ValueError, RuntimeError):  # a name that no disk takes, a circle of links
+        inside = False
+    if not inside:
+        fix = f"put the table into {folders[0]}, or paste its lines themselves"
+        raise LibraryError("a table of captions is read from ComfyUI's own folders only", path=path, fix=fix)
+    return whole
+
+
+def read_table(given: str | os.PathLike, folders: Sequence[str | os.PathLike] | None = None) -> list[Row]:
     """The rows of a table: a path ending in .csv or .tsv, or the text of one. Empty text has no rows.
 
-    Raises LibraryError naming the file, or the line, that cannot be used.
+    ``folders``: the only ones that a path may lie in, see :func:`table_inside`. Raises LibraryError naming the file, or
+    the line, that cannot be used.
     """
     path = table_path(given)
+    if path is not None and folders is not None:
+        path = table_inside(path, folders)
     if path is not None:
         return parse_table(_read_text(path), os.fspath(given).strip())
     return parse_table(os.fspath(given), "the captions given as text")
