@@ -67,6 +67,7 @@ def read_part(data: bytes, folder: Path) -> Part:
 
 
 def _read(db: sqlite3.Connection, head: dict[str, Any]) -> Part:
+    db.execute("PRAGMA trusted_schema=OFF")
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if version != SCHEMA_VERSION:
         raise LibraryError(f"a worker sent a library of format {version}, not {SCHEMA_VERSION}", fix=FIX)
