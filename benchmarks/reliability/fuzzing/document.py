@@ -212,7 +212,7 @@ def _numbers(rng: random.Random, document: Document, *_: Any) -> None:
         return
     entry = rng.choice(found)
     packer, offsets = FLOATS[entry["dtype"]], entry.get("data_offsets")
-    if not _two(offsets) or offsets[1] > len(document.data):
+    if not _two(offsets) or not offsets[0] <= offsets[1] <= len(document.data):
         return
     count = (offsets[1] - offsets[0]) // packer.size
     number = rng.choice(VALUES)

@@ -12,6 +12,7 @@ import logging
 import os
 import random
 import re
+import struct
 import sys
 import time
 import warnings
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
-from . import memory, targets
+from . import memory, mutate, targets
 from .coverage import Lines
 from .oracle import Watch, judge
 
@@ -82,7 +83,10 @@ class Fuzzer:
 
     def case(self) -> bytes:
         parent = self.rng.choice(self.kept if self.rng.random() < 0.7 else self.kept[:8])
-        return self.target.make(self.rng, parent)
+        try:
+            return self.target.make(self.rng, parent)
+        except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, struct.error):
+            return mutate.bytes_of(self.rng, parent)  # a parent so odd that it cannot be taken apart
 
     def try_one(self, data: bytes) -> None:
         """Judge one input; a failure is counted by its kind, something new is kept."""
