@@ -11,7 +11,7 @@ from ..autolora_core.errors import LibraryError
 from ..autolora_core.library.encoders import encoders_state, find_encoders
 from ..autolora_core.library.folders import library_folder
 from ..autolora_core.library.index import Library
-from ..autolora_core.library.later import unread
+from ..autolora_core.library.later import note_words, unread
 from ..autolora_core.library.report import Summary, encode_report
 from ..autolora_core.library.walk import Scope, folder_state
 from ..autolora_core.retrieve.prepare import warm
@@ -196,8 +196,11 @@ class AutoLoRAEncodeLibrary:
             near = {family: view.compare_duplicates(family, bar) for family in families}
             bar.step = 3
             words = opened.text_tower(tower)  # one open text store, closed with the library
-            for family in families:
-                warm(view, family, words, bar)
+            if weights == NOW:
+                for family in families:
+                    warm(view, family, words, bar)
+            elif scan.added or scan.changed:
+                note_words(opened, "")
             bar.finish()
             summary = Summary(scan, fitted, view.entries(), view.exact_copies(), near, str(place), view.unencoded())
             report = encode_report(summary)

@@ -17,7 +17,7 @@ from ..autolora_core.retrieve.near import Near
 from ..autolora_core.retrieve.selection import Pick, Selection
 from ..autolora_core.wording import shown
 from .bar import Bar
-from .later import read_later, wanted_first
+from .later import BY_LETTERS, quick_tower, read_later, wanted_first
 from .tower import shared_tower
 
 AUTO = "auto"
@@ -206,6 +206,7 @@ class AutoLoRARetrieve:
         known = model_family(model) if model is not None else None
         base = known and known.name
         with open_index(index) as library:
+            quick = quick_tower(library)
             indexed = sorted({entry.family for entry in library.entries()} - {"unknown"})
             chosen, why = choose_family(family, base, indexed)
             unasked = why_not_asked(use_weights, base, clip is not None, chosen)
@@ -220,12 +221,12 @@ class AutoLoRARetrieve:
                 use_weights=use_weights,
                 use_text=use_text,
                 strength=strength,
-                tower=_tower_for(library, chosen, clip) or shared_tower(model_folders()),
+                tower=_tower_for(library, chosen, clip) or quick or shared_tower(model_folders()),
                 base=None if unasked else _model_states(model, clip),
                 progress=bar,
                 near=_near(model, known, chosen, wanted),
             )
-            unread = weights_line(library.entries())
+            unread = [*weights_line(library.entries()), *([BY_LETTERS] if quick else [])]
             wanted_first(library, [pick.name for pick in (*selection.picks, *selection.misses)])
             read_later(library)
         bar.finish()

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -275,3 +277,39 @@ def test_family_of_a_loaded_model(comfy, hidden, expected):
     family = pack_module("nodes.bridge_paths").model_family(model)
     assert family.name == expected and family.evidence
     assert {name: (value.data_ptr(), value.device) for name, value in model.model.state_dict().items()} == before
+
+
+def test_weights_later(encode_module, node, tmp_path, monkeypatch):
+    """Done by headers at once, found by words, read while no prompt runs, and the node runs again when all is read."""
+    later, idle = pack_module("nodes.later"), pack_module("nodes.bridge_idle")
+    towers = pack_module("autolora_core.encode.towers")
+    monkeypatch.setattr(later, "shared_tower", lambda folders=(): towers.LexicalTower())
+    monkeypatch.setattr(pack_module("autolora_core.library.later"), "PAUSE_SECONDS", 0.02)
+    queue = SimpleNamespace(running=1)
+    queue.get_tasks_remaining = lambda: queue.running
+    server = SimpleNamespace(PromptServer=SimpleNamespace(instance=SimpleNamespace(prompt_queue=queue)))
+    monkeypatch.setitem(sys.modules, "server", server)
+    assert idle.prompts_waiting()
+    inputs = {**EMPTY, "library": "put off", "weights": "later"}
+    index, report = run(node, **inputs)
+    assert "0 of 5 files are read by their weights so far" in report and "5 new" in report
+    assert all(entry.by_header for entry in entries(index))
+    before = encode_module.AutoLoRAEncodeLibrary.IS_CHANGED(**inputs)
+    retrieve = pack_module("nodes.retrieve")
+    monkeypatch.setattr(retrieve, "shared_tower", lambda folders=(): towers.LexicalTower())
+    asked = {"family": "auto", "top_k": 1, "threshold": 0.5, "strength": 1.0, "pinned": "", "banned": ""}
+    asked |= {"use_weights": True, "use_text": True}
+    found = retrieve.AutoLoRARetrieve().retrieve(index, "an otter", **asked)["result"]
+    assert [pick["name"] for pick in found[0]["picks"]] == ["otter.safetensors"]
+    assert "0 of 5 files" in found[3] and "by their letters for now" in found[3]
+    [reader] = [reader for folder, reader in later._readers.items() if folder.endswith("put off")]
+    assert reader.order(SimpleNamespace(name="otter.safetensors", mtime_ns=0))[0] < 0
+    assert all(entry.by_header for entry in entries(index)), "read while a prompt runs"
+    queue.running = 0
+    began = time.monotonic()
+    while reader.running:
+        assert time.monotonic() - began < 30
+        time.sleep(0.02)
+    assert not any(entry.by_header for entry in entries(index))
+    assert encode_module.AutoLoRAEncodeLibrary.IS_CHANGED(**inputs) != before
+    assert "so far" not in run(node, **inputs)[1]

@@ -28,6 +28,7 @@ from .reading import Read
 from .walk import Found
 
 MAX_TABLES = 256
+MAX_ENDS = 16  # places looked at where the metadata may end
 _START = b'{"__metadata__":'
 
 
@@ -121,15 +122,19 @@ def _content(text: bytes, path: str, size: int) -> tuple[Content, Mapping[str, s
 
 def _split(text: bytes) -> tuple[dict[str, str], bytes] | None:
     """Metadata, and a digest of the table of tensors behind them; None where they do not come first or are odd."""
-    body = text[8:]
-    if not body.startswith(_START):
+    if text[8 : 8 + len(_START)] != _START:
         return None
-    try:
-        words = body.decode("utf-8")
-        metadata, end = _DECODER.raw_decode(words, len(_START))
-        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    start, end = 8 + len(_START), 0
+    for _ in range(MAX_ENDS):
+        end = text.find(b'},"', max(start, end)) + 1
+        if not end:
             return None
-        json.dumps(metadata, ensure_ascii=False).encode("utf-8")  # half characters are for the careful reader
-    except (ValueError, RecursionError):
+        try:
+            metadata = _DECODER.decode(text[start:end].decode("utf-8"))
+            json.dumps(metadata, ensure_ascii=False).encode("utf-8")  # half characters are for the careful reader
+        except (ValueError, RecursionError):
+            continue  # this was in the middle of it, or it is odd
+        if isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values()):
+            return metadata, hashlib.sha256(memoryview(text)[end:]).digest()
         return None
-    return metadata, hashlib.sha256(words[end:].encode("utf-8")).digest()
+    return None

@@ -12,10 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from ..errors import AutoLoRAError
 from .index import Library
+from .locks import writing
 from .walk import Found, Scope
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,8 @@ ROUND_FILES = 256  # read between two fits of the encoders
 PAUSE_SECONDS = 1.0  # between two looks at whether there is time
 PATIENCE = 20  # rounds in a row that came to nothing, after which it gives up until it is started again
 
-Fit = Callable[[Library, Callable[[], bool]], Any]
+WORDS_KEY = "words_for"  # in the library's meta table
+Work = Callable[[Library, Callable[[], bool]], bool]
 
 
 def unread(library: Library) -> int:
@@ -32,12 +33,24 @@ def unread(library: Library) -> int:
     return int(library.store.db.execute(query).fetchone()[0])
 
 
-class Later:
-    """The reading of one library. ``busy()`` says whether to keep still; ``fit(library, should_stop)`` is called after
-    every round that read something."""
+def words_wait(library: Library, tower_id: str) -> bool:
+    """Whether the words of a library are still to be encoded by this text tower: until then another one is quicker."""
+    return library.store.get(WORDS_KEY) not in (None, tower_id)
 
-    def __init__(self, folder: str | os.PathLike, busy: Callable[[], bool], fit: Fit):
-        self.folder, self.busy, self.fit = Path(folder), busy, fit
+
+def note_words(library: Library, tower_id: str) -> None:
+    """The words are encoded by this tower; "": they are to be encoded later."""
+    with writing(library.store, library.wait, None), library.store.transaction() as db:
+        db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (WORDS_KEY, tower_id))
+
+
+class Later:
+    """The reading of one library. ``busy()`` says whether to keep still; ``words(library, should_stop)`` is called
+    before every round and is False while there is more to do, ``fit(library, should_stop)`` after those that read
+    something."""
+
+    def __init__(self, folder: str | os.PathLike, busy: Callable[[], bool], words: Work, fit: Work):
+        self.folder, self.busy, self.words, self.fit = Path(folder), busy, words, fit
         self._scopes: dict[str, Scope] = {}
         self._wanted: dict[str, float] = {}
         self._over, self._lock = threading.Event(), threading.Lock()
@@ -96,9 +109,9 @@ class Later:
                 idle = 0
 
     def _round(self) -> tuple[int, int]:
-        """``(files that are still unread, files read now)``."""
+        """``(whether there is more to do, files read now)``."""
         with Library.open(self.folder, wait=0.0) as library:
-            before = unread(library)
+            worded, before = self.words(library, self._stopped), unread(library)
             for scope in list(self._scopes.values()):
                 how = {"order": self.order, "limit": ROUND_FILES, "workers": 1}
                 if library.scan(scope, should_stop=self._stopped, **how).stopped:
@@ -106,7 +119,7 @@ class Later:
             left = unread(library)
             if before > left and not self._stopped():
                 self.fit(library, self._stopped)
-        return left, before - left
+        return left or not worded, before - left
 
     def _stopped(self) -> bool:
         return self._over.is_set() or self.busy()

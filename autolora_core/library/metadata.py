@@ -65,6 +65,8 @@ def _plain(value: Any, limit: int = MAX_WORD) -> str:
     """Any JSON value → one line of plain text (markup removed), at most ``limit`` characters."""
     if not isinstance(value, str):
         return ""
+    if len(value) <= limit and value.isascii() and value.isprintable() and "<" not in value and "&" not in value:
+        return " ".join(value.split()).strip(" ,")  # nothing of what follows: most tags, of which a file has hundreds
     value = html.unescape(re.sub(r"<[^>]{0,2000}>", " ", value[: 8 * limit]))
     value = value.encode("utf-8", "replace").decode("utf-8")  # JSON can smuggle in lone surrogates
     return " ".join(value.translate(_INVISIBLE).split())[:limit].strip(" ,")

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from autolora_core.encode.towers import default_tower
+from autolora_core.encode.towers import LexicalTower
 from autolora_core.library.index import Library
 from autolora_core.retrieve.retrieve import retrieve
 from benchmarks.scale.encode import scratch, two_processors
@@ -41,7 +41,7 @@ def measure(quick: bool) -> tuple[dict[str, float], list[dict[str, Any]]]:
             for number in range(4):
                 wanted = subjects[number * len(FAMILIES)]
                 began = time.perf_counter()
-                chosen = retrieve(library, wanted, family=family, tower=default_tower())
+                chosen = retrieve(library, wanted, family=family, tower=LexicalTower())
                 answered.append(time.perf_counter() - began)
                 names = [pick.name for pick in (*chosen.picks, *chosen.misses)]
                 found += any(subjects[int(Path(name).stem[-6:])] == wanted for name in names)
