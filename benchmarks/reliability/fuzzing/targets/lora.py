@@ -11,7 +11,8 @@ import torch
 from autolora_core.encode.features import module_features, size_for
 from autolora_core.encode.response_factors import response_factors
 from autolora_core.errors import AutoLoRAError
-from autolora_core.library.content import read_content
+from autolora_core.library.reading import read_file
+from autolora_core.library.walk import Found
 from autolora_core.lora.file import LoraFile
 from autolora_core.lora.header import read_header
 
@@ -40,8 +41,12 @@ def run(data: bytes, folder: Path) -> None:
     path = folder / "file.safetensors"
     path.write_bytes(data)
     read_header(path)  # refused here: the target "header" looks closer
-    content, _ = read_content(str(path), "0" * 64, len(data))
-    failed = [line for line in content.problems if line.startswith("the reader failed")]
+    status = path.stat()
+    read = read_file(Found(str(folder), path.name, str(path), len(data), status.st_mtime_ns, {}), lambda size: None)
+    failed = [line for line in read.content.problems if line.startswith("the reader failed")]
+    if read.encoded is not None:
+        said = (read.encoded.features_problem, read.encoded.response_problem)
+        failed += [one for one in said if one and one.startswith("encoding failed")]
     if failed:
         raise Wrong(failed[0])
     lora = LoraFile.open(path)
