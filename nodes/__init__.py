@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from .conflict_report import AutoLoRAConflictReport
-from .encode_library import AutoLoRAEncodeLibrary
-from .find_similar import AutoLoRAFindSimilar
-from .gated_apply import AutoLoRAGatedApply
-from .heat_map import AutoLoRAGateHeatMap
-from .lora_text import AutoLoRAStackFromText, AutoLoRAStackToText
-from .minilm_clip import AutoLoRAMiniLMCLIPLoader
-from .retrieve import AutoLoRARetrieve
-from .save_image import AutoLoRASaveImage
-from .save_merged import AutoLoRASaveMerged
-from .time_and_place import AutoLoRATimeAndPlace
-from .train_encoder import AutoLoRATrainEncoder
-from .train_gate import AutoLoRATrainFusionGate
+from .on_demand import stand_in
 
-NODE_CLASSES = (
-    AutoLoRAEncodeLibrary, AutoLoRARetrieve, AutoLoRAFindSimilar, AutoLoRAGatedApply, AutoLoRAMiniLMCLIPLoader,
-    AutoLoRATimeAndPlace, AutoLoRAConflictReport, AutoLoRAGateHeatMap, AutoLoRASaveMerged, AutoLoRATrainEncoder,
-    AutoLoRATrainFusionGate, AutoLoRAStackFromText, AutoLoRAStackToText, AutoLoRASaveImage,
-)  # fmt: skip
-NODE_CLASS_MAPPINGS: dict[str, type] = {node.__name__: node for node in NODE_CLASSES}
-NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {node.__name__: node.TITLE for node in NODE_CLASSES}
+# Id → its module and its title.
+NODES = {
+    "AutoLoRAEncodeLibrary": (".encode_library", "Encode LoRA Library"),
+    "AutoLoRARetrieve": (".retrieve", "Retrieve LoRAs from Prompt"),
+    "AutoLoRAFindSimilar": (".find_similar", "Find LoRAs Like This"),
+    "AutoLoRAGatedApply": (".gated_apply", "Gated Multi-LoRA Apply"),
+    "AutoLoRAMiniLMCLIPLoader": (".minilm_clip", "Load MiniLM CLIP (demo model)"),
+    "AutoLoRATimeAndPlace": (".time_and_place", "LoRA Time and Place"),
+    "AutoLoRAConflictReport": (".conflict_report", "LoRA Conflict Report"),
+    "AutoLoRAGateHeatMap": (".heat_map", "Gate Heat Map"),
+    "AutoLoRASaveMerged": (".save_merged", "Save Merged LoRA"),
+    "AutoLoRATrainEncoder": (".train_encoder", "Train LoRA Encoder"),
+    "AutoLoRATrainFusionGate": (".train_gate", "Train Fusion Gate"),
+    "AutoLoRAStackFromText": (".lora_text", "LoRA Stack from Text"),
+    "AutoLoRAStackToText": (".lora_text", "LoRA Stack to Text"),
+    "AutoLoRASaveImage": (".save_image", "Save Image with LoRA Info"),
+}
+NODE_CLASS_MAPPINGS: dict[str, type] = {name: stand_in(name, home) for name, (home, _) in NODES.items()}
+NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {name: title for name, (_, title) in NODES.items()}
