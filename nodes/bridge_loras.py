@@ -69,8 +69,8 @@ def resolve(request: Request) -> str:
 
     Packs write names as they like: with the separators of another system, without folder or ending, as a whole path.
     A name that stands in the list, in whatever case, becomes the list's own: where the disk takes either case, two
-    spellings would else be two files. A whole path outside the list must at least end as a LoRA file does: stacks and
-    texts come from other people.
+    spellings would else be two files. A whole path outside the list must at least end as a LoRA file does: stacks,
+    selections and texts come from other people.
     """
     known = find_names(request.name, folder_paths.get_filename_list("loras"), whole=True)
     swapped = request.name.replace("\\", "/").replace("/", os.sep)
@@ -78,9 +78,8 @@ def resolve(request: Request) -> str:
         path = folder_paths.get_full_path("loras", name)
         if path is not None:
             return os.path.abspath(path)
-    outside = os.path.isabs(request.name) and request.name.lower().endswith(ENDINGS)
-    for path in (request.path, request.name if outside else None):
-        if path and os.path.isfile(path):
+    for path in (request.path, request.name):
+        if path and os.path.isabs(path) and path.lower().endswith(ENDINGS) and os.path.isfile(path):
             return os.path.abspath(path)
     return _found_by_name(request.name)
 

@@ -7,7 +7,7 @@ made when it is needed, because folders and models come and go while ComfyUI run
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import comfy.model_management
@@ -80,6 +80,12 @@ def table_folders() -> list[str]:
     """Where a table of captions may lie: ComfyUI's input, user and models folders, and those of LoRAs."""
     own = [folder_paths.get_input_directory(), user_directory(), folder_paths.models_dir]
     return [*own, *lora_roots().values()]
+
+
+def for_menus(names: Iterable[str]) -> list[str]:
+    """The names that a menu may show. Menus of ComfyUI's front end take an entry for markup (seen in 1.32.9): a file or
+    folder called ``<img src=x onerror=…>`` would run in the page. No name that Windows takes has such a sign."""
+    return [name for name in names if "<" not in name]
 
 
 def lora_names() -> list[str]:

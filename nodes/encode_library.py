@@ -108,10 +108,11 @@ class AutoLoRAEncodeLibrary:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        from .bridge_paths import lora_roots
+        from .bridge_paths import for_menus, lora_roots
 
         text = {"multiline": False}
         folders, left_out = folder_choices(lora_roots())
+        folders = for_menus(folders)
         return {
             "required": {
                 "folder": (folders, {"tooltip": folder_tooltip(left_out)}),

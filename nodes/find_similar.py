@@ -108,11 +108,11 @@ class AutoLoRAFindSimilar:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        from .bridge_paths import clip_files, lora_names
+        from .bridge_paths import clip_files, for_menus, lora_names
 
         return {
             "required": {"index": ("LORA_INDEX", {"tooltip": "The index from Encode LoRA Library."})},
-            "optional": _optional_inputs([NONE, *lora_names()], [NONE, *clip_files()]),
+            "optional": _optional_inputs([NONE, *for_menus(lora_names())], [NONE, *for_menus(clip_files())]),
         }
 
     @classmethod

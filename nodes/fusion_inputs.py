@@ -23,8 +23,9 @@ def strength() -> tuple[str, dict[str, Any]]:
 def gate() -> tuple[list[str], dict[str, Any]]:
     """The gate files that are there now."""
     from .bridge_gates import AUTO, gate_files
+    from .bridge_paths import for_menus
 
-    return ([AUTO, *gate_files()], {"default": AUTO, "tooltip": GATE_TIP})
+    return ([AUTO, *for_menus(gate_files())], {"default": AUTO, "tooltip": GATE_TIP})
 
 
 def loras() -> dict[str, tuple[str, dict[str, Any]]]:

@@ -107,6 +107,16 @@ def test_a_gate_with_a_fingerprint_of_no_numbers_is_refused(tmp_path, fingerprin
     assert read_gate(gate(tmp_path / "good.safetensors", '{"a": [1.0]}')).base_fingerprint == {"a": [1.0]}
 
 
+def test_a_gate_that_names_a_vector_twice_is_refused(tmp_path):
+    data = gate(tmp_path / "gate.safetensors", '{"a": [1.0]}').read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    entry = data[8 : 8 + length].split(b'"a.norm_base.bias":')[1].split(b"}")[0] + b"}"
+    header = data[8 : 8 + length].rstrip()[:-1] + b',"a.norm_base.bias":' + entry + b"}"
+    (tmp_path / "gate.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
+    with pytest.raises(GateError, match="names a key twice"):
+        read_gate(tmp_path / "gate.safetensors")
+
+
 def test_the_menu_takes_only_texts_from_a_broken_gate(tmp_path):
     header = json.dumps({"__metadata__": {"format": "autolora-gate/1", "family": 0.5}, "a.bias": {}}).encode()
     (tmp_path / "gate.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)

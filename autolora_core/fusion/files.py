@@ -19,12 +19,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import GateError
-from ..portable import TEMPORARY, load_whole, not_written, sweep, write_whole
+from ..errors import FileFormatError, GateError
+from ..lora.header import read_header, read_tensors
+from ..portable import TEMPORARY, not_written, sweep, write_whole
 from .flux_gate import PUBLIC_PREFIX, hidden_size, public_module
 from .gate import EPS, VECTORS, GateVectors
 from .gate_sign import FIX, FORMAT, FORMATS, NO_FAMILY, what_is_wrong
@@ -128,9 +128,12 @@ def replace_file(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
 
 
 def _read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Copies: a gate in use may be trained anew under its name. By our own reader, which takes no header that names a
+    vector twice."""
     try:
-        return load_whole(path)  # a gate in use may be trained anew under its name
-    except (SafetensorError, OSError) as error:
+        header = read_header(path)
+        return read_tensors(header, header.tensors), dict(header.metadata)
+    except FileFormatError as error:
         what, fix = what_is_wrong(path, error)
         raise GateError(f"the gate file cannot be read: {what}", path=path, fix=fix) from error
 

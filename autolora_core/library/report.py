@@ -49,6 +49,7 @@ def encode_report(summary: Summary) -> str:
         _encoders(summary.fit),
         _unencoded(summary),
         _problems(summary),
+        _markup(summary),
         _duplicates(summary),
         [f"Index: {summary.folder}"],
     ]
@@ -132,6 +133,17 @@ def _problems(summary: Summary) -> list[str]:
     names = {entry.name for entry in summary.entries}
     lines += [f"- {shown(name)}: {problem}" for name, problem in summary.scan.problems if name not in names]
     return _bounded(f"{counted(len(lines), 'note')} on files:", lines)
+
+
+def _markup(summary: Summary) -> list[str]:
+    """Menus of ComfyUI's front end take names for markup, those of stock LoRA loaders too."""
+    names = sorted(entry.name for entry in summary.entries if "<" in entry.name)
+    if not names:
+        return []
+    head = (
+        f"{counted(len(names), 'name')} with <, which menus of ComfyUI may take for markup and run: rename the files."
+    )
+    return _bounded(head, [f"- {shown(name)}" for name in names])
 
 
 def _duplicates(summary: Summary) -> list[str]:
