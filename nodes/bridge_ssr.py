@@ -33,7 +33,7 @@ from .bridge_states import ModelStates
 
 VERSION = 3  # part of a router's key: raise it when routers would differ
 SIDE, PIXEL_SIDE = 32, 128  # of the latent the base runs on, where the network takes it
-REMEMBERED = 256 << 20  # bytes of routers kept in memory
+REMEMBERED, MOST = 256 << 20, 256  # bytes of routers kept in memory, and sets: small ones cost more than their bytes
 ROUTERS = ".routers"  # beside the libraries, under a name that none of them can have
 _memory: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
 
@@ -93,7 +93,7 @@ def _remember(key: str, routers: dict[str, Tensor]) -> None:
     if router_store.size_of(routers) > REMEMBERED:
         return
     _memory[key] = routers
-    while sum(map(router_store.size_of, _memory.values())) > REMEMBERED:
+    while len(_memory) > MOST or sum(map(router_store.size_of, _memory.values())) > REMEMBERED:
         _memory.popitem(last=False)
 
 

@@ -74,7 +74,9 @@ def main(arguments):
     columns = list(dict.fromkeys(name for row in rows for name in row.asked))
     filler = workflow.Workflow(workflow.load(chosen), columns, str(chosen))
     check_columns(rows, [*KNOWN, *filler.holes], file)
-    remotes = {remote.name: remote for remote in map(Remote, options.server or ["http://127.0.0.1:8188"])}
+    patience = min(30.0, max(1.0, options.gone_after / 4))  # seconds for one answer: several are missed before the end
+    servers = [Remote(address, patience) for address in options.server or ["http://127.0.0.1:8188"]]
+    remotes = {remote.name: remote for remote in servers}
     told = filler.told(dict.fromkeys([*columns, "seed"]))
     jobs, notes = plan(rows, filler, options.seed)
     for line in [*told, *notes[:10], *([f"… and {len(notes) - 10} more such rows"] if len(notes) > 10 else [])]:

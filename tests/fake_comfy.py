@@ -29,8 +29,9 @@ def picture(graph: dict[str, Any]) -> bytes:
 class FakeComfy:
     """Listens between `start` and `stop`; what it knows it keeps until `forget`, and it goes on running in between.
 
-    ``fault(method, path)`` may return a status, ``"garbage"``, ``"cut"`` (half an answer) or ``"deaf"`` (the request
-    is carried out and never answered). ``made`` are the prompts that it ran, ``most`` the longest its queue has been.
+    ``fault(method, path)`` may return a status, ``"garbage"``, ``"cut"`` (half an answer), ``"short"`` (half of it,
+    said to be the whole) or ``"deaf"`` (the request is carried out and never answered). ``made`` are the prompts
+    that it ran, ``most`` the longest its queue has been.
     """
 
     def __init__(self, delay: float = 0.005, prefix: str = "") -> None:
@@ -163,6 +164,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, b"<html>a proxy's page</html>")
         elif fault == "cut":
             self._send(status, data[: len(data) // 2], len(data))
+        elif fault == "short":
+            self._send(status, data[: len(data) // 2])
         elif fault != "deaf":
             self._send(status, data)
 

@@ -166,3 +166,6 @@ def test_ssr_remembers_routers_by_their_bytes(comfy, monkeypatch):
     assert list(bridge._memory) == ["b", "a"]
     bridge._remember("d", {"m": torch.eye(20)})
     assert list(bridge._memory) == ["a", "d"]
+    monkeypatch.setattr(bridge, "MOST", 1)
+    bridge._remember("e", small)
+    assert list(bridge._memory) == ["e"]

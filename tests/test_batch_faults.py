@@ -1,91 +1,34 @@
-"""Batches on servers that fail in every way: each job once, nothing lost, and an end that can be taken up again."""
+"""Batches on servers that answer badly or refuse: each job once, faults in words, files whole."""
 
 from __future__ import annotations
 
 import json
-import threading
-import time
 from collections import Counter
 from types import SimpleNamespace
 
 import pytest
-from batch_world import check, manifest
-from fake_comfy import FakeComfy
+from batch_fakes import GRAPH, World, once, some_fakes
+from batch_world import manifest
+from fake_comfy import picture
 
-from scripts._lib.batch.board import Board
 from scripts._lib.batch.books import Books
+from scripts._lib.batch.collect import download
 from scripts._lib.batch.jobs import plan
-from scripts._lib.batch.remote import Remote
+from scripts._lib.batch.remote import Remote, Unreachable
 from scripts._lib.batch.rows import Row
-from scripts._lib.batch.run import Batch, choose
-from scripts._lib.batch.worker import Pace
 from scripts._lib.batch.workflow import Workflow
 from scripts._lib.cli import ScriptFailed
-
-GRAPH = {
-    "find": {"class_type": "AutoLoRARetrieve", "inputs": {"prompt": "", "top_k": 3}},
-    "draw": {"class_type": "Draw", "inputs": {"prompt": "{prompt}", "seed": "{seed}", "loras": ["find", 1]}},
-}
-FAST = Pace(poll=0.01, look=0.02, gone_after=0.4, refused_after=0.1, settle=0.3, longest_wait=0.05)
+from scripts._lib.client import Image
 
 
 @pytest.fixture
 def fakes():
-    made = []
-
-    def make(count=1, **options):
-        made.extend(FakeComfy(**options) for _ in range(count))
-        return made[-count:]
-
-    yield make
-    for fake in made:
-        fake.stop()
-
-
-class World:
-    """A table of prompts in a folder; every `batch` is as a new start of the command."""
-
-    def __init__(self, folder, count=12):
-        self.folder, self.said = folder, []
-        self.rows = [Row(number, number, {"prompt": f"picture {number}"}) for number in range(1, count + 1)]
-        self.workflow = Workflow(GRAPH, ["prompt"])
-
-    def batch(self, fakes, pace=FAST, give_up=5.0, **choice):
-        books, jobs = Books(self.folder), plan(self.rows, self.workflow)[0]
-        options = {"retry_failed": False, "remake": False, **choice}
-        todo, self.words = choose(jobs, books, self.folder, **options)
-        board = Board(todo, self.workflow, books, self.folder, self.said.append)
-        batch = Batch(board, [Remote(fake.url, timeout=1.0) for fake in fakes], pace, give_up)
-        self.found = batch.take_up(jobs)
-        return batch
-
-    def run(self, fakes, **options):
-        batch = self.batch(fakes, **options)
-        batch.run(lambda *_: None)
-        return batch.board.tally
-
-    def lines(self):
-        return check(self.folder, len(self.rows))
+    yield from some_fakes()
 
 
 @pytest.fixture
 def world(tmp_path):
     return World(tmp_path)
-
-
-def made(*fakes):
-    return Counter(prompt for fake in fakes for prompt in fake.made)
-
-
-def once(world, *fakes):
-    return made(*fakes) == Counter(row.values["prompt"] for row in world.rows)
-
-
-def until(what, limit=5.0):
-    deadline = time.monotonic() + limit
-    while not what():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.002)
 
 
 def first_times(count, answer, method=None, path=None):
@@ -135,77 +78,6 @@ def test_answers_that_are_none_are_asked_for_again(world, fakes, answer):
     assert once(world, fake), "a picture was made twice or not at all"
 
 
-def test_a_server_that_is_gone_has_its_jobs_made_by_others(world, fakes):
-    one, two = fakes(2, delay=0.03)
-    batch = world.batch([one, two])
-    ended = threading.Thread(target=batch.run, args=(lambda *_: None,))
-    ended.start()
-    until(lambda: len(two.made) >= 2)
-    two.stop()
-    ended.join(10)
-    world.lines()
-    assert any("gone. Its" in said for said in world.said)
-    assert made(one, two).total() <= 12 + 2  # what the dead server had in hand
-
-
-def test_a_server_that_comes_back_gives_what_it_made_and_takes_more(world, fakes):
-    one, two = fakes(2, delay=0.05)
-    one.delay = 0.2
-    batch = world.batch([one, two])
-    ended = threading.Thread(target=batch.run, args=(lambda *_: None,))
-    ended.start()
-    until(lambda: two.made)
-    two.stop()
-    until(lambda: any("gone. Its" in said for said in world.said))
-    two.start()
-    until(lambda: any("is back" in said for said in world.said))
-    ended.join(10)
-    world.lines()
-    assert sum(line["server"] == two.url for line in manifest(world.folder)) > 2
-    assert made(one, two).total() <= 12 + 2 and batch.board.tally.twice <= 2
-
-
-def test_of_a_job_made_twice_the_first_is_kept_and_it_is_said(world, fakes):
-    world.rows = world.rows[:1]
-    one, two = fakes(2, delay=0.3)
-    batch = world.batch([one, two], Pace(**{**FAST.__dict__, "queued": 1}))
-    ended = threading.Thread(target=batch.run, args=(lambda *_: None,))
-    ended.start()
-    until(lambda: one.running or two.running)
-    first, second = (one, two) if one.running else (two, one)
-    first.stop()  # its picture goes on being made
-    until(lambda: any("gone. Its" in said for said in world.said) and second.running)
-    first.fault = lambda method, path: 503 if path.startswith("/view") else None
-    first.start()
-    ended.join(10)
-    (line,) = world.lines()
-    assert line["server"] == second.url and made(one, two).total() == 2
-
-
-def test_a_server_that_forgot_everything_is_sent_its_jobs_again(world, fakes):
-    (fake,) = fakes(delay=0.03)
-    batch = world.batch([fake])
-    ended = threading.Thread(target=batch.run, args=(lambda *_: None,))
-    ended.start()
-    until(lambda: len(manifest(world.folder)) >= 3)
-    fake.forget()
-    ended.join(10)
-    world.lines()
-
-
-def test_a_job_that_is_forgotten_again_and_again_fails_at_last(world, fakes):
-    (fake,) = fakes(delay=60)
-    world.rows = world.rows[:1]
-    batch = world.batch([fake])
-    ended = threading.Thread(target=batch.run, args=(lambda *_: None,))
-    ended.start()
-    while ended.is_alive():
-        fake.forget()
-        time.sleep(0.03)
-    (line,) = manifest(world.folder)
-    assert line["status"] == "failed" and "5 times" in line["error"]["message"]
-
-
 def test_what_one_server_cannot_make_another_is_asked_for(world, fakes):
     one, two = fakes(2)
     error = {"draw": {"class_type": "Draw", "errors": [{"message": "Value not in list", "details": "lora: x"}]}}
@@ -242,47 +114,21 @@ def test_a_batch_in_which_everything_fails_ends(world, fakes):
     assert len(manifest(world.folder)) < 12
 
 
-@pytest.mark.parametrize("when", ["waits", "runs", "ended", "never arrived"])
-def test_what_a_killed_run_had_sent_is_looked_for(world, fakes, when):
-    (fake,) = fakes(delay=0.2 if when == "runs" else 0.0)
-    job = plan(world.rows, world.workflow)[0][0]
-    prompt_id, graph = "a1e0b0d4-0000-4000-8000-000000000001", job.graph(world.workflow)
-    Books(world.folder).sent(job.id, fake.url, prompt_id, time.time() - (10 if when == "ended" else 0))
-    if when != "never arrived":
-        fake.post("/prompt", {"prompt": world.workflow.with_picks(graph), "prompt_id": prompt_id})
-    if when == "runs":
-        fake.advance()
-        fake.delay = 0.0  # of those that come after it
-    world.run([fake])
-    line = world.lines()[0]
-    assert world.found == 1 and once(world, fake)
-    assert (line["prompt_id"] == prompt_id) == (when != "never arrived")
-
-
-def test_what_was_sent_to_a_server_that_is_not_asked_this_time_is_fetched_from_it(world, fakes):
-    one, other = fakes(2)
-    job = plan(world.rows, world.workflow)[0][0]
-    Books(world.folder).sent(job.id, other.url, "there", time.time())
-    other.post("/prompt", {"prompt": job.graph(world.workflow), "prompt_id": "there"})
-    world.run([one])
-    assert world.lines()[0]["server"] == other.url and other.made == ["picture 1"] and once(world, one, other)
-
-
-def test_ending_early_takes_back_what_waits_and_leaves_others_jobs_alone(world, fakes):
-    (fake,) = fakes(delay=0.4)
-    graph = {"draw": {"class_type": "Draw", "inputs": {"prompt": "somebody else's"}}}
-    batch = world.batch([fake], Pace(**{**FAST.__dict__, "queued": 3}))
-    ended = threading.Thread(target=batch.run, args=(lambda *_: None,))
-    ended.start()
-    until(lambda: len(fake.pending) == 2 and fake.running)
-    fake.post("/prompt", {"prompt": graph, "prompt_id": "theirs"})
-    assert batch.stop() == (2, 1)
-    ended.join(10)
-    assert [item[1] for item in fake.pending] == ["theirs"]
-    fake.delay = 0.0
-    world.run([fake])
-    assert world.found == 1 and world.lines()
-    assert made(fake) == Counter(row.values["prompt"] for row in world.rows) + Counter(["somebody else's"])
+@pytest.mark.parametrize("fault", ["cut", "short"])
+def test_a_file_that_came_half_is_none(fakes, tmp_path, fault):
+    (fake,) = fakes()
+    fake.files = {"a.png": picture({"draw": {"inputs": {}}}), "b.bin": b"0123456789"}
+    fake.fault = lambda method, path: fault
+    if fault == "cut":
+        with pytest.raises(Unreachable, match="IncompleteRead"):
+            Remote(fake.url).fetch(Image("b.bin"))
+    job = plan([Row(1, 1, {"prompt": "a"})], Workflow(GRAPH, ["prompt"]))[0][0]
+    record = {"outputs": {"draw": {"images": [{"filename": "a.png"}]}}}
+    with pytest.raises(Unreachable):
+        download(Remote(fake.url), job, record, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    fake.fault = lambda method, path: None
+    assert download(Remote(fake.url), job, record, tmp_path)[0]["name"] == f"{job.stem}.png"
 
 
 def test_an_old_server_that_names_runs_itself(world, fakes):

@@ -9,6 +9,7 @@ PARTS: dict[str, str] = {
     "rescan": "benchmarks.scale.rescan",
     "headers": "benchmarks.scale.headers",
     "ray": "benchmarks.scale.ray_cluster",
+    "batch": "benchmarks.scale.batch",
 }
 
 if __name__ == "__main__":

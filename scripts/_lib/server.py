@@ -52,6 +52,7 @@ class ComfyServer:
         env: further environment variables.
         on_wait: called some times a second while the server starts.
         cpu: whether it computes on the CPU whatever there is.
+        port: where it listens; default a free one, another at every start.
 
     ``with ComfyServer(base=tmp) as server: result = server.run(graph)``
     """
@@ -67,13 +68,14 @@ class ComfyServer:
         env: Mapping[str, str] | None = None,
         on_wait: Callable[[], None] | None = None,
         cpu: bool = True,
+        port: int = 0,
     ) -> None:
         self.base = (base or cache_dir() / "demo-base").absolute()
         self.install = install or installs.find()
         self.models = DEMO_MODELS if models is None else models
         self.packs = {PACK_NAME: REPO} if packs is None else packs
         self.args, self.extra_env, self.on_wait = list(args), dict(env or {}), on_wait
-        self.cpu = cpu
+        self.cpu, self._wanted_port = cpu, port
         self.log = self.base / "server.log"
         self.port = 0
         self._child: Child | None = None
@@ -119,7 +121,7 @@ class ComfyServer:
         """
         self._prepare()
         for attempt in range(1, _PORT_TRIES + 1):
-            self.port = free_port()
+            self.port = self._wanted_port or free_port()
             try:
                 self._launch()
                 self._await_answer()

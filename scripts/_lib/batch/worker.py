@@ -59,7 +59,7 @@ class Worker(threading.Thread):
         self.attempts: list[Attempt] = []
         self.state, self.error, self.met, self.last_up = "new", "", False, time.monotonic()
         self._down_since = self._looked = 0.0
-        self._tries = 0
+        self._tries, self._told_gone = 0, False
 
     @property
     def shown(self) -> str:
@@ -88,8 +88,9 @@ class Worker(threading.Thread):
         if self.state != "up":
             self._arrive()
         fetched = self._round()
-        if self.state == "down":
+        if self._told_gone:
             self.board.say(f"{self.shown} is back")
+            self._told_gone = False
         self.state, self.error, self._tries, self.last_up = "up", "", 0, time.monotonic()
         return 0.02 if fetched else self.pace.poll
 
@@ -235,10 +236,16 @@ class Worker(threading.Thread):
         self._tries += 1
         self.state, self.error = "down" if self.state == "up" else self.state, str(error)
         away = self.pace.refused_after if error.refused else self.pace.gone_after
-        mine = [attempt for attempt in self.attempts if not attempt.stray]
-        gone = self.state == "unfit" or (self._tries >= 3 and now - self._down_since >= away)
-        if mine and gone and self.others(self):
-            self.board.say(f"{error}: gone. Its {len(mine)} unfinished jobs go to other servers; it is tried again")
-            for attempt in mine:
-                self.board.give_away(attempt)
+        if self.state == "unfit" or (self._tries >= 3 and now - self._down_since >= away):
+            self._is_gone(error)
         return min(self.pace.longest_wait, self.pace.poll * 2 ** min(self._tries, 10))
+
+    def _is_gone(self, error: Unreachable) -> None:
+        """Others may make what it has, where there are others that are up."""
+        mine = [attempt for attempt in self.attempts if not attempt.stray] if self.others(self) else []
+        for attempt in mine:
+            self.board.give_away(attempt)
+        if mine or not (self._told_gone or self.state == "unfit"):
+            jobs = f" Its {len(mine)} unfinished jobs go to other servers." if mine else ""
+            self.board.say(f"{error}: gone.{jobs} It is tried again until it is back.")
+            self._told_gone = True
