@@ -22,14 +22,25 @@ _NOT_YET = "not encoded yet. What to do: run Encode LoRA Library again"
 
 def why_not_encoded(db: sqlite3.Connection, entries: Iterable[Entry]) -> list[tuple[Entry, str]]:
     """``(entry, reason)`` of those of ``entries`` whose weights are not encoded, in the order given."""
-    found = []
+    found, whole = [], {}
     for entry in entries:
         if entry.by_header:
             continue  # their turn comes; the report counts them
+        if entry.family not in whole:  # at once: asked for one by one, a hundred thousand take seconds
+            whole[entry.family] = _encoded(db, entry.family)
+        if entry.kind in ENCODABLE_KINDS and entry.hash in whole[entry.family]:
+            continue
         reason = _reason(db, entry)
         if reason:
             found.append((entry, reason))
     return found
+
+
+def _encoded(db: sqlite3.Connection, family: str) -> set[str]:
+    if family == "unknown":
+        return set()
+    rows = db.execute("SELECT hash FROM features WHERE sketch_id = ? AND problem IS NULL", (sketch_id(family),))
+    return {row[0] for row in rows}
 
 
 def _reason(db: sqlite3.Connection, entry: Entry) -> str:

@@ -33,7 +33,7 @@ LEAST_DEVIATION = 0.05  # a few files may happen to be equally far away; and est
 # Neighbours in line to be looked at from their side: those that are near to everything do not take all the places.
 IN_LINE = 16
 # What is usual is read off so many rows, taken evenly (by hash): of all in a library that has no more.
-SAMPLED = 2048
+SAMPLED = 1024
 BLOCK, MAX_KNOWN = 16384, 20_000
 # What says most of a LoRA's subject comes first; a trigger word may be made up.
 _FIELDS = ("title", "tags", "description", "tag", "trigger")
@@ -66,7 +66,7 @@ class Neighbourhood:
 
     @cached_property
     def _sampled(self) -> np.ndarray:
-        return self._units(self._sample)
+        return self._units(self._sample).astype(np.float32)
 
     def nearest(self, loras: Sequence[int]) -> list[tuple[Neighbour, ...]]:
         """Up to :data:`MOST` LoRAs with words that stand out as near to each of the entries ``loras``, nearest first.
@@ -124,7 +124,7 @@ class Neighbourhood:
 
     def _usual(self, rows: Sequence[int]) -> list[tuple[float, float]]:
         """Middle and deviation of each row's cosines with the others, itself left out."""
-        cosines = self._units(rows) @ self._sampled.T if len(rows) else ()
+        cosines = self._units(rows).astype(np.float32) @ self._sampled.T if len(rows) else ()
         return [_spread(mine[self._sample != row]) for row, mine in zip(rows, cosines, strict=True)]
 
 

@@ -19,22 +19,23 @@ import numpy as np
 from autolora_core.encode.towers import default_tower
 from benchmarks.scale.made_up import Parts, manners, many_vectors, subjects, unit
 
-NEAREST, WANTED, ASKED, THREADS = 10, 0.98, 200, 2
+NEAREST, WANTED, ASKED, THREADS = 10, 0.98, 100, 2
 EFFORTS = (8, 16, 32, 64, 128, 256, 512)
+VECTORS = 1_000_000
 RESCORED = 10 * NEAREST  # candidates of a lossy index that are scored again with the true vectors
 
 
-def queries(parts: Parts, seed: int = 7) -> dict[str, np.ndarray]:
+def queries(parts: Parts, count: int, seed: int = 7) -> dict[str, np.ndarray]:
     """``files``: vectors of files that the index does not hold; ``texts``: phrases of prompts, about the centre."""
     rng = np.random.default_rng(seed)
     things, ways = subjects(), manners()
     said = [
         f"{things[rng.integers(len(things))]} in {ways[rng.integers(len(ways))]} style" if i % 2 else
         things[rng.integers(len(things))]
-        for i in range(ASKED)
+        for i in range(count)
     ]  # fmt: skip
     texts = default_tower().encode(said)
-    return {"files": many_vectors(parts, ASKED, 10**6 + seed), "texts": unit(texts - parts.centre)}
+    return {"files": many_vectors(parts, count, 10**6 + seed), "texts": unit(texts - parts.centre)}
 
 
 def truth(rows: np.ndarray, asked: np.ndarray) -> np.ndarray:
@@ -152,8 +153,8 @@ def measure(quick: bool = False) -> tuple[dict[str, float], list[dict[str, Any]]
 
     faiss.omp_set_num_threads(THREADS)
     parts = Parts.of()
-    rows = many_vectors(parts, 20_000 if quick else 1_000_000, 0)
-    asked = queries(parts)
+    rows = many_vectors(parts, 20_000 if quick else VECTORS, 0)
+    asked = queries(parts, ASKED)
     right = {kind: truth(rows, those) for kind, those in asked.items()}
     table = []
     for name, make in builders(rows).items():

@@ -121,10 +121,10 @@ def _store(store, digest: str, i: int, words: EntryText) -> None:
     name = f"{i % 97:02d}/{digest[:12]}.safetensors".encode()
     store_content(store.db, Content(digest, 10**7, FAMILY, "", (), "lora", None, 16, ("model",), (), ()))
     store.db.execute(
-        "INSERT INTO files (root, name, path, size, mtime_ns, hash, sidecars, text, base_model, autov3, preview, problems,"
-        " date) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
-        (ROOT.encode(), name, ROOT.encode() + b"/" + name, 10**7, 0, digest, "", json.dumps(words.to_json()), "", "", b"",
-         "[]", now()),
+        "INSERT INTO files (root, name, path, size, mtime_ns, hash, sidecars, text, base_model, autov3, preview,"
+        " problems, date) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        (ROOT.encode(), name, ROOT.encode() + b"/" + name, 10**7, 0, digest, "", json.dumps(words.to_json()), "", "",
+         b"", "[]", now()),
     )  # fmt: skip
     store_sketch(store.db, digest, FAMILY, None, None)
 

@@ -28,7 +28,8 @@ import torch
 torch_s = time.perf_counter() - began
 import comfy.options
 comfy.options.enable_args_parsing()
-import utils.extra_config, folder_paths, execution, server, nodes, comfy.utils, comfy.model_management, comfy.sd, comfy.samplers
+import utils.extra_config, folder_paths, execution, server, nodes
+import comfy.utils, comfy.model_management, comfy.sd, comfy.samplers
 comfy_s = time.perf_counter() - began
 before, began = set(sys.modules), time.perf_counter()
 spec = importlib.util.spec_from_file_location("pack", pack + "/__init__.py", submodule_search_locations=[pack])
