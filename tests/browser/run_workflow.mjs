@@ -1,5 +1,6 @@
 // Opens a workflow in ComfyUI's own front end as a person does (Ctrl+O, choose the file), presses Run, waits for the end,
 // and prints what was seen as one line of JSON. Usage: node run_workflow.mjs '{"url", "file", "profile", "screenshot"?}'
+// With "menus" every menu of the graph is opened too: names of files are shown there.
 
 import { createRequire } from "node:module";
 
@@ -12,7 +13,7 @@ const FLAGS = [
 ];
 
 const job = JSON.parse(process.argv[2]);
-const seen = { errors: [] };
+const seen = { errors: [], alerts: [] };
 const context = await chromium.launchPersistentContext(job.profile, {
   executablePath: process.env.AUTOLORA_BROWSER,
   args: FLAGS,
@@ -23,12 +24,14 @@ try {
   const page = context.pages()[0] ?? (await context.newPage());
   page.setDefaultTimeout(2 * MINUTE);
   page.on("pageerror", (error) => seen.errors.push(String(error)));
+  page.on("dialog", (dialog) => seen.alerts.push(dialog.message()) && dialog.dismiss());
   await step("keep inside", () => keepInside(page));
   await step("open the front end", () => openFrontEnd(page));
   await step("open the workflow", () => openWorkflow(page));
   await step("look at it", () => look(page));
   await step("press Run and wait", () => run(page));
   await step("see the results", () => results(page));
+  if (job.menus) await step("open the menus", () => menus(page));
   if (job.screenshot) await step("take a picture", () => takePicture(page));
 } finally {
   await context.close();
@@ -134,6 +137,25 @@ async function results(page) {
       .filter((node) => node.type === "PreviewAny")
       .map((node) => (node.widgets ?? []).map((widget) => String(widget.value ?? "")).join("\n")),
   );
+}
+
+// Each menu as a click on it opens it, and what became of text that would be markup: elements made of it, and the flag
+// that it would set.
+async function menus(page) {
+  seen.entries = await page.evaluate(async () => {
+    const entries = [];
+    for (const node of globalThis.app.graph.nodes)
+      for (const widget of (node.widgets ?? []).filter((widget) => Array.isArray(widget.options?.values))) {
+        const menu = new globalThis.LiteGraph.ContextMenu(widget.options.values, { title: node.title });
+        await new Promise((resolve) => setTimeout(resolve, 300));
+        entries.push(...Array.from(menu.root.querySelectorAll(".litemenu-entry"), (entry) => entry.textContent));
+        menu.close();
+      }
+    return entries;
+  });
+  await page.waitForTimeout(500);
+  seen.ran = await page.evaluate(() => globalThis.autoloraRan ?? 0);
+  seen.planted = await page.evaluate(() => Array.from(document.querySelectorAll("[onerror], [onload]"), (one) => one.outerHTML));
 }
 
 async function takePicture(page) {
