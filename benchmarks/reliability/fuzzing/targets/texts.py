@@ -6,13 +6,16 @@ import math
 import random
 from pathlib import Path
 
+import numpy as np
+
 from autolora_core.fusion.lora_text import MARK, read_marks, write_mark
 from autolora_core.fusion.terms import BlockFactors, Schedule, Term, terms_by_lora
 from autolora_core.image_info.graph import Facts
 from autolora_core.image_info.parameters import HashedLora, parameters_text, read_settings
 from autolora_core.library.names import compile_filter, meaningful_name
-from autolora_core.retrieve.lexicon import Lexicon, Phrase
+from autolora_core.retrieve.lexicon import Lexicon
 from autolora_core.retrieve.spans import decompose
+from autolora_core.retrieve.words import content_stems
 
 from .. import mutate
 from ..memory import MIB
@@ -169,7 +172,8 @@ def _term(text: str) -> None:
 
 def _prompt(text: str) -> None:
     spans = decompose(text)
-    lexicon = Lexicon([Phrase(0, "title", text), Phrase(1, "tag", "otter")], 2)
-    scores = lexicon.overlap(" ".join(span.text for span in spans))
+    lexicon = Lexicon([text, "otter"], np.array([0, 1]), np.array([0, 1]), 2)
+    asked = [span.text for span in spans][:20]
+    scores = lexicon.shared(asked, [frozenset(content_stems(one)) for one in asked]).overlap
     if not ((scores >= 0) & (scores <= 1 + 1e-9)).all():
         raise Wrong(f"overlaps {scores}")
