@@ -1,4 +1,5 @@
-"""Proves that search is exact, the same with and without FAISS, and that a damaged cache never matters."""
+"""Proves that search is exact, the same with and without FAISS, that a damaged cache never matters, and that a good one
+is not read before it is used."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from autolora_core.errors import EncoderMismatchError
+from autolora_core.library import vectors
 from autolora_core.library.store import Store, now
 from autolora_core.library.vectors import open_vectors, store_vectors, vectors_path
 
@@ -69,7 +71,10 @@ def test_file_is_plain_faiss(filled):
     np.testing.assert_array_equal(index.matrix, np.stack([vectors[h] for h in sorted(vectors)]))
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "garbage", "other rows"])
+DAMAGES = ["flip", "flip a head", "flip a checksum", "longer", "cut", "empty", "garbage", "other rows"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_file_is_made_again(filled, damage):
     store, vectors = filled
     query = unit_rows(1, 16, seed=2)[0]
@@ -78,6 +83,11 @@ def test_damaged_file_is_made_again(filled, damage):
     good = path.read_bytes()
     if damage == "flip":
         path.write_bytes(good[:1000] + bytes([good[1000] ^ 1]) + good[1001:])
+    elif damage.startswith("flip a"):
+        at = 10 if damage == "flip a head" else len(good) - 200
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+    elif damage == "longer":
+        path.write_bytes(good + b"more")
     elif damage == "cut":
         path.write_bytes(good[: len(good) // 2])
     elif damage == "empty":
@@ -111,3 +121,21 @@ def test_no_vectors_at_all(tmp_path):
     with Store(tmp_path) as store:
         assert open_vectors(store, ENCODER).hashes == ()
         assert not vectors_path(tmp_path, ENCODER).exists()
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_rows_are_read_and_checked_when_they_are_used(filled, monkeypatch, mapped):
+    """Opened, the file may be damaged without anybody noticing; the first search notices, and makes it again."""
+    store, found = filled
+    monkeypatch.setattr(vectors, "MAPPED_FROM", 0 if mapped else 2**40)
+    expected = open_vectors(store, ENCODER).search(unit_rows(1, 16, seed=2)[0], 10)
+    path = vectors_path(store.folder, ENCODER)
+    good = path.read_bytes()
+    assert isinstance(open_vectors(store, ENCODER).matrix, np.memmap) == mapped
+    reads = []
+    monkeypatch.setattr(vectors, "_checksums", lambda matrix, real=vectors._checksums: reads.append(1) or real(matrix))
+    index = open_vectors(store, ENCODER)
+    assert not reads
+    path.write_bytes(good[:1000] + bytes([good[1000] ^ 1]) + good[1001:])
+    assert index.search(unit_rows(1, 16, seed=2)[0], 10) == expected and reads
+    assert path.read_bytes() == good
