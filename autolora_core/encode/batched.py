@@ -16,6 +16,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -39,22 +40,25 @@ class Stacked:
 
 
 def sketch_stack(names: Sequence[str], up: Tensor, down: Tensor, size: SketchSize, gram_down: Tensor) -> Stacked:
-    """The sketches of n modules: ``up`` (n, out, r) and ``down`` (n, r, in) of one dtype, ``gram_down`` (n, r, r)
-    float64: down downᵀ. A module that is zero, not finite or too badly conditioned for the dtype is not sure."""
+    """The sketches of n modules: ``up`` (n, out, r) and ``down`` (m, r, in) of one dtype, ``gram_down`` (m, r, r)
+    float64: down downᵀ. Where n is p·m, p modules after one another share a down factor (a fused layer's q, k and v).
+
+    A module that is zero, not finite or too badly conditioned for the dtype is not sure.
+    """
+    count, shared = len(names), len(names) // len(down)
     gram_up = torch.bmm(up.mT, up).double()
-    core = _core(gram_up, gram_down, TRUST[up.dtype])
+    core = _core(gram_up, gram_down.repeat_interleave(shared, 0), TRUST[up.dtype])
     out, into = _signs_of(names, ">out", up.shape[1], size), _signs_of(names, ">in", down.shape[2], size)
     out, into = out.to(up.dtype), into.to(up.dtype)
     seen_out = torch.bmm(out[:, : size.product], up).double()
-    seen_in = torch.bmm(into[:, : size.product], down.mT).double()
+    wide = into[:, : size.product].reshape(len(down), shared * size.product, -1)
+    seen_in = torch.bmm(wide, down.mT).double().view(count, size.product, -1)
     product = seen_out @ seen_in.mT / (size.product * core.norm[:, None, None])
-    grams = [
-        _gram(seen[:, : size.gram] @ basis, size) for seen, basis in zip((seen_out, seen_in), core.bases, strict=True)
-    ]
-    spread = [
-        _spread(tall, basis.to(up.dtype), signs[:, size.product :])
-        for tall, basis, signs in zip((up, down.mT), core.bases, (out, into), strict=True)
-    ]
+    both = zip((seen_out, seen_in), core.bases, strict=True)
+    grams = [_gram(seen[:, : size.gram] @ basis, size) for seen, basis in both]
+    left, right = (basis.to(up.dtype) for basis in core.bases)
+    diagonals = [_squares(torch.bmm(up, left), 1), _squares(torch.bmm(down.mT, _side_by_side(right, shared)), shared)]
+    spread = [_spread(of, signs[:, size.product :]) for of, signs in zip(diagonals, (out, into), strict=True)]
     rows = torch.cat([product.flatten(1), *grams, *spread], dim=1)
     sure = core.sure & torch.isfinite(rows).all(dim=1)
     return Stacked(rows.float(), core.norm.log(), sure, gram_up)
@@ -72,17 +76,19 @@ class _Core:
 
 def _core(gram_up: Tensor, gram_down: Tensor, trust: float) -> _Core:
     length = gram_up.diagonal(dim1=1, dim2=2).sqrt()
-    finite = torch.isfinite(gram_up).all(dim=(1, 2)) & torch.isfinite(gram_down).all(dim=(1, 2))
-    usable = finite & (length > 0).all(dim=1)
-    eye = torch.eye(gram_up.shape[1], dtype=torch.float64)
-    length = torch.where(usable[:, None], length, 1.0)
+    usable = torch.isfinite(gram_up).all(dim=(1, 2)) & torch.isfinite(gram_down).all(dim=(1, 2))
+    usable &= (length > 0).all(dim=1)
+    if not usable.all():  # in their place something harmless
+        eye = torch.eye(gram_up.shape[1], dtype=torch.float64)
+        gram_up, gram_down = (torch.where(usable[:, None, None], gram, eye) for gram in (gram_up, gram_down))
+        length = torch.where(usable[:, None], length, 1.0)
     pairs = length[:, :, None] * length[:, None]
     # Columns of one length: only genuinely dependent ones come near the tolerance.
-    lower, failed = torch.linalg.cholesky_ex(torch.where(usable[:, None, None], gram_up / pairs, eye))
+    lower, failed = torch.linalg.cholesky_ex(gram_up / pairs)
     usable &= (failed == 0) & (lower.diagonal(dim1=1, dim2=2).amin(dim=1).square() > trust)
-    lower = torch.where(usable[:, None, None], lower, eye)
-    squared = lower.mT @ torch.where(usable[:, None, None], gram_down * pairs, eye) @ lower
-    values, vectors = torch.linalg.eigh(squared)
+    if failed.any():
+        lower = torch.where((failed == 0)[:, None, None], lower, torch.eye(lower.shape[1], dtype=torch.float64))
+    values, vectors = torch.linalg.eigh(lower.mT @ (gram_down * pairs) @ lower)
     usable &= values[:, 0] > trust * values[:, -1]
     values = values.clamp_min(torch.finfo(torch.float64).tiny)
     sigma = values.sqrt()
@@ -92,18 +98,36 @@ def _core(gram_up: Tensor, gram_down: Tensor, trust: float) -> _Core:
     return _Core((left, right), values.sum(dim=1).sqrt(), usable)
 
 
+@cache
+def _triangle(side: int) -> tuple[Tensor, Tensor]:
+    """Places in a flat (side, side) matrix of its upper triangle, and √2 off the diagonal."""
+    rows, columns = torch.triu_indices(side, side)
+    return rows * side + columns, torch.where(rows == columns, 1.0, 2.0**0.5).double()
+
+
 def _gram(basis: Tensor, size: SketchSize) -> Tensor:
     """(n, g, r) → (n, g(g+1)/2): the triangles of the projectors' Gram sketches."""
-    rows, columns = torch.triu_indices(size.gram, size.gram)
-    both = basis @ basis.mT / size.gram
-    return both[:, rows, columns] * torch.where(rows == columns, 1.0, 2.0**0.5)
+    places, weights = _triangle(size.gram)
+    return (basis @ basis.mT).flatten(1)[:, places] * (weights / size.gram)
 
 
-def _spread(factor: Tensor, basis: Tensor, signs: Tensor) -> Tensor:
-    """(n, d) float64: the diagonal of the soft projector, hashed with ``signs`` (n, d, rows)."""
-    diagonal = torch.linalg.vector_norm(torch.bmm(factor, basis), dim=2).square()
-    diagonal -= diagonal.mean(dim=1, keepdim=True)
-    return torch.bmm(signs, diagonal[:, :, None])[:, :, 0].double() * factor.shape[1] ** 0.5
+def _side_by_side(bases: Tensor, shared: int) -> Tensor:
+    """(n, r, r) → (n / shared, r, shared·r)."""
+    return bases.view(-1, shared, *bases.shape[1:]).transpose(1, 2).flatten(2) if shared > 1 else bases
+
+
+def _squares(projected: Tensor, shared: int) -> Tensor:
+    """(m, rows, shared·r) → (m·shared, rows): squared lengths of its rows, part by part."""
+    if shared == 1:
+        return torch.linalg.vector_norm(projected, dim=2).square_()
+    lengths = torch.linalg.vector_norm(projected.unflatten(2, (shared, -1)), dim=3).square_()
+    return lengths.transpose(1, 2).flatten(0, 1)
+
+
+def _spread(diagonal: Tensor, signs: Tensor) -> Tensor:
+    """(n, d) float64: the diagonal (n, rows) of the soft projector, hashed with ``signs`` (n, d, rows)."""
+    centred = diagonal - diagonal.mean(dim=1, keepdim=True)
+    return torch.bmm(signs, centred[:, :, None])[:, :, 0].double() * diagonal.shape[1] ** 0.5
 
 
 class _SignCache:

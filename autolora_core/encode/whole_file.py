@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..lora.adapters import Update
 
 # Numbers of one stack of modules: small enough for a processor's cache, large enough for few calls.
-STACK_NUMBERS = 2 << 20
+STACK_NUMBERS = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,16 @@ class WholeFile:
             down[number].copy_(module.down.reshape(rank, inputs))
         gram_down = torch.bmm(down, down.mT).double()
         gram = torch.zeros(len(modules), rank, rank, dtype=torch.float64)
-        bounds = [fused_bounds(module.module, out, channels) for module in modules]
-        for part in dict.fromkeys(tuple(b or (0, out)) for b in bounds):
-            mine = [number for number, b in enumerate(bounds) if tuple(b or (0, out)) == part]
+        bounds = [tuple(fused_bounds(module.module, out, channels) or (0, out)) for module in modules]
+        for own in dict.fromkeys(bounds):
+            mine = [number for number, other in enumerate(bounds) if other == own]
             every = slice(None) if len(mine) == len(modules) else mine
-            for start, stop in zip(part[:-1], part[1:], strict=True):
-                rows = f"[{start}:{stop}]" if len(part) > 2 else ""
-                names = [(modules[number].module, modules[number].module + rows) for number in mine]
-                gram[every] += self._sketch(names, up[every, start:stop], down[every], gram_down[every])
+            for parts in _alike(own):
+                names = [(modules[n].module, modules[n].module + f"[{start}:{stop}]" * (len(own) > 2))
+                         for n in mine for start, stop in parts]  # fmt: skip
+                rows = up[every, parts[0][0] : parts[-1][1]].unflatten(1, (len(parts), -1)).flatten(0, 1)
+                found = self._sketch(names, rows, down[every], gram_down[every])
+                gram[every] += found.unflatten(0, (-1, len(parts))).sum(1)
         loud = (gram * gram_down).sum(dim=(1, 2))
         sums = (gram.diagonal(dim1=1, dim2=2).sum(1) * gram_down.diagonal(dim1=1, dim2=2).sum(1)).tolist()
         odd = [module.module for module, sum_ in zip(modules, sums, strict=True) if not 0 < sum_ < math.inf]
@@ -109,13 +111,13 @@ class WholeFile:
                 self._rows.append((module, name, rows[number], float(norms[number])))
         if not unsure:
             return gram
-        some = [names[number] for number in unsure]
+        some, shared = [names[number] for number in unsure], len(names) // len(down)
         if up.dtype != torch.float64:
-            long = down[unsure].double()
+            long = down[[number // shared for number in unsure]].double()
             gram[unsure] = self._sketch(some, up[unsure].double(), long, torch.bmm(long, long.mT))
             return gram
         for number, (module, name) in zip(unsure, some, strict=True):
-            self._keep(module, name, _Plain(name, up[number], down[number]))
+            self._keep(module, name, _Plain(name, up[number], down[number // shared]))
         return gram
 
     def add_update(self, module: str, update: Update) -> None:
@@ -198,6 +200,13 @@ def _spaces(family: str, widths: Mapping[str, int]) -> dict[Space, list[str]]:
         if space is not None:
             found.setdefault(space, []).append(module)
     return found
+
+
+def _alike(bounds: Sequence[int]) -> Iterator[list[tuple[int, int]]]:
+    """Row blocks after one another of one height, which can be stacked."""
+    blocks = list(zip(bounds[:-1], bounds[1:], strict=True))
+    for _, same in groupby(blocks, key=lambda block: block[1] - block[0]):
+        yield list(same)
 
 
 def _portions(items: Sequence[Factors], most: int) -> Iterator[Sequence[Factors]]:

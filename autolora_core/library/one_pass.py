@@ -22,7 +22,7 @@ from ..lora.modules import sort_modules
 from ..portable import openable
 
 BLOCK = 4 << 20  # bytes hashed between two looks at whether to stop
-PORTION = 16 << 20  # bytes of tensors that are encoded together
+PORTION = 32 << 20  # bytes of tensors that are encoded together
 HELD_BYTES = 256 << 20
 BEING_WRITTEN = "it is being written just now; scan again later"
 

@@ -30,7 +30,7 @@ from autolora_core.library.index import Library
 from benchmarks.results_file import REPO
 from benchmarks.scale.lora_files import FAMILIES, write
 
-RANKS, TURNS, CORES = (16, 32, 64), 5, 2
+RANKS, TURNS, CORES = (16, 32, 64), 3, 2
 DTYPES = (torch.float16, torch.bfloat16)  # one file of each
 QUICK_LAYERS = 60
 

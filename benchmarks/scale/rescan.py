@@ -21,7 +21,7 @@ from autolora_core.library.walk import Scope, folder_state
 from benchmarks.scale.encode import scratch, two_processors
 from benchmarks.scale.folders import make
 
-FILES, QUICK_FILES, TURNS = 100_000, 3_000, 5
+FILES, QUICK_FILES, TURNS = 100_000, 3_000, 3
 
 
 def measure(quick: bool) -> tuple[dict[str, float], list[dict[str, Any]]]:
