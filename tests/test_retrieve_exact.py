@@ -17,8 +17,8 @@ from autolora_core.retrieve.view import MemoryView, ViewEntry, ViewText
 
 WORDS = ["fox", "otter", "castle", "anime", "watercolour", "pixel art", "red", "blue", "girl", "city", "style", "neon"]
 PROMPTS = [
-    "a red fox in watercolour style", "anime girl, neon city, masterpiece", "blue otter and a castle of a fox at dusk",
-    "topic7 in topic9 style, topic200 by topic3", "a quokka", "the style of pixel art", "topic12, topic13 girl",
+    "a red fox in watercolour style, anime girl", "blue otter and a castle of a fox at dusk",
+    "topic7 in topic9 style, topic200 by topic3", "a quokka", "pixel art, topic12 girl",
 ]  # fmt: skip
 OPTIONS = [{}, {"top_k": 7, "threshold": 0.05}, {"use_text": False}, {"use_weights": False}, {"banned": ["file_1*"]},
            {"pinned": ["file_003"], "top_k": 2}, {"top_k": 0}]  # fmt: skip
