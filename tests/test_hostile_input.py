@@ -25,7 +25,7 @@ from autolora_core.encode.set_encoder import MODULES, SetEncoder, token_schema
 from autolora_core.encode.set_network import SetConfig, SetNetwork
 from autolora_core.encode.sketch import KINDS, SketchSize
 from autolora_core.encode.tokens import TokenMap
-from autolora_core.errors import FileFormatError, GateError, LibraryError, SelectionError, TowerError
+from autolora_core.errors import FileFormatError, GateError, LibraryError, LoraError, SelectionError, TowerError
 from autolora_core.fusion.files import read_gate
 from autolora_core.fusion.gate import GateVectors
 from autolora_core.fusion.gate_sign import gate_sign
@@ -38,6 +38,7 @@ from autolora_core.library.index import Library
 from autolora_core.library.metadata import header_words
 from autolora_core.library.pictures import read_picture
 from autolora_core.library.texts import TextStore
+from autolora_core.lora.file import LoraFile
 from autolora_core.lora.header import read_header
 from autolora_core.retrieve.selection import Selection
 from autolora_core.wording import shown
@@ -323,3 +324,15 @@ def test_a_text_vector_that_lost_a_bit_is_made_again(tmp_path):
 def test_names_in_reports_move_no_cursor_and_turn_no_text_around():
     assert shown("a\x1b[31m\u202eb\nc\td\udcff") == "a\ufffd[31m\ufffdb\nc\td\ufffd"
     assert similar_words.shown is shown
+
+
+@pytest.mark.parametrize("alpha", [3e38, -3e38])
+def test_a_scale_that_makes_values_infinite_is_refused_by_module(tmp_path, alpha):
+    stem = "lora_unet_joint_blocks_0_x_block_attn_qkv"
+    tensors = {f"{stem}.lora_down.weight": torch.ones(1, 64), f"{stem}.lora_up.weight": torch.full((192, 1), 9.0)}
+    save_file({**tensors, f"{stem}.alpha": torch.tensor(alpha)}, tmp_path / "a.safetensors")
+    lora = LoraFile.open(tmp_path / "a.safetensors")
+    assert lora.check_values() == []
+    with pytest.raises(LoraError, match="beyond what float32 holds") as caught:
+        list(lora.updates())
+    assert caught.value.key == "joint_blocks.0.x_block.attn.qkv"

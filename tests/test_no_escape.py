@@ -37,6 +37,9 @@ CALLS = (
 ALLOWED = {
     "autolora_core/library/trouble.py": {"urllib": "urllib.parse, to quote a path for SQLite; nothing is fetched"},
     "autolora_core/encode/towers.py": {"importlib": "find_spec says where a package's files lie; nothing is imported"},
+    "nodes/on_demand.py": {
+        "importlib": "imports the pack's own node files, by the names that nodes/__init__.py writes out"
+    },
     "__init__.py": {"importlib": "find_spec asks whether this is ComfyUI; nothing is imported"},
 }
 # Ray connects to the cluster that the user names on the command line; no node imports this package.
@@ -182,3 +185,14 @@ def test_the_pack_has_no_routes_and_no_scripts_for_the_browser():
         assert not re.search(r"<\s*(script|img|iframe|svg|object|embed)|javascript:|\bon\w+\s*=\s*[\"']", text, re.I), (
             path
         )
+
+
+def test_tools_are_pinned_and_the_packs_own_needs_are_not():
+    """A node pack must not fight ComfyUI over versions; a test must mean the same tomorrow."""
+
+    def needs(name: str) -> list[str]:
+        lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+        return [line for line in lines if line.strip() and not line.startswith("#")]
+
+    assert all(re.match(r"[\w-]+==[\d.]+(;|$)", line) for line in needs("requirements-dev.txt"))
+    assert all(re.fullmatch(r"[\w-]+", line) for line in needs("requirements.txt"))

@@ -111,7 +111,15 @@ def _working(tensor: Tensor) -> Tensor:
 
 
 def _fold(up: Tensor, scale: float) -> Tensor:
-    return up if scale == 1.0 else (up.double() * scale).to(up.dtype)
+    return up if scale == 1.0 else _narrowed(up.double() * scale, up.dtype)
+
+
+def _narrowed(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """float64 ``values`` as ``dtype``. RuntimeError where finite ones become infinite: an enormous alpha does that."""
+    made = values.to(dtype)
+    if not bool(torch.isfinite(made).all()) and bool(torch.isfinite(values).all()):
+        raise RuntimeError("times its scale, its values are beyond what float32 holds")
+    return made
 
 
 def _bias(tensors: Mapping[str, Tensor], scale: float) -> Tensor | None:
@@ -150,13 +158,13 @@ def _dense(name: str, matrix: Callable[[], Tensor], scale: float, shape: tuple[i
     """A dense update; a few small tensors can claim a layer of any size, so the size is checked before it is made."""
     if math.prod(shape) > MAX_DENSE:
         raise LoraError(f"its tensors claim a layer of shape {list(shape)}", key=name, fix="the file is damaged.")
-    return Update(name, "dense", dense=(matrix() * scale).reshape(shape).to(_working(like).dtype))
+    return Update(name, "dense", dense=_narrowed((matrix() * scale).reshape(shape), _working(like).dtype))
 
 
 def _from_factors(name: str, up: Tensor, down: Tensor, scale: float, shape: tuple[int, ...], like: Tensor) -> Update:
     """``up`` (out, r) and ``down`` (r, …) in float64 -> a lowrank update in the file's precision."""
     dtype = _working(like).dtype
-    return Update(name, "lowrank", down=down.reshape(-1, *shape[1:]).to(dtype), up=(up * scale).to(dtype))
+    return Update(name, "lowrank", down=_narrowed(down.reshape(-1, *shape[1:]), dtype), up=_narrowed(up * scale, dtype))
 
 
 def _tucker(core: Tensor, wa: Tensor, wb: Tensor) -> tuple[Tensor, Tensor]:
