@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ class Soak:
     memory: Memory = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     picks: list[list[str]] = field(default_factory=list)
-    objects: list[dict[str, int]] = field(default_factory=list)
+    objects: list[dict[str, Any]] = field(default_factory=list)
     first_last: bool = False
     base_equal: bool = False
     weights_equal: bool = False
@@ -146,7 +147,9 @@ def rows(seen: Soak, plain: Memory) -> list[dict[str, Any]]:
         row |= {"stock_rss_mb": round(plain[part][-1], 1)} if plain[part] else {}
         row |= {"seconds_a_prompt": round(sum(seen.seconds[part]) / len(seen.seconds[part]), 2)}
         out.append(row)
-    return out + [{"objects": count} for count in seen.objects]
+    kinds = [Counter(count["kinds"]) for count in (seen.objects[0], seen.objects[-1])]
+    counted = [{"objects": {k: v for k, v in count.items() if k != "kinds"}} for count in seen.objects]
+    return [*out, *counted, {"more_of": dict(kinds[1] - kinds[0])}]
 
 
 def _run(started: ComfyServer, graph: Graph) -> RunResult:
@@ -177,6 +180,6 @@ def _was_made(result: RunResult) -> None:
         raise AssertionError("the server took a picture out of its cache: the soak compares pictures that are made")
 
 
-def _objects(started: ComfyServer, number: int) -> dict[str, int]:
+def _objects(started: ComfyServer, number: int) -> dict[str, Any]:
     graph = graphs.picture(graphs.asks(1)[0])
     return {"prompts": number} | json.loads(_run(started, graphs.counts(graph, str(number))).text("objects"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
+from collections import Counter
 
 import torch
 from comfy.model_base import BaseModel
@@ -14,8 +15,8 @@ from .looking import Sees
 
 
 class SeeObjects(Sees):
-    """Live objects after a garbage collection: of the pack in ``custom_nodes/<pack>``, model patchers, networks,
-    tensors with the bytes they hold, and Python's own blocks of memory.
+    """Live objects after a garbage collection: of the pack in ``custom_nodes/<pack>`` (``kinds``: by class), model
+    patchers, networks, tensors with the bytes they hold, and Python's own blocks of memory.
 
     ``nonce`` makes it look again; ``model``, ``clip`` and ``vae`` only keep loaders in the server's cache.
     """
@@ -29,15 +30,17 @@ class SeeObjects(Sees):
     def see(self, nonce, pack, model=None, clip=None, vae=None):
         gc.collect()
         counts = dict.fromkeys(("pack", "patchers", "networks", "tensors"), 0)
-        storages = {}
+        storages, kinds = {}, Counter()
         for one in gc.get_objects():
             kind = type(one)  # isinstance() would ask proxies what they stand for
-            counts["pack"] += _is_of(kind, pack)
+            if _is_of(kind, pack):
+                kinds[kind.__qualname__] += 1
             counts["patchers"] += issubclass(kind, ModelPatcher)
             counts["networks"] += issubclass(kind, BaseModel)
             if issubclass(kind, torch.Tensor):
                 counts["tensors"] += 1
                 _add_storage(storages, one)
+        counts["pack"], counts["kinds"] = kinds.total(), kinds
         counts["tensor_bytes"] = sum(storages.values())
         counts["blocks"] = sys.getallocatedblocks() - len(storages)
         return {"ui": {"text": [json.dumps(counts)]}}
