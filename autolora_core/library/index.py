@@ -158,12 +158,10 @@ class Library:
     ) -> ScanReport:
         """Bring the library in line with the LoRA folders, and encode every content that is not encoded yet.
 
-        ``roots`` maps labels to folders (or is a list, or a :class:`Scope` for a part of them). ``should_stop()`` ends
-        the scan early, ``progress(done, total, name)`` is called after every file and may raise to interrupt: either
-        way all that was done is kept and the next scan goes on from it. ``force`` reads every file again. With
-        ``headers_only`` what is new is read by its header alone: found by its words at once, and by its weights after a
-        scan that reads it. These and more are :class:`.scan.Scanner`'s; ``kind`` makes one (:mod:`..cluster` has its
-        own kinds).
+        ``roots`` maps labels to folders (or is a list, or a :class:`Scope`). ``should_stop()`` ends the scan early,
+        ``progress(done, total, name)`` may raise to interrupt: what was done is kept, the next scan goes on from it.
+        ``force`` reads every file again; ``headers_only`` reads what is new by its header alone: found by its words at
+        once, by its weights after a scan that reads it. More in :class:`.scan.Scanner`; ``kind`` makes one.
         """
         scope = roots if isinstance(roots, Scope) else Scope.of(roots)
         with writing(self.store, self.wait, should_stop):
