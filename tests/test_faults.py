@@ -25,7 +25,7 @@ def run(*arguments: str, cache: Path) -> str:
     """Forked children: in a process that has no threads yet."""
     environment = {**os.environ, "AUTOLORA_CACHE": str(cache), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 
