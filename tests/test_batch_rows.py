@@ -227,6 +227,14 @@ def test_files_that_are_no_workflow(tmp_path, text, said):
         load(tmp_path / "w.json")
 
 
+def test_a_workflow_as_it_was_posted_and_one_with_a_node_called_prompt(tmp_path, graph):
+    path = tmp_path / "w.json"
+    path.write_text(json.dumps({"prompt": graph, "client_id": "x"}))
+    assert load(path) == graph
+    path.write_text(json.dumps({**graph, "prompt": graph["8"]}))
+    assert load(path)["prompt"] == graph["8"] and len(load(path)) == len(graph) + 1
+
+
 def test_a_cell_that_does_not_fit_is_named_by_line_and_column(graph):
     with pytest.raises(WorkflowWrong, match="line 2: Sample.steps: 'many' is not a whole number"):
         Workflow(graph).fill(row(prompt="x", **{"Sample.steps": "many"}), 1)

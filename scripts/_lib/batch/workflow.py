@@ -35,7 +35,8 @@ def load(path: Path) -> Graph:
         raise WorkflowWrong(f"{path}: this is not JSON: {error}") from error
     if isinstance(graph, dict) and isinstance(graph.get("nodes"), list):
         raise WorkflowWrong(f"{path}: this is the page's own format. In ComfyUI choose File → Export (API)")
-    graph = graph.get("prompt", graph) if isinstance(graph, dict) and "class_type" not in graph else graph
+    sent = graph.get("prompt") if isinstance(graph, dict) else None
+    graph = sent if isinstance(sent, dict) and "class_type" not in sent else graph  # as posted, with the graph inside
     nodes = graph.values() if isinstance(graph, dict) else ()
     if not nodes or not all(isinstance(n, dict) and {"class_type", "inputs"} <= set(n) for n in nodes):
         raise WorkflowWrong(f"{path}: this is no workflow in API format. In ComfyUI choose File → Export (API)")
