@@ -15,6 +15,7 @@ from conftest import emoji_factors, real_loras, write_lora
 from safetensors.torch import load_file, save_file
 from test_library_crash import dump
 
+from autolora_core.encode import batched
 from autolora_core.encode.factor_table import quantised
 from autolora_core.encode.features import module_features, size_for
 from autolora_core.encode.response_factors import response_factors
@@ -199,6 +200,13 @@ def test_every_byte_is_read_once(tmp_path, monkeypatch):
     with Library.open(tmp_path / "library") as library:
         report = library.scan([tmp_path])
     assert (report.encoded, report.bytes_read) == (3, size) and Counting.read_bytes == size
+
+
+def test_nothing_is_held_for_a_next_file_after_the_last(tmp_path):
+    write_lora(tmp_path / "loras" / "a.safetensors", emoji_factors(1, blocks=1))
+    with Library.open(tmp_path / "library") as library:
+        assert library.scan([tmp_path / "loras"]).encoded == 1
+    assert not batched._cache._kept
 
 
 def test_side_by_side_is_as_one_after_the_other(tmp_path):

@@ -154,8 +154,19 @@ class _SignCache:
                 self._bytes -= self._kept.popitem(last=False)[1].numel()
         return made
 
+    def clear(self) -> None:
+        """Give the memory back."""
+        with self._lock:
+            self._kept.clear()
+            self._bytes = 0
+
 
 _cache = _SignCache()
+
+
+def forget_signs() -> None:
+    """Give back the memory that :func:`sketch_stack` holds for the next file, at the end of many files."""
+    _cache.clear()
 
 
 def _signs_of(names: Sequence[str], side: str, rows: int, size: SketchSize) -> Tensor:

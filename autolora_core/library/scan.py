@@ -17,6 +17,7 @@ from concurrent.futures import TimeoutError as NotYet
 from functools import partial
 from typing import Any
 
+from ..encode.batched import forget_signs
 from ..errors import AutoLoRAError
 from ..lora.header import read_header
 from .ahead import ReadAhead
@@ -80,6 +81,7 @@ class Scanner(Rows):
         except _Stopped:
             self.report.stopped = True
         finally:
+            forget_signs()
             self.batch.commit()
             self.report.seconds = time.monotonic() - started
         return self.report
