@@ -1,25 +1,26 @@
 """Exact search through many rows without reading all of every row; measured against FAISS's indices in docs/scale.md.
 
-A score is ``scale_i ⟨row_i, q⟩ + shift_i``. Rows are turned onto their own principal axes and the first of these kept
-in eight bits, a twelfth of the bytes; what is cut off and what rounding did is bounded (Cauchy and Schwarz), so a scan
-gives *upper bounds* of all scores. Only rows whose bound reaches a level are read and scored in float64: what is found
-is what a search through all rows finds, whatever the processor.
+A score is ``scale_i ⟨row_i, q⟩ + shift_i``. Rows are kept in eight bits, all coordinates (a fine scan, a quarter of the
+bytes) or the first of their own principal axes (a coarse one, a twelfth); what is cut off and what rounding did is
+bounded (Cauchy and Schwarz), so a scan gives *upper bounds* of all scores. Only rows whose bound reaches a level are
+read and scored in float64: what is found is what a search through all rows finds, whatever the processor.
 """
 
 from __future__ import annotations
 
 import logging
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 import torch
 
 log = logging.getLogger(__name__)
-# Axes kept in eight bits: the fewer that hold so much of the rows' square, else the more (nine tenths of MiniLM's
-# texts). The rest of a row is one number, its length, which takes four more places because it may be longer than the
-# largest coordinate. Rows longer than MOST_TURNED are hashed or sketched: no axis of theirs holds more than another, so
-# all are kept as they are.
-FRONTS, ENOUGH, LENGTH, MOST_TURNED = (60, 124), 0.85, 4, 512
+# Axes of the coarse scan; on MiniLM's texts they hold nine tenths of a row's square. The rest of a row is one number,
+# its length, which takes four more places because it may be longer than the largest coordinate. Rows longer than
+# MOST_TURNED are hashed or sketched: no axis of theirs holds more than another, so they are scanned whole.
+FRONT, LENGTH, MOST_TURNED = 124, 4, 512
+# Where the coarse scan leaves more than one row in so many, a fine one of all coordinates looks first.
+TOO_MANY = 32
 BLOCK, SAMPLE, CHUNK = 16384, 20_000, 64
 # So few rows are scored outright.
 FEW = 4096
@@ -46,10 +47,28 @@ class Table:
         self.rows = rows
         self.scale = np.ones(len(rows)) if scale is None else np.asarray(scale, np.float64)
         self.shift = np.zeros(len(rows)) if shift is None else np.asarray(shift, np.float64)
-        self._codes: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @cached_property
+    def _fine(self) -> Codes:
+        return Codes(self.rows, self.rows.shape[1], None)
+
+    @cached_property
+    def _coarse(self) -> Codes:
+        dim = self.rows.shape[1]
+        if not FRONT < dim <= MOST_TURNED:
+            return self._fine
+        sample = self.rows[:: max(1, len(self.rows) // SAMPLE)].astype(np.float64)
+        axes = np.linalg.eigh(sample.T @ sample)[1][:, ::-1].astype(np.float32).copy()
+        return Codes(self.rows, FRONT, axes)
+
+    @property
+    def nbytes(self) -> int:
+        """What scans read, beside the rows themselves, as far as there were any."""
+        made = {id(codes): codes for name in ("_fine", "_coarse") if (codes := self.__dict__.get(name))}
+        return sum(codes.nbytes for codes in made.values())
 
     def scores(self, at: np.ndarray, queries: np.ndarray) -> np.ndarray:
         """(q, len(at)) float64: the scores of the rows ``at`` for ``queries`` (q, d)."""
@@ -57,30 +76,14 @@ class Table:
         return found * self.scale[at] + self.shift[at]
 
     def bounds(self, queries: np.ndarray) -> np.ndarray:
-        """(q, n) float32: no score is above these."""
-        if self._codes is None:
-            self._encode()
-        turned = self._turned(queries.astype(np.float32))
-        front = turned[:, : self._kept]
-        rest = np.linalg.norm(turned[:, self._kept :], axis=1) + ROUNDING
-        step = np.maximum(np.abs(front).max(axis=1, initial=0) / 127, rest / 126) + 1e-12
-        codes = np.rint(front / step[:, None])
-        wrong = np.linalg.norm(front - codes * step[:, None], axis=1) + ROUNDING
-        length = np.repeat(np.ceil(rest / step)[:, None], LENGTH, axis=1)
-        products = self._products(np.concatenate([codes, length], axis=1))
-        longest = np.linalg.norm(queries, axis=1).max(initial=0)
-        loss = self._loss * float(longest) + self._own * float(wrong.max(initial=0))
-        spare = torch.from_numpy((self.shift + self.scale * loss).astype(np.float32)).nextafter(torch.tensor(torch.inf))
-        out = torch.empty(len(queries), len(self.rows))
-        for row, product, unit in zip(out, products, step, strict=True):
-            torch.addcmul(spare, product.to(torch.float32), self._step, value=float(unit), out=row)
-        return out.numpy()
+        """(q, n) float32: no score of ``queries`` (q, d) is above these."""
+        return self._coarse.bounds(queries, self.scale, self.shift)
 
     def best(self, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The ``count`` rows with the largest scores for ``query`` (d,), best first, ties by row, and the scores."""
         at = np.arange(len(self.rows))
         if len(at) > FEW and count < len(at) // CHUNK:
-            bounds = self.bounds(query[None])[0]
+            bounds = self._fine.bounds(query[None], self.scale, self.shift)[0]
             begin = self.scores(self.likely(bounds, count), query[None])[0]
             at = self.at_least(bounds, query, np.partition(begin, len(begin) - count)[len(begin) - count])
         scores = self.scores(at, query[None])[0]
@@ -89,12 +92,13 @@ class Table:
 
     def at_least(self, bounds: np.ndarray, query: np.ndarray, level: float) -> np.ndarray:
         """The rows, ascending, that score at least ``level`` for one ``query`` (d,); ``bounds`` (n,) are its own."""
-        at = np.flatnonzero(bounds >= level - ROUNDING)
-        if len(at) > len(self.rows) // 8:  # reading in order is quicker than picking out
-            near = (self.rows @ query.astype(np.float32))[at]
-        else:
-            near = self.rows[at] @ query.astype(np.float32)
-        at = at[near * self.scale[at] + self.shift[at] >= level - 2 * ROUNDING * self.scale[at]]
+        at = np.flatnonzero(bounds >= level)
+        if len(at) > max(len(self.rows) // TOO_MANY, FEW) and self._coarse is not self._fine:
+            at = np.flatnonzero(self._fine.bounds(query[None], self.scale, self.shift)[0] >= level)
+        rows = self.rows[at]
+        near = rows @ query.astype(np.float32)
+        spare = ROUNDING * float(np.linalg.norm(query)) * np.linalg.norm(rows, axis=1)
+        at = at[(near + spare) * self.scale[at] + self.shift[at] >= level]
         return at[self.scores(at, query[None])[0] >= level]
 
     @staticmethod
@@ -109,33 +113,50 @@ class Table:
         at = np.argpartition(-best, count)[:count]
         return np.sort(at * CHUNK + chunks[at].argmax(axis=1))
 
-    def _encode(self) -> None:
-        """Turn the rows, keep the front in eight bits and the length of the rest, and bound what was lost."""
-        dim = self.rows.shape[1]
-        self._kept, self._axes = dim, None
-        if dim <= MOST_TURNED:
-            sample = self.rows[:: max(1, len(self.rows) // SAMPLE)].astype(np.float64)
-            squares, axes = np.linalg.eigh(sample.T @ sample)
-            self._axes = axes[:, ::-1].astype(np.float32).copy()
-            few = squares[::-1][: FRONTS[0]].sum() >= ENOUGH * squares.sum()
-            self._kept = min(FRONTS[0] if few else FRONTS[1], dim)
-        codes = torch.empty(len(self.rows), self._kept + LENGTH, dtype=torch.int8 if _eight_bits() else torch.float32)
-        step, self._loss, self._own = np.zeros((3, len(self.rows)))
-        for start in range(0, len(self.rows), BLOCK):
+
+class Codes:
+    """The first ``kept`` coordinates of rows (n, d) turned by ``axes`` (d, d; None: as they are) in eight bits, the
+    length of the others, and bounds of what was lost."""
+
+    def __init__(self, rows: np.ndarray, kept: int, axes: np.ndarray | None):
+        self._kept, self._axes, count = kept, axes, len(rows)
+        self._codes = torch.empty(count, kept + LENGTH, dtype=torch.int8 if _eight_bits() else torch.float32)
+        self._step, self._loss, self._own = np.zeros((3, count), np.float32)
+        for start in range(0, count, BLOCK):
             block = slice(start, start + BLOCK)
-            turned = self._turned(self.rows[block])
-            front = turned[:, : self._kept]
-            rest = np.linalg.norm(turned[:, self._kept :], axis=1)
-            size = np.linalg.norm(turned, axis=1)
-            rest = rest + ROUNDING * size
+            turned = self._turned(rows[block])
+            front, size = turned[:, :kept], np.linalg.norm(turned, axis=1)
+            rest = np.linalg.norm(turned[:, kept:], axis=1) + ROUNDING * size
             unit = np.maximum(np.abs(front).max(axis=1, initial=0) / 127, rest / (LENGTH * 126)) + 1e-12
             rounded = np.rint(front / unit[:, None])
             length = np.repeat(np.ceil(rest / LENGTH / unit)[:, None], LENGTH, axis=1)
-            codes[block] = torch.from_numpy(np.concatenate([rounded, length], axis=1)).to(codes.dtype)
+            self._codes[block] = torch.from_numpy(np.concatenate([rounded, length], axis=1)).to(self._codes.dtype)
             wrong = np.linalg.norm(front - rounded * unit[:, None], axis=1) + ROUNDING * size
-            step[block], self._loss[block], self._own[block] = unit, wrong, np.linalg.norm(front, axis=1) + wrong
-        self._step = torch.from_numpy((step * self.scale).astype(np.float32))
-        self._codes = codes
+            self._step[block], self._loss[block], self._own[block] = unit, wrong, size + wrong
+
+    @property
+    def nbytes(self) -> int:
+        """Of all of it."""
+        return self._codes.nbytes + 3 * self._step.nbytes
+
+    def bounds(self, queries: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
+        """See :meth:`Table.bounds`."""
+        turned = self._turned(queries.astype(np.float32))
+        front = turned[:, : self._kept]
+        rest = np.linalg.norm(turned[:, self._kept :], axis=1) + ROUNDING
+        step = np.maximum(np.abs(front).max(axis=1, initial=0) / 127, rest / 126) + 1e-12
+        codes = np.rint(front / step[:, None])
+        wrong = np.linalg.norm(front - codes * step[:, None], axis=1) + ROUNDING
+        length = np.repeat(np.ceil(rest / step)[:, None], LENGTH, axis=1)
+        products = self._products(np.concatenate([codes, length], axis=1))
+        longest = np.linalg.norm(queries, axis=1).max(initial=0)
+        loss = self._loss * float(longest) + self._own * float(wrong.max(initial=0))
+        spare = torch.from_numpy((shift + scale * loss + ROUNDING * np.abs(shift)).astype(np.float32))
+        steps = torch.from_numpy((self._step * scale).astype(np.float32))
+        out = torch.empty(len(queries), len(self._step))
+        for row, product, unit in zip(out, products, step, strict=True):
+            torch.addcmul(spare, product.to(torch.float32), steps, value=float(unit), out=row)
+        return out.numpy()
 
     def _turned(self, rows: np.ndarray) -> np.ndarray:
         return rows if self._axes is None else rows @ self._axes

@@ -165,7 +165,7 @@ class _Answer:
         said = said_role(self.entry(choice))
         if said:
             return "style" if said > 0 else "subject"
-        return hint or ("style" if self.scorer.roles[self.evidence.loras[choice.lora]] > 0.25 else "subject")
+        return hint or ("style" if self.scorer.roles_of(self.evidence.loras[choice.lora]) > 0.25 else "subject")
 
     def _made(self, choice: Choice, role: str | None, strength: float, reason: str) -> Pick:
         entry, lora = self.entry(choice), int(self.evidence.loras[choice.lora])

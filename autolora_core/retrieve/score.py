@@ -153,7 +153,11 @@ class Scorer:
     @property
     def roles(self) -> np.ndarray:
         """(N,) from −1 (subject) to 1 (style), 0 unknown: what words say, else what weights say, by their hit rate."""
-        return self._roles_by_words + self.weight_claim * self._roles_by_weights
+        return self.roles_of(self.everyone)
+
+    def roles_of(self, loras: np.ndarray) -> np.ndarray:
+        """:attr:`roles` of some."""
+        return self._roles_by_words[loras] + self.weight_claim * self._roles_by_weights[loras]
 
     @property
     def answers(self) -> np.ndarray:
@@ -216,7 +220,7 @@ class Scorer:
         """Score the spans that ``asked`` is made of against ``loras`` (C,), ascending."""
         weights, text, lexical, response, phrase = self.parts(asked, loras)
         logit = combine(either(weights, response), text, lexical)
-        logit += ROLE_WEIGHT * np.outer(hints(spans), self.roles[loras]) - losses(spans)[:, None]
+        logit += ROLE_WEIGHT * np.outer(hints(spans), self.roles_of(loras)) - losses(spans)[:, None]
         return Evidence(loras, weights, text, lexical, response, logit, phrase)
 
     def parts(self, asked: Asked, loras: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -5,6 +5,9 @@ import sys
 from benchmarks import parts
 
 PARTS: dict[str, str] = {
+    "start": "benchmarks.scale.start",
+    "query": "benchmarks.scale.query",
+    "query_1m": "benchmarks.scale.query_1m",
     "encode": "benchmarks.scale.encode",
     "rescan": "benchmarks.scale.rescan",
     "headers": "benchmarks.scale.headers",

@@ -147,17 +147,12 @@ def measure_kind(name: str, make: Callable, rows: np.ndarray, asked: dict, right
     return out
 
 
-def measure(quick: bool = False) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Every kind on a million vectors (quick: 20,000)."""
+def measure(rows: np.ndarray, asked: dict, right: dict) -> list[dict[str, Any]]:
+    """Every kind, one after the other."""
     import faiss
 
     faiss.omp_set_num_threads(THREADS)
-    parts = Parts.of()
-    rows = many_vectors(parts, 20_000 if quick else VECTORS, 0)
-    asked = queries(parts, ASKED)
-    right = {kind: truth(rows, those) for kind, those in asked.items()}
     table = []
     for name, make in builders(rows).items():
         table += measure_kind(name, make, rows, asked, right)
-        print(table[-1], flush=True)
-    return {}, table
+    return table

@@ -89,7 +89,7 @@ def build(folder: Path, tower: TextTower, count: int) -> RidgeEncoder:
     """Fill a new library of ``count`` LoRAs; returns its encoder."""
     parts, facts = Parts.of(tower), Facts.drawn(count)
     with Library.open(folder) as library:
-        store, encoder = library.store, _encoder(tower)
+        store, encoder = library.store, encoder_of(tower)
         texts: dict[str, np.ndarray] = {}
         encoder.save(folder / f"encoder-{encoder.id}.safetensors")
         with store.transaction() as db:
@@ -129,7 +129,7 @@ def _store(store, digest: str, i: int, words: EntryText) -> None:
     store_sketch(store.db, digest, FAMILY, None, None)
 
 
-def _encoder(tower: TextTower) -> RidgeEncoder:
+def encoder_of(tower: TextTower) -> RidgeEncoder:
     """Any encoder of the tower: its vectors are made up, only its questions are its own."""
     rng, size = np.random.default_rng(3), size_for(FAMILY)
     files = [
