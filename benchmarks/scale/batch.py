@@ -28,7 +28,7 @@ from benchmarks.results_file import REPO
 from scripts._lib.png import same_picture
 from scripts._lib.server import ComfyServer, free_port
 
-JOBS, QUICK, STEPS, LIMIT, SILENCE = 48, 24, 8, 3000.0, 8.0
+JOBS, QUICK, STEPS, LIMIT, SILENCE = 40, 24, 8, 3000.0, 8.0
 WORKFLOW, TABLE, SAID = "workflow.json", "prompts.jsonl", "said.txt"
 
 
