@@ -6,6 +6,7 @@ is not what its column holds is an error that says so, whichever line stumbled o
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import zlib
 from collections.abc import Callable
@@ -16,8 +17,10 @@ from typing import ParamSpec, TypeVar
 from ..errors import AutoLoRAError, LibraryError
 from .trouble import library_error
 
+log = logging.getLogger(__name__)
 P, R = ParamSpec("P"), TypeVar("R")
 FIX = "move the library's folder away: encoding makes it again from the LoRA files"
+TELL = "should it happen again then, it is a fault of this pack: please report it with ComfyUI's log"
 # What reading values of other types or forms than were written raises; RecursionError is JSON without a bottom.
 _STUMBLES = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, zlib.error)
 
@@ -53,7 +56,9 @@ def reads(method: Callable[P, R]) -> Callable[P, R]:
         except sqlite3.Error as error:
             raise library_error(error, args[0].store.path) from error
         except _STUMBLES as error:
-            why = f"the library is damaged: {type(error).__name__}: {str(error)[:200]}"
-            raise LibraryError(why, path=args[0].store.path, fix=FIX) from error
+            # It may as well be a fault of ours: the log has all of it, and the advice ends with whom to tell.
+            log.warning("%s stumbled over the library", method.__name__, exc_info=error)
+            why = f"the library is damaged, or read wrongly: {type(error).__name__}: {str(error)[:200]}"
+            raise LibraryError(why, path=args[0].store.path, fix=f"{FIX}; {TELL}") from error
 
     return reading
