@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import save
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from autolora_core.encode import encoder as encoder_module
 from autolora_core.encode.encoder_files import load_encoder_file
@@ -30,7 +30,7 @@ from autolora_core.fusion.files import read_gate
 from autolora_core.fusion.gate import GateVectors
 from autolora_core.fusion.gate_sign import gate_sign
 from autolora_core.fusion.requests import requests_of
-from autolora_core.fusion.terms import BlockFactors
+from autolora_core.fusion.terms import BlockFactors, Term
 from autolora_core.image_info.graph import facts_of
 from autolora_core.library import similar_words
 from autolora_core.library.encoders import trained_for
@@ -336,3 +336,12 @@ def test_a_scale_that_makes_values_infinite_is_refused_by_module(tmp_path, alpha
     with pytest.raises(LoraError, match="beyond what float32 holds") as caught:
         list(lora.updates())
     assert caught.value.key == "joint_blocks.0.x_block.attn.qkv"
+
+
+def test_numbers_of_thousands_of_digits_are_names_or_refused(tmp_path):
+    assert Term("9" * 5000).meant(["otter"]) == [] and Term("1").meant(["otter"]) == [0]
+    path = gate(tmp_path / "gate.safetensors", '{"a": [1.0]}')
+    tensors, metadata = load_file(path), {"format": "autolora-gate/1", "family": "sd3", "k_min": "9" * 5000}
+    save_file(tensors, tmp_path / "long.safetensors", metadata)
+    with pytest.raises(GateError, match="not a whole number"):
+        _ = read_gate(tmp_path / "long.safetensors").k_range

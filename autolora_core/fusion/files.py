@@ -235,6 +235,6 @@ def _whole(gate: GateFile, key: str) -> int | None:
     text = gate.metadata.get(key)
     if text is None:
         return None
-    if not text.isdecimal():
-        raise GateError(f"{key} is not a whole number: {text!r}", path=gate.path, key=key, fix=FIX)
+    if not text.isdecimal() or len(text) > 9:
+        raise GateError(f"{key} is not a whole number: {text[:80]!r}", path=gate.path, key=key, fix=FIX)
     return int(text)

@@ -173,7 +173,7 @@ class Term:
         wanted = _plain(self.lora)
         if wanted in ("", EVERY):
             return list(range(len(names)))
-        if wanted.isdecimal() and 1 <= int(wanted) <= len(names):
+        if wanted.isdecimal() and len(wanted) < 10 and 1 <= int(wanted) <= len(names):
             return [int(wanted) - 1]
         told = [_plain(name) if "/" in wanted else _plain(name).rpartition("/")[2] for name in names]
         whole = [i for i, name in enumerate(told) if name == wanted]
