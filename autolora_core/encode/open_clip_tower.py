@@ -94,8 +94,8 @@ class OpenClipTower:
 
 
 def unit_rows(states: Tensor, path: Path) -> np.ndarray:
-    """float32 (n, dim) rows of unit norm. :class:`TowerError` where the file's values gave NaN: those of a cut download,
-    or of a model saved in too narrow a type."""
+    """float32 (n, dim) rows of unit norm. :class:`TowerError` where values of the file gave NaN: of a download that
+    was cut off, or of a model saved in too narrow a type."""
     rows = torch.nn.functional.normalize(states.float(), dim=1)
     if not bool(torch.isfinite(rows).all()):
         raise TowerError("this CLIP gives values that are not finite", path=path, fix="download it again")
