@@ -95,14 +95,15 @@ def test_no_score_exceeds_its_bound(monkeypatch, shape, eight_bits):
     asked = np.concatenate([rows[:2] + 0.01, rng.standard_normal((6, shape[1]))]).astype(np.float32)
     exact = np.array([[np.dot(np.float64(row), np.float64(query)) for row in held.rows] for query in asked])
     exact = exact * scale + shift
-    bounds = held.bounds(asked)
+    found = held.bounds(asked)
+    bounds = np.stack([bound.values for bound in found])
     assert (bounds >= exact).all() and np.median(bounds - exact) < np.ptp(exact)
-    for bound, query, right in zip(bounds, asked, exact, strict=True):
+    for bound, query, right in zip(found, asked, exact, strict=True):
         level = np.sort(right)[-min(9, len(right))] + 1e-9
         assert np.array_equal(held.at_least(bound, query, level), np.flatnonzero(right >= level))
-        at, found = held.best(query, 7)
+        at, scores = held.best(query, 7)
         assert np.array_equal(at, np.lexsort((np.arange(len(right)), -right))[:7])
-        np.testing.assert_allclose(found, right[at], rtol=1e-9)
+        np.testing.assert_allclose(scores, right[at], rtol=1e-9)
 
 
 def test_best_of_many_rows_breaks_ties_by_row(monkeypatch):

@@ -7,10 +7,15 @@ other: twelve demo LoRAs, scanned beside two busy processes on two cores, took 5
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 
 import torch
+
+_outside = threading.local()
 
 
 @contextmanager
@@ -20,9 +25,35 @@ def one_thread() -> Iterator[None]:
     It covers what PyTorch runs (MKL and OpenMP), for this thread; NumPy's BLAS has a setting of its own and keeps it.
     May be nested, and may be used as a decorator.
     """
-    before = torch.get_num_threads()
+    before, outermost = torch.get_num_threads(), getattr(_outside, "count", None)
+    _outside.count = before if outermost is None else outermost
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+        _outside.count = outermost
+
+
+@cache
+def _second() -> ThreadPoolExecutor:
+    """One thread beside the one that asks. OpenMP's would spin while the machine is busy with something else: a scan
+    of two milliseconds took sixty."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="autolora-scan")
+    pool.submit(torch.set_num_threads, 1).result()
+    torch.set_num_threads(torch.get_num_threads())  # MKL has one setting for all
+    return pool
+
+
+def halves(work: Callable[[int, int], None], count: int, share: bool) -> None:
+    """``work(start, stop)`` for 0 to ``count``: in two halves side by side where the work is worth it (``share``) and
+    PyTorch was given more than one thread, else at once."""
+    allowed = getattr(_outside, "count", None) or torch.get_num_threads()
+    if not share or count < 2 or allowed < 2:
+        work(0, count)
+        return
+    other = _second().submit(work, count // 2, count)
+    try:
+        work(0, count // 2)
+    finally:
+        other.result()

@@ -9,10 +9,13 @@ read and scored in float64: what is found is what a search through all rows find
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from functools import cache, cached_property
 
 import numpy as np
 import torch
+
+from ..encode.threads import halves
 
 log = logging.getLogger(__name__)
 # Axes of the coarse scan; on MiniLM's texts they hold nine tenths of a row's square. The rest of a row is one number,
@@ -24,6 +27,8 @@ TOO_MANY = 32
 BLOCK, SAMPLE, CHUNK = 16384, 20_000, 64
 # So few rows are scored outright.
 FEW = 4096
+# A scan of so many bytes is shared out to a second thread.
+SHARED_FROM = 4 << 20
 ROUNDING = 1e-5  # of float32 products of rows of length one
 
 
@@ -40,6 +45,33 @@ def _eight_bits() -> bool:
         return False
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """``values`` (n,) that no score of one query exceeds, and the ``tops`` of every :data:`CHUNK` of them."""
+
+    values: np.ndarray
+    tops: np.ndarray
+
+    def reaching(self, level: float) -> np.ndarray:
+        """The rows whose bound is at least ``level``, ascending."""
+        chunks = np.flatnonzero(self.tops >= level)
+        if 4 * len(chunks) > len(self.tops):
+            return np.flatnonzero(self.values >= level)
+        at = (chunks[:, None] * CHUNK + np.arange(CHUNK)).reshape(-1)
+        at = at[: np.searchsorted(at, len(self.values))]
+        return at[self.values[at] >= level]
+
+    def likely(self, count: int) -> np.ndarray:
+        """At least ``min(count, n / CHUNK)`` rows that may be among the best, ascending: the best of the chunks whose
+        best is high. A start, not an answer."""
+        whole = len(self.values) // CHUNK
+        if whole <= count:
+            return np.sort(np.argsort(-self.values, kind="stable")[:count])
+        at = np.argpartition(-self.tops[:whole], count)[:count]
+        chunks = self.values[: whole * CHUNK].reshape(-1, CHUNK)[at]
+        return np.sort(at * CHUNK + chunks.argmax(axis=1))
+
+
 class Table:
     """``rows`` (n, d) float32, ``scale`` (n,) above zero and ``shift`` (n,), float64: one and zero by default."""
 
@@ -53,7 +85,7 @@ class Table:
 
     @cached_property
     def _fine(self) -> Codes:
-        return Codes(self.rows, self.rows.shape[1], None)
+        return Codes(self.rows, self.rows.shape[1], None, self.scale, self.shift)
 
     @cached_property
     def _coarse(self) -> Codes:
@@ -62,7 +94,7 @@ class Table:
             return self._fine
         sample = self.rows[:: max(1, len(self.rows) // SAMPLE)].astype(np.float64)
         axes = np.linalg.eigh(sample.T @ sample)[1][:, ::-1].astype(np.float32).copy()
-        return Codes(self.rows, FRONT, axes)
+        return Codes(self.rows, FRONT, axes, self.scale, self.shift)
 
     @property
     def nbytes(self) -> int:
@@ -75,53 +107,43 @@ class Table:
         found = queries.astype(np.float64) @ self.rows[at].astype(np.float64).T
         return found * self.scale[at] + self.shift[at]
 
-    def bounds(self, queries: np.ndarray) -> np.ndarray:
-        """(q, n) float32: no score of ``queries`` (q, d) is above these."""
-        return self._coarse.bounds(queries, self.scale, self.shift)
+    def bounds(self, queries: np.ndarray) -> list[Bounds]:
+        """No score of the ``queries`` (q, d) is above theirs."""
+        return self._coarse.bounds(queries)
 
     def best(self, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The ``count`` rows with the largest scores for ``query`` (d,), best first, ties by row, and the scores."""
         at = np.arange(len(self.rows))
         if len(at) > FEW and count < len(at) // CHUNK:
-            bounds = self._fine.bounds(query[None], self.scale, self.shift)[0]
-            begin = self.scores(self.likely(bounds, count), query[None])[0]
+            (bounds,) = self._fine.bounds(query[None])
+            begin = self.scores(bounds.likely(count), query[None])[0]
             at = self.at_least(bounds, query, np.partition(begin, len(begin) - count)[len(begin) - count])
         scores = self.scores(at, query[None])[0]
         first = np.lexsort((at, -scores))[:count]
         return at[first], scores[first]
 
-    def at_least(self, bounds: np.ndarray, query: np.ndarray, level: float) -> np.ndarray:
-        """The rows, ascending, that score at least ``level`` for one ``query`` (d,); ``bounds`` (n,) are its own."""
-        at = np.flatnonzero(bounds >= level)
+    def at_least(self, bounds: Bounds, query: np.ndarray, level: float) -> np.ndarray:
+        """The rows, ascending, that score at least ``level`` for one ``query`` (d,); ``bounds`` are its own."""
+        at = bounds.reaching(level)
         if len(at) > max(len(self.rows) // TOO_MANY, FEW) and self._coarse is not self._fine:
-            at = np.flatnonzero(self._fine.bounds(query[None], self.scale, self.shift)[0] >= level)
+            at = self._fine.bounds(query[None])[0].reaching(level)
         rows = self.rows[at]
         near = rows @ query.astype(np.float32)
-        spare = ROUNDING * float(np.linalg.norm(query)) * np.linalg.norm(rows, axis=1)
+        spare = ROUNDING * float(np.linalg.norm(query)) * self._coarse.longest(at)
         at = at[(near + spare) * self.scale[at] + self.shift[at] >= level]
         return at[self.scores(at, query[None])[0] >= level]
-
-    @staticmethod
-    def likely(bounds: np.ndarray, count: int) -> np.ndarray:
-        """At least ``min(count, n / CHUNK)`` rows that may be among the best of one query, ascending: the best of the
-        chunks whose best is high. A start, not an answer."""
-        whole = len(bounds) // CHUNK * CHUNK
-        if whole <= count * CHUNK:
-            return np.sort(np.argsort(-bounds, kind="stable")[:count])
-        chunks = bounds[:whole].reshape(-1, CHUNK)
-        best = torch.from_numpy(chunks).amax(dim=1).numpy()
-        at = np.argpartition(-best, count)[:count]
-        return np.sort(at * CHUNK + chunks[at].argmax(axis=1))
 
 
 class Codes:
     """The first ``kept`` coordinates of rows (n, d) turned by ``axes`` (d, d; None: as they are) in eight bits, the
-    length of the others, and bounds of what was lost."""
+    length of the others, and bounds of what was lost; ``scale`` and ``shift`` (n,) as :class:`Table` has them."""
 
-    def __init__(self, rows: np.ndarray, kept: int, axes: np.ndarray | None):
+    def __init__(
+        self, rows: np.ndarray, kept: int, axes: np.ndarray | None, scale: np.ndarray, shift: np.ndarray
+    ):  # fmt: skip
         self._kept, self._axes, count = kept, axes, len(rows)
         self._codes = torch.empty(count, kept + LENGTH, dtype=torch.int8 if _eight_bits() else torch.float32)
-        self._step, self._loss, self._own = np.zeros((3, count), np.float32)
+        step, loss, self._own = np.zeros((3, count), np.float32)
         for start in range(0, count, BLOCK):
             block = slice(start, start + BLOCK)
             turned = self._turned(rows[block])
@@ -132,14 +154,21 @@ class Codes:
             length = np.repeat(np.ceil(rest / LENGTH / unit)[:, None], LENGTH, axis=1)
             self._codes[block] = torch.from_numpy(np.concatenate([rounded, length], axis=1)).to(self._codes.dtype)
             wrong = np.linalg.norm(front - rounded * unit[:, None], axis=1) + ROUNDING * size
-            self._step[block], self._loss[block], self._own[block] = unit, wrong, size + wrong
+            step[block], loss[block], self._own[block] = unit, wrong, size + wrong
+        # A bound is steps · (product of codes) + spare + losses · |q| + owns · (what rounding q did).
+        parts = (step * scale, shift + ROUNDING * np.abs(shift), loss * scale, self._own * scale)
+        self._steps, self._spare, self._losses, self._owns = (torch.from_numpy(np.float32(part)) for part in parts)
 
     @property
     def nbytes(self) -> int:
         """Of all of it."""
-        return self._codes.nbytes + 3 * self._step.nbytes
+        return self._codes.nbytes + 5 * self._own.nbytes
 
-    def bounds(self, queries: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    def longest(self, at: np.ndarray) -> np.ndarray:
+        """No row of ``at`` is longer."""
+        return self._own[at]
+
+    def bounds(self, queries: np.ndarray) -> list[Bounds]:
         """See :meth:`Table.bounds`."""
         turned = self._turned(queries.astype(np.float32))
         front = turned[:, : self._kept]
@@ -148,21 +177,34 @@ class Codes:
         codes = np.rint(front / step[:, None])
         wrong = np.linalg.norm(front - codes * step[:, None], axis=1) + ROUNDING
         length = np.repeat(np.ceil(rest / step)[:, None], LENGTH, axis=1)
-        products = self._products(np.concatenate([codes, length], axis=1))
-        longest = np.linalg.norm(queries, axis=1).max(initial=0)
-        loss = self._loss * float(longest) + self._own * float(wrong.max(initial=0))
-        spare = torch.from_numpy((shift + scale * loss + ROUNDING * np.abs(shift)).astype(np.float32))
-        steps = torch.from_numpy((self._step * scale).astype(np.float32))
-        out = torch.empty(len(queries), len(self._step))
-        for row, product, unit in zip(out, products, step, strict=True):
-            torch.addcmul(spare, product.to(torch.float32), steps, value=float(unit), out=row)
-        return out.numpy()
+        asked = torch.from_numpy(np.concatenate([codes, length], axis=1)).to(self._codes.dtype).T
+        units = torch.from_numpy(np.float32(step))
+        loss = float(np.linalg.norm(queries, axis=1).max(initial=0)), float(wrong.max(initial=0))
+        count = len(self._own)
+        padded = torch.empty(len(queries), -(-count // CHUNK), CHUNK)
+        out = padded.view(len(queries), -1)
+        out[:, count:] = -torch.inf
+        tops = torch.empty(padded.shape[:2])
+
+        def scan(start: int, stop: int) -> None:
+            """Of some chunks."""
+            chunks, rows = slice(start, stop), slice(start * CHUNK, min(stop * CHUNK, count))
+            products, found = self._products(self._codes[rows], asked), out[:, rows]
+            found.copy_(products.T)
+            spare = self._spare[rows] + self._losses[rows] * loss[0] + self._owns[rows] * loss[1]
+            steps = self._steps[rows]
+            for row, unit in zip(found, units.tolist(), strict=True):
+                torch.addcmul(spare, row, steps, value=unit, out=row)
+            torch.amax(padded[:, chunks], dim=2, out=tops[:, chunks])
+
+        halves(scan, padded.shape[1], self._codes.nbytes >= SHARED_FROM)
+        values = out.numpy()
+        return [Bounds(value[:count], top) for value, top in zip(values, tops.numpy(), strict=True)]
 
     def _turned(self, rows: np.ndarray) -> np.ndarray:
         return rows if self._axes is None else rows @ self._axes
 
-    def _products(self, codes: np.ndarray) -> torch.Tensor:
-        """(q, n) whole numbers."""
-        if self._codes.dtype == torch.int8:
-            return torch._int_mm(torch.from_numpy(codes).to(torch.int8), self._codes.T)
-        return torch.from_numpy(codes).to(torch.float32) @ self._codes.T
+    @staticmethod
+    def _products(codes: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
+        """(n, q) whole numbers."""
+        return torch._int_mm(codes, asked) if codes.dtype == torch.int8 else codes @ asked

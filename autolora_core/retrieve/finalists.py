@@ -14,7 +14,7 @@ import numpy as np
 
 from ..encode.calibrate import Logistic, sigmoid
 from .odds import MAX_LOGIT, bounded
-from .sayings import LEXICAL_MODEL, ranges
+from .sayings import LEXICAL_MODEL, distinct, ranges
 from .score import Asked, Scorer
 
 # A library of so many LoRAs is scored whole: it takes no longer.
@@ -48,6 +48,7 @@ class Finalists:
         speaks = asked.use_text and len(scorer.sayings)
         self._words = scorer.sayings.table.bounds(asked.vectors) if speaks else None
         self.whole = self._weights is None and self._words is None and asked.answers is None
+        self._told = np.full(len(asked.texts), np.inf)
 
     def first(self) -> np.ndarray:
         """LoRAs to begin with, ascending."""
@@ -56,10 +57,12 @@ class Finalists:
         return self._open([self._proposed(row) for row in range(len(self.asked.texts))])
 
     def reaching(self, levels: np.ndarray) -> np.ndarray:
-        """All LoRAs whose log odds for any phrase s reach ``levels[s]``, and some that do not, ascending."""
+        """All LoRAs whose log odds for any phrase s reach ``levels[s]``, apart from those it told of before, and some
+        that do not, ascending."""
         if self.whole or (levels == -np.inf).any():
             return self.everyone
-        rows = np.flatnonzero(np.isfinite(levels))
+        rows = np.flatnonzero(np.isfinite(levels) & (levels < self._told))
+        self._told[rows] = levels[rows]
         return self._open([self._reaching(row, float(levels[row])) for row in rows])
 
     def _open(self, found: Sequence[np.ndarray]) -> np.ndarray:
@@ -69,10 +72,9 @@ class Finalists:
     def _proposed(self, row: int) -> np.ndarray:
         scorer, found = self.scorer, []
         if self._weights is not None:
-            found.append(scorer.loras_of(scorer.weight_table.likely(self._weights[row], self.begin)))
+            found.append(scorer.loras_of(self._weights[row].likely(self.begin)))
         if self._words is not None:
-            sayings = scorer.sayings
-            found.append(self._some(sayings.table.likely(self._words[row], self.begin)))
+            found.append(self._some(self._words[row].likely(self.begin)))
             texts, overlap = self.asked.shared.of(row)
             found.append(self._some(texts[np.argsort(-overlap, kind="stable")[: self.begin]]))
         if self.asked.answers is not None:
@@ -130,7 +132,7 @@ class Finalists:
         texts, overlap = self.asked.shared.of(row)
         near = texts[LEXICAL_MODEL.logit(overlap[:, None]) >= logit - 1e-9]
         said = sayings.table.at_least(self._words[row], self.asked.vectors[row], logit - 1e-9)
-        return sayings.owners[sayings.phrases_saying(np.union1d(near, said))]
+        return sayings.owners[sayings.phrases_saying(distinct(np.concatenate([near, said])))]
 
     def _able(self, row: int, loras: np.ndarray, wanted: float) -> np.ndarray:
         """Those whose parts together can reach ``wanted`` log odds, by their bounds."""
@@ -139,20 +141,20 @@ class Finalists:
         scorer, miss = self.scorer, np.ones(len(loras))
         if self._weights is not None:
             at = scorer.row[loras]
-            z = np.where(at >= 0, self._weights[row][at], -np.inf)
+            z = np.where(at >= 0, self._weights[row].values[at], -np.inf)
             miss *= 1 - bounded(scorer.weight_model.probability(z[:, None]), scorer.weight_claim)
         if self.asked.answers is not None:
             z = np.nan_to_num(self.asked.answers[row, loras], nan=-np.inf)
             miss *= 1 - bounded(scorer.response_model.probability(z[:, None]), scorer.response_claim)
         if self._words is not None:
             has = scorer.has_text[loras]
-            most = scorer.sayings.bound(row, self._words[row], self.asked.shared, loras[has])
+            most = scorer.sayings.bound(row, self._words[row].values, self.asked.shared, loras[has])
             miss[has] *= 1 - sigmoid(most)
         return loras[np.clip(miss, sigmoid(-MAX_LOGIT), 1) <= 1 - sigmoid(wanted) + 1e-12]
 
 
 def _together(found: Sequence[np.ndarray]) -> np.ndarray:
-    return np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
+    return distinct(np.concatenate(found)) if found else np.zeros(0, np.int64)
 
 
 def _logit(p: float) -> float:

@@ -191,7 +191,7 @@ def nearest_by_weights(scorer: Scorer, vectors: np.ndarray) -> np.ndarray:
     table, query, best = scorer.weight_table, scorer.query(vectors), []
     bounds = table.bounds(query)
     for bound, one in zip(bounds, query, strict=True):
-        level = table.scores(table.likely(bound, BEGIN), one[None])[0].max()
+        level = table.scores(bound.likely(BEGIN), one[None])[0].max()
         loras = scorer.loras_of(table.at_least(bound, one, level - MARGIN))
         loras = loras[scorer.has_vector[loras]]
         best.append(loras[scorer.weight_table.scores(scorer.row[loras], one[None])[0].argmax()])

@@ -17,6 +17,7 @@ libraries of 4 to 40 files drawn from it, 447 of the pairs that stand out show o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -39,6 +40,24 @@ BLOCK, MAX_KNOWN = 16384, 20_000
 _FIELDS = ("title", "tags", "description", "tag", "trigger")
 
 
+@dataclass(frozen=True)
+class _Some:
+    """Some of the rows, read when they are asked for: a copy would take four kilobytes each."""
+
+    rows: np.ndarray
+    places: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, at: np.ndarray | slice) -> np.ndarray:
+        return self.rows[self.places[at]]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.places), self.rows.shape[1]
+
+
 class Neighbourhood:
     """The weights and words of one family's LoRAs, ``entries`` as the scorer has them."""
 
@@ -49,15 +68,26 @@ class Neighbourhood:
             self._named.setdefault(entries[i].hash, []).append(i)
         self._worded = np.array([digest in self._named for digest in grid.hashes], bool)
         self._known: dict[int, tuple[Neighbour, ...]] = {}
+        self._usually: dict[int, tuple[float, float]] = {}
 
     @cached_property
-    def _table(self) -> Table:
-        """Cosines with a row of length one."""
+    def _scale(self) -> np.ndarray:
+        """One over the rows' lengths."""
         rows = self.grid.rows
         norms = np.concatenate(
             [np.linalg.norm(rows[start : start + BLOCK], axis=1) for start in range(0, len(rows), BLOCK)]
         )
-        return Table(rows, 1 / np.maximum(norms, 1e-20))
+        return 1 / np.maximum(norms, 1e-20).astype(np.float64)
+
+    @cached_property
+    def _places(self) -> np.ndarray:
+        """The rows of contents with words, ascending: no others are looked for."""
+        return np.flatnonzero(self._worded)
+
+    @cached_property
+    def _table(self) -> Table:
+        """Cosines of :attr:`_places` with a row of length one."""
+        return Table(_Some(self.grid.rows, self._places), self._scale[self._places])
 
     @cached_property
     def _sample(self) -> np.ndarray:
@@ -105,13 +135,12 @@ class Neighbourhood:
         bounds = self._table.bounds(units) if len(self.grid.rows) > len(self._sample) else [None] * len(rows)
         for row, unit, bound, (middle, deviation) in zip(rows, units, bounds, self._usual(rows), strict=True):
             level = middle + STANDS_OUT * deviation
-            at = self._sample if bound is None else self._table.at_least(bound, unit, level)
-            at = at[self._worded[at] & (at != row)]
+            at = np.arange(len(self._places)) if bound is None else self._table.at_least(bound, unit, level)
+            at = at[self._places[at] != row]
             cosines = self._table.scores(at, unit[None])[0]
             first = np.argsort(-cosines, kind="stable")[:IN_LINE]  # ties by hash: rows are in that order
-            lines[row] = [
-                (i, c) for i, c in zip(at[first].tolist(), cosines[first].tolist(), strict=True) if c >= level
-            ]
+            line = zip(self._places[at[first]].tolist(), cosines[first].tolist(), strict=True)
+            lines[row] = [(i, c) for i, c in line if c >= level]
         others = sorted({i for line in lines.values() for i, _ in line})
         back = dict(zip(others, self._usual(others), strict=True))
         return {
@@ -120,19 +149,30 @@ class Neighbourhood:
 
     def _units(self, rows: Sequence[int]) -> np.ndarray:
         """(len(rows), width) float64 rows of length one."""
-        return self.grid.rows[rows].astype(np.float64) * self._table.scale[rows][:, None]
+        return self.grid.rows[rows].astype(np.float64) * self._scale[rows][:, None]
 
     def _usual(self, rows: Sequence[int]) -> list[tuple[float, float]]:
         """Middle and deviation of each row's cosines with the others, itself left out."""
-        cosines = self._units(rows).astype(np.float32) @ self._sampled.T if len(rows) else ()
-        return [_spread(mine[self._sample != row]) for row, mine in zip(rows, cosines, strict=True)]
+        if len(self._usually) > MAX_KNOWN:
+            self._usually.clear()
+        new = [row for row in rows if row not in self._usually]
+        if new:
+            cosines = self._units(new).astype(np.float32) @ self._sampled.T
+            inside = np.isin(new, self._sample)
+            found = dict(zip(np.array(new)[~inside].tolist(), _spreads(cosines[~inside]), strict=True))
+            for row, mine in zip(np.array(new)[inside].tolist(), cosines[inside], strict=True):
+                found |= {row: _spreads(mine[None, self._sample != row])[0]}
+            self._usually |= found
+        return [self._usually[row] for row in rows]
 
 
-def _spread(others: np.ndarray) -> tuple[float, float]:
-    if not len(others):
-        return np.inf, LEAST_DEVIATION
-    middle = float(np.median(others))
-    return middle, max(1.4826 * float(np.median(np.abs(others - middle))), LEAST_DEVIATION)
+def _spreads(others: np.ndarray) -> list[tuple[float, float]]:
+    """Of each row of cosines (r, n)."""
+    if not others.shape[1]:
+        return [(np.inf, LEAST_DEVIATION)] * len(others)
+    middle = np.median(others, axis=1)
+    deviation = 1.4826 * np.median(np.abs(others - middle[:, None]), axis=1).astype(np.float64)
+    return list(zip(middle.tolist(), np.maximum(deviation, LEAST_DEVIATION).tolist(), strict=True))
 
 
 def _different(found: Sequence[Neighbour]) -> tuple[Neighbour, ...]:

@@ -163,6 +163,12 @@ class Sayings:
         return np.maximum.reduceat(most, np.cumsum(stops - starts) - (stops - starts))
 
 
+def distinct(numbers: np.ndarray) -> np.ndarray:
+    """Sorted, each once; of few numbers quicker than ``np.unique``."""
+    numbers = np.sort(numbers)
+    return numbers[np.diff(numbers, prepend=numbers[:1] - 1) > 0]
+
+
 def ranges(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
     """All whole numbers from each start to its stop, one run after the other."""
     lengths = stops - starts

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import numpy as np
 
@@ -37,7 +38,7 @@ from .lexicon import Shared
 from .odds import UNKNOWN_HIT_RATE, bounded, combine, hit_rate, weight_prior
 from .responding import MAX_PHRASES, RESPONSE_PRIOR, Progress, Responder, either
 from .roles import along_kinds, said_role
-from .sayings import RULER_BLOCK, Sayings, ruler_of, whole_stems
+from .sayings import RULER_BLOCK, Sayings, ranges, ruler_of, whole_stems
 from .spans import Span, as_picture
 from .view import EntryLike, VectorsLike
 
@@ -146,9 +147,14 @@ class Scorer:
 
     def loras_of(self, rows: np.ndarray) -> np.ndarray:
         """The LoRAs that have these rows of :attr:`weight_table`, ascending."""
-        has = np.zeros(len(self.weight_table) + 1, bool)
-        has[rows] = True
-        return np.flatnonzero(has[self.row])
+        order, starts = self._having_row
+        return np.sort(order[ranges(starts[rows], starts[rows + 1])])
+
+    @cached_property
+    def _having_row(self) -> tuple[np.ndarray, np.ndarray]:
+        """LoRAs by row: those of row r are ``order[starts[r] : starts[r + 1]]``."""
+        order = np.argsort(self.row, kind="stable")
+        return order, np.searchsorted(self.row[order], np.arange(len(self.weight_table) + 1))
 
     @property
     def roles(self) -> np.ndarray:

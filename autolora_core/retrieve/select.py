@@ -104,12 +104,23 @@ def _best(evidence, spans, calibration, groups, free, closed, kinds, levels) -> 
     joined, words = (np.array(own)[at] for own in ([s.joined for s in spans], [-len(s.words) for s in spans]))
     first = np.lexsort((at, loras, -np.round(logit[at, loras], 9), words, joined))[0]
     span, lora = int(at[first]), int(loras[first])
-    # What a LoRA that is not among the evidence would need to be worth as much.
-    needed = most - NEW_KIND_BONUS * new
-    needed = np.where(needed > 0, np.minimum(needed, SURE), min(most, 0.0)) - MARGIN
+    needed = _needed(most, span, float(logit[span, lora]), new, spans)
     levels[free] = np.minimum(levels[free], needed[free])
     score = _probability(evidence, span, lora, closed, calibration, groups, levels)
     return Choice(lora, span, score)
+
+
+def _needed(most: float, chosen: int, own: float, new: np.ndarray, spans: Sequence[Span]) -> np.ndarray:
+    """(S,) the log odds that a LoRA which is not among the evidence would need for each span to be chosen instead of
+    one worth ``most`` that has ``own`` log odds for the span ``chosen``; ∞ where none would do."""
+    needed = most - NEW_KIND_BONUS * new
+    # Where no log odds make it worth more, the order of equals decides.
+    order = [(span.joined, -len(span.words)) for span in spans]
+    behind = np.array([one > order[chosen] for one in order])
+    level = np.array([one == order[chosen] for one in order])
+    capped = np.where(behind, np.inf, np.where(level, own, SURE))
+    capped[needed > SURE + 2 * TIE] = np.inf
+    return np.where(needed >= SURE, capped, np.where(needed > 0, needed, min(most, 0.0))) - MARGIN
 
 
 def _probability(evidence, span, lora, closed, calibration, groups, levels) -> float:
