@@ -25,6 +25,8 @@ FRONT, LENGTH, MOST_TURNED = 124, 4, 512
 # Where the coarse scan leaves more than one row in so many, a fine one of all coordinates looks first.
 TOO_MANY = 32
 BLOCK, SAMPLE, CHUNK = 16384, 20_000, 64
+# Up to so many coordinates the product is made with the queries first.
+NARROW = 256
 # So few rows are scored outright.
 FEW = 4096
 # A scan of so many bytes is shared out to a second thread.
@@ -189,8 +191,8 @@ class Codes:
         def scan(start: int, stop: int) -> None:
             """Of some chunks."""
             chunks, rows = slice(start, stop), slice(start * CHUNK, min(stop * CHUNK, count))
-            products, found = self._products(self._codes[rows], asked), out[:, rows]
-            found.copy_(products.T)
+            found = out[:, rows]
+            found.copy_(self._products(self._codes[rows], asked))
             spare = self._spare[rows] + self._losses[rows] * loss[0] + self._owns[rows] * loss[1]
             steps = self._steps[rows]
             for row, unit in zip(found, units.tolist(), strict=True):
@@ -206,5 +208,7 @@ class Codes:
 
     @staticmethod
     def _products(codes: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
-        """(n, q) whole numbers."""
-        return torch._int_mm(codes, asked) if codes.dtype == torch.int8 else codes @ asked
+        """(q, n) whole numbers of (n, k) and (k, q), the way round that is quicker."""
+        if codes.dtype != torch.int8:
+            return (codes @ asked).T
+        return torch._int_mm(asked.T, codes.T) if codes.shape[1] <= NARROW else torch._int_mm(codes, asked).T

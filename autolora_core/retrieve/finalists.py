@@ -13,14 +13,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..encode.calibrate import Logistic, sigmoid
+from ..library.table import Bounds
 from .odds import MAX_LOGIT, bounded
-from .sayings import LEXICAL_MODEL, distinct, ranges
+from .sayings import LEXICAL_MODEL, distinct, ranges, without
 from .score import Asked, Scorer
 
 # A library of so many LoRAs is scored whole: it takes no longer.
 WHOLE = 1024
 # How many LoRAs each part of the evidence proposes to begin with.
-BEGIN = 12
+BEGIN = 6
 # Of a text that many LoRAs say so many are proposed.
 TELLERS = 2
 # More candidates than these are looked at by their bounds before they are scored.
@@ -43,12 +44,24 @@ class Finalists:
         self.whole = len(self.everyone) <= WHOLE or not len(asked.texts)
         if self.whole:
             return
-        self._query = scorer.query(asked.vectors) if asked.use_weights else None
-        self._weights = scorer.weight_table.bounds(self._query) if asked.use_weights else None
         speaks = asked.use_text and len(scorer.sayings)
         self._words = scorer.sayings.table.bounds(asked.vectors) if speaks else None
-        self.whole = self._weights is None and self._words is None and asked.answers is None
+        self._weighed = asked.use_weights
+        self._weights: list[Bounds] | None = None
+        self.whole = not self._weighed and self._words is None and asked.answers is None
         self._told = np.full(len(asked.texts), np.inf)
+        if self._weighed and not self._words_decide():
+            self._scan_weights()
+
+    def _words_decide(self) -> bool:
+        """Whether some LoRA's words may be surer than any weights can be: then weights may never be needed."""
+        if self._words is None:
+            return False
+        most = max(float(bound.tops.max(initial=-np.inf)) for bound in self._words)
+        return most > _logit(self.scorer.weight_claim)
+
+    def _scan_weights(self) -> None:
+        self._weights = self.scorer.weight_table.bounds(self.asked.query)
 
     def first(self) -> np.ndarray:
         """LoRAs to begin with, ascending."""
@@ -56,14 +69,25 @@ class Finalists:
             return self.everyone
         return self._open([self._proposed(row) for row in range(len(self.asked.texts))])
 
-    def reaching(self, levels: np.ndarray) -> np.ndarray:
-        """All LoRAs whose log odds for any phrase s reach ``levels[s]``, apart from those it told of before, and some
-        that do not, ascending."""
+    def missing(self, levels: np.ndarray, known: np.ndarray) -> np.ndarray:
+        """LoRAs that are not ``known`` (ascending) and may reach ``levels[s]`` of log odds for a phrase s, ascending.
+        When there are none, all that reach them are known."""
         if self.whole or (levels == -np.inf).any():
-            return self.everyone
+            return without(self.everyone, known)
+        if self._weighed and self._weights is None and self._by_weights_alone(levels):
+            self._scan_weights()
+            proposed = without(self.first(), known)
+            if len(proposed):
+                return proposed  # they may raise the levels
         rows = np.flatnonzero(np.isfinite(levels) & (levels < self._told))
         self._told[rows] = levels[rows]
-        return self._open([self._reaching(row, float(levels[row])) for row in rows])
+        return without(self._open([self._reaching(row, float(levels[row])) for row in rows]), known)
+
+    def _by_weights_alone(self, levels: np.ndarray) -> bool:
+        """Whether weights could bring a LoRA to its level whose words do not."""
+        model, claim = self.scorer.weight_model, self.scorer.weight_claim
+        found = [self._parts(row, float(levels[row])) for row in np.flatnonzero(np.isfinite(levels))]
+        return any(parts is None or (len(parts) and _z_of(model, claim, parts[1]) < np.inf) for parts in found)
 
     def _open(self, found: Sequence[np.ndarray]) -> np.ndarray:
         loras = _together(found)
@@ -89,28 +113,38 @@ class Finalists:
         at = ranges(starts[texts], np.minimum(starts[texts + 1], starts[texts] + TELLERS))
         return sayings.owners[order[at]]
 
-    def _reaching(self, row: int, level: float) -> np.ndarray:
-        wanted = level + float(self.loss[row]) - abs(float(self.hint[row])) - 1e-9
+    def _wanted(self, row: int, level: float) -> float:
+        """Log odds that the parts of a LoRA must come to."""
+        return level + float(self.loss[row]) - abs(float(self.hint[row])) - 1e-9
+
+    def _parts(self, row: int, level: float) -> tuple[float, float] | tuple[()] | None:
+        """As :meth:`_least`; () when nothing reaches the level."""
+        wanted = self._wanted(row, level)
         if wanted > MAX_LOGIT:
-            return np.zeros(0, np.int64)
-        parts = self._least(float(sigmoid(wanted))) if wanted > -MAX_LOGIT else None
+            return ()
+        return self._least(float(sigmoid(wanted))) if wanted > -MAX_LOGIT else None
+
+    def _reaching(self, row: int, level: float) -> np.ndarray:
+        parts = self._parts(row, level)
         if parts is None:
             return self.scorer.everyone
+        if not parts:
+            return np.zeros(0, np.int64)
         words, others = parts
         found = []
-        if self._weights is not None:
+        if self._weighed:
             found.append(self._by_weights(row, others))
         if self.asked.answers is not None:
             z = _z_of(self.scorer.response_model, self.scorer.response_claim, others)
             found.append(np.flatnonzero(np.nan_to_num(self.asked.answers[row], nan=-np.inf) >= z))
         if self._words is not None:
             found.append(self._by_words(row, words))
-        return self._able(row, _together(found), wanted)
+        return self._able(row, _together(found), self._wanted(row, level))
 
     def _least(self, wanted: float) -> tuple[float, float] | None:
         """Probabilities such that a LoRA whose words stay below the first and whose weights and answer stay below the
         second cannot reach ``wanted`` together; None when nothing can be left out."""
-        others = (self._weights is not None) + (self.asked.answers is not None)
+        others = self._weighed + (self.asked.answers is not None)
         if self._words is None:
             return 1.0, 1 - (1 - wanted) ** (1 / max(others, 1))
         # Words that share nothing still have the odds of that.
@@ -125,7 +159,7 @@ class Finalists:
         z = _z_of(scorer.weight_model, scorer.weight_claim, least)
         if not np.isfinite(z):
             return scorer.everyone if z < 0 else np.zeros(0, np.int64)
-        return scorer.loras_of(scorer.weight_table.at_least(self._weights[row], self._query[row], z))
+        return scorer.loras_of(scorer.weight_table.at_least(self._weights[row], self.asked.query[row], z))
 
     def _by_words(self, row: int, least: float) -> np.ndarray:
         sayings, logit = self.scorer.sayings, _logit(least)
@@ -139,9 +173,11 @@ class Finalists:
         if len(loras) <= MANY:
             return loras
         scorer, miss = self.scorer, np.ones(len(loras))
-        if self._weights is not None:
-            at = scorer.row[loras]
-            z = np.where(at >= 0, self._weights[row].values[at], -np.inf)
+        if self._weighed:
+            z = np.full(len(loras), 1e9)
+            if self._weights is not None:
+                at = scorer.row[loras]
+                z = np.where(at >= 0, self._weights[row].values[at], -np.inf)
             miss *= 1 - bounded(scorer.weight_model.probability(z[:, None]), scorer.weight_claim)
         if self.asked.answers is not None:
             z = np.nan_to_num(self.asked.answers[row, loras], nan=-np.inf)

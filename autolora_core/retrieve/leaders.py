@@ -132,7 +132,7 @@ def _leaders(scorer: Scorer, asked: Asked, groups: np.ndarray, hidden, owners: n
     while True:
         levels = np.full(len(asked.texts), np.inf if owners is not None else -MARGIN)
         found = [_read(logit, words, alone, loras, groups, hide, owners, levels) for hide in hidden]
-        new = np.setdiff1d(finalists.reaching(levels), loras)
+        new = finalists.missing(levels, loras)
         if not len(new):
             return found
         order = np.argsort(np.concatenate([loras, new]))
@@ -183,12 +183,12 @@ def _joined(blocks: list[Leaders]) -> Leaders:
     return Leaders(*parts, without)
 
 
-def nearest_by_weights(scorer: Scorer, vectors: np.ndarray) -> np.ndarray:
-    """(Q,) the LoRA with the largest z-score of its weights for each tower vector, the first of equals."""
+def nearest_by_weights(scorer: Scorer, query: np.ndarray) -> np.ndarray:
+    """(Q,) the LoRA with the largest z-score of its weights for each query (Q, d), the first of equals."""
     if len(scorer.entries) <= BLOCK * BLOCK:
-        z = scorer.weight_z(vectors, scorer.everyone)
+        z = scorer.weight_z(query, scorer.everyone)
         return np.where(np.isfinite(z), z, -np.inf).argmax(axis=1)
-    table, query, best = scorer.weight_table, scorer.query(vectors), []
+    table, best = scorer.weight_table, []
     bounds = table.bounds(query)
     for bound, one in zip(bounds, query, strict=True):
         level = table.scores(bound.likely(BEGIN), one[None])[0].max()

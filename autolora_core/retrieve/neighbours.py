@@ -95,6 +95,10 @@ class Neighbourhood:
         return np.unique(np.linspace(0, len(self.grid.rows) - 1, min(len(self.grid.rows), SAMPLED)).astype(int))
 
     @cached_property
+    def _sampled_rows(self) -> frozenset[int]:
+        return frozenset(self._sample.tolist())
+
+    @cached_property
     def _sampled(self) -> np.ndarray:
         return self._units(self._sample).astype(np.float32)
 
@@ -158,7 +162,7 @@ class Neighbourhood:
         new = [row for row in rows if row not in self._usually]
         if new:
             cosines = self._units(new).astype(np.float32) @ self._sampled.T
-            inside = np.isin(new, self._sample)
+            inside = np.array([row in self._sampled_rows for row in new])
             found = dict(zip(np.array(new)[~inside].tolist(), _spreads(cosines[~inside]), strict=True))
             for row, mine in zip(np.array(new)[inside].tolist(), cosines[inside], strict=True):
                 found |= {row: _spreads(mine[None, self._sample != row])[0]}

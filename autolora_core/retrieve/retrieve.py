@@ -17,6 +17,7 @@ from .finalists import BEGIN, Finalists
 from .near import Near, mixed, pick_note, refuse_other_sizes
 from .prepare import Prepared, Progress, prepare
 from .roles import said_role
+from .sayings import distinct
 from .score import ROLE_WEIGHT, Asked, Evidence, Scorer, hints, losses
 from .select import MISSES, Choice, Chosen, choose
 from .selection import Neighbour, Parts, Pick, Selection
@@ -102,14 +103,15 @@ def _chosen(
     scorer = prepared.scorer
     begin = MOST_AT_FIRST if top_k + len(pins) + MISSES > FEW_PICKS else BEGIN
     finalists = Finalists(scorer, asked, ROLE_WEIGHT * hints(spans), losses(spans), begin, shut)
-    evidence = scorer.evidence_of(asked, spans, np.union1d(finalists.first(), np.array(pins, int)))
+    first = distinct(np.concatenate([finalists.first(), np.array(pins, int)]))
+    evidence = scorer.evidence_of(asked, spans, first)
     while True:
         columns = np.searchsorted(evidence.loras, pins)
         chosen = choose(
             spans, evidence, prepared.calibration, prepared.groups[evidence.loras],
             top_k=top_k, threshold=threshold, taken=columns.tolist(), banned=shut[evidence.loras],
         )  # fmt: skip
-        missing = np.setdiff1d(finalists.reaching(chosen.levels), evidence.loras)
+        missing = finalists.missing(chosen.levels, evidence.loras)
         if not len(missing):
             return evidence, chosen
         evidence = evidence.joined(scorer.evidence_of(asked, spans, missing))

@@ -169,6 +169,13 @@ def distinct(numbers: np.ndarray) -> np.ndarray:
     return numbers[np.diff(numbers, prepend=numbers[:1] - 1) > 0]
 
 
+def without(numbers: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Those of ``numbers`` (ascending) that are not among ``others`` (ascending)."""
+    if not len(others):
+        return numbers
+    return numbers[others[np.minimum(np.searchsorted(others, numbers), len(others) - 1)] != numbers]
+
+
 def ranges(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
     """All whole numbers from each start to its stop, one run after the other."""
     lengths = stops - starts

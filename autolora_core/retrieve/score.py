@@ -61,7 +61,8 @@ ROLE_WEIGHT = 1.0
 @dataclass(frozen=True)
 class Asked:
     """Texts made ready to be asked: their tower ``vectors`` (S, dim), what words they share with the library's, and
-    the LoRAs' ``answers`` to them (S, N) as z-scores, None where no base is at hand."""
+    the LoRAs' ``answers`` to them (S, N) as z-scores, None where no base is at hand. ``query`` (S, d) is what the
+    weights' vectors are compared with."""
 
     texts: Sequence[str]
     vectors: np.ndarray
@@ -69,6 +70,7 @@ class Asked:
     use_weights: bool
     use_text: bool
     answers: np.ndarray | None = None
+    query: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,8 @@ class Scorer:
     ) -> Asked:
         """Texts and their tower vectors; ``stems`` of the whole phrase each text comes from (default: its own)."""
         shared = self.sayings.lexicon.shared(texts, whole_stems(texts, stems))
-        return Asked(texts, vectors, shared, use_weights and bool(len(self.weight_table)), use_text, answers)
+        query = self.query(vectors) if use_weights and len(self.weight_table) else None
+        return Asked(texts, vectors, shared, query is not None, use_text, answers, query)
 
     def evidence(
         self,
@@ -232,7 +235,7 @@ class Scorer:
     def parts(self, asked: Asked, loras: np.ndarray) -> tuple[np.ndarray, ...]:
         """(S, C) each: weights, text, lexical, response as probabilities, NaN where absent, and the best phrase."""
         absent = np.full((len(asked.texts), len(loras)), np.nan)
-        weights = self.weight_evidence(asked.vectors, loras) if asked.use_weights else absent
+        weights = self.weight_evidence(asked.query, loras) if asked.use_weights else absent
         text, lexical, phrase = absent, absent, np.full(absent.shape, -1)
         if asked.use_text:
             text, lexical, phrase = self.sayings.evidence(asked.vectors, asked.shared, loras)
@@ -255,16 +258,16 @@ class Scorer:
         found[known] = bounded(self.response_model.probability(z[known][:, None]), self.response_claim)
         return found
 
-    def weight_z(self, vectors: np.ndarray, loras: np.ndarray) -> np.ndarray:
-        """Tower vectors (S, dim) → z-scores of the weights part (S, C); NaN for LoRAs without a vector."""
-        found = np.full((len(vectors), len(loras)), np.nan)
+    def weight_z(self, query: np.ndarray, loras: np.ndarray) -> np.ndarray:
+        """:meth:`query` (S, d) → z-scores of the weights part (S, C); NaN for LoRAs without a vector."""
+        found = np.full((len(query), len(loras)), np.nan)
         has = self.has_vector[loras]
-        found[:, has] = self.weight_table.scores(self.row[loras[has]], self.query(vectors))
+        found[:, has] = self.weight_table.scores(self.row[loras[has]], query)
         return found
 
-    def weight_evidence(self, vectors: np.ndarray, loras: np.ndarray) -> np.ndarray:
-        """(S, dim) → probability-like (S, C), NaN where there is no vector."""
-        return bounded(self.weight_model.probability(self.weight_z(vectors, loras)[..., None]), self.weight_claim)
+    def weight_evidence(self, query: np.ndarray, loras: np.ndarray) -> np.ndarray:
+        """(S, d) → probability-like (S, C), NaN where there is no vector."""
+        return bounded(self.weight_model.probability(self.weight_z(query, loras)[..., None]), self.weight_claim)
 
     def _roles(self, generic: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """:attr:`roles` by words (what tags say, else the nearer kind of generic prompt by meaning, so not with the
@@ -289,12 +292,8 @@ def hints(spans: Sequence[Span]) -> np.ndarray:
 
 def losses(spans: Sequence[Span]) -> np.ndarray:
     """(S,) log odds lost for incomplete phrases."""
-    return np.array(
-        [
-            PARTIAL_PENALTY * span.partial
-            + HEADLESS_PENALTY * span.headless
-            + JOINED_PENALTY * span.joined
-            + SETTING_PENALTY * span.setting
-            for span in spans
-        ]
-    )
+    return np.array([
+        PARTIAL_PENALTY * span.partial + HEADLESS_PENALTY * span.headless + JOINED_PENALTY * span.joined
+        + SETTING_PENALTY * span.setting
+        for span in spans
+    ])  # fmt: skip

@@ -109,13 +109,14 @@ def _calibrate_weights(scorer: Scorer, vectors: np.ndarray, owners: np.ndarray, 
     rows = np.flatnonzero(scorer.unseen[owners])
     if not len(rows):
         return
-    own = np.array([scorer.weight_z(vectors[row : row + 1], owners[row : row + 1])[0, 0] for row in rows])
+    query = scorer.query(vectors)
+    own = np.array([scorer.weight_z(query[row : row + 1], owners[row : row + 1])[0, 0] for row in rows])
     sample = _sample(len(scorer.entries))
-    z = scorer.weight_z(vectors, sample)
+    z = scorer.weight_z(query, sample)
     strangers = z[(groups[sample][None] != groups[owners][:, None]) & np.isfinite(z)]
     model = fit_logistic(own[:, None], strangers[:, None], WEIGHT_PRIOR)
     scorer.weight_model = among(model, int(scorer.has_vector.sum()))
-    first = nearest_by_weights(scorer, vectors[rows])
+    first = nearest_by_weights(scorer, query[rows])
     scorer.weight_claim = hit_rate(scorer.encoder, int((groups[first] == groups[owners[rows]]).sum()), len(rows))
 
 
