@@ -144,16 +144,18 @@ class Codes:
         self, rows: np.ndarray, kept: int, axes: np.ndarray | None, scale: np.ndarray, shift: np.ndarray
     ):  # fmt: skip
         self._kept, self._axes, count = kept, axes, len(rows)
-        self._codes = torch.empty(count, kept + LENGTH, dtype=torch.int8 if _eight_bits() else torch.float32)
+        whole = kept == rows.shape[1]  # then nothing is left out, and an even width is scanned twice as fast
+        self._length = 0 if whole else LENGTH
+        self._codes = torch.empty(count, kept + self._length, dtype=torch.int8 if _eight_bits() else torch.float32)
         step, loss, self._own = np.zeros((3, count), np.float32)
         for start in range(0, count, BLOCK):
             block = slice(start, start + BLOCK)
             turned = self._turned(rows[block])
             front, size = turned[:, :kept], np.linalg.norm(turned, axis=1)
-            rest = np.linalg.norm(turned[:, kept:], axis=1) + ROUNDING * size
+            rest = np.linalg.norm(turned[:, kept:], axis=1) + ROUNDING * size * (not whole)
             unit = np.maximum(np.abs(front).max(axis=1, initial=0) / 127, rest / (LENGTH * 126)) + 1e-12
             rounded = np.rint(front / unit[:, None])
-            length = np.repeat(np.ceil(rest / LENGTH / unit)[:, None], LENGTH, axis=1)
+            length = np.repeat(np.ceil(rest / LENGTH / unit)[:, None], self._length, axis=1)
             self._codes[block] = torch.from_numpy(np.concatenate([rounded, length], axis=1)).to(self._codes.dtype)
             wrong = np.linalg.norm(front - rounded * unit[:, None], axis=1) + ROUNDING * size
             step[block], loss[block], self._own[block] = unit, wrong, size + wrong
@@ -178,7 +180,7 @@ class Codes:
         step = np.maximum(np.abs(front).max(axis=1, initial=0) / 127, rest / 126) + 1e-12
         codes = np.rint(front / step[:, None])
         wrong = np.linalg.norm(front - codes * step[:, None], axis=1) + ROUNDING
-        length = np.repeat(np.ceil(rest / step)[:, None], LENGTH, axis=1)
+        length = np.repeat(np.ceil(rest / step)[:, None], self._length, axis=1)
         asked = torch.from_numpy(np.concatenate([codes, length], axis=1)).to(self._codes.dtype).T
         units = torch.from_numpy(np.float32(step))
         loss = float(np.linalg.norm(queries, axis=1).max(initial=0)), float(wrong.max(initial=0))
