@@ -106,6 +106,17 @@ def test_no_score_exceeds_its_bound(monkeypatch, shape, eight_bits):
         np.testing.assert_allclose(scores, right[at], rtol=1e-9)
 
 
+def test_the_last_of_the_best_is_not_lost_to_rounding():
+    """The level of the last place is the score of a row, computed once more in a product of another shape."""
+    rng = np.random.default_rng(3)
+    rows = (rng.standard_normal((12_000, 384)) * np.geomspace(1, 0.02, 384)).astype(np.float32)
+    held = Table(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    for query in held.rows[:60] + 0.01 * rng.standard_normal((60, 384)).astype(np.float32):
+        at, _ = held.best(query, 10)
+        right = held.rows.astype(np.float64) @ query.astype(np.float64)
+        assert at.tolist() == np.argsort(-right, kind="stable")[:10].tolist()
+
+
 def test_best_of_many_rows_breaks_ties_by_row(monkeypatch):
     monkeypatch.setattr(table, "FEW", 10)
     rows = np.repeat(np.random.default_rng(0).standard_normal((1000, 16)).astype(np.float32), 3, axis=0)

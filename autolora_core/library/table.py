@@ -22,13 +22,17 @@ log = logging.getLogger(__name__)
 # its length, which takes four more places because it may be longer than the largest coordinate. Rows longer than
 # MOST_TURNED are hashed or sketched: no axis of theirs holds more than another, so they are scanned whole.
 FRONT, LENGTH, MOST_TURNED = 124, 4, 512
-# Where the coarse scan leaves more than one row in so many, a fine one of all coordinates looks first.
-TOO_MANY = 32
 BLOCK, SAMPLE, CHUNK = 16384, 20_000, 64
 # Up to so many coordinates the product is made with the queries first.
 NARROW = 256
-# So few rows are scored outright.
-FEW = 4096
+# So few rows are scored outright; of so few that a coarse scan leaves the rows themselves are read.
+FEW, NEARLY = 4096, 512
+# What a search takes as its level is the best of so many times what it wants.
+BEGIN = 8
+# Rows of one step of a scan: what it works on stays in the processor's cache.
+STEP = 1 << 16
+# Queries are of length one, to rounding; longer ones are scanned with their own length.
+UNIT = 1.0001
 # A scan of so many bytes is shared out to a second thread.
 SHARED_FROM = 4 << 20
 ROUNDING = 1e-5  # of float32 products of rows of length one
@@ -116,10 +120,12 @@ class Table:
     def best(self, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The ``count`` rows with the largest scores for ``query`` (d,), best first, ties by row, and the scores."""
         at = np.arange(len(self.rows))
-        if len(at) > FEW and count < len(at) // CHUNK:
-            (bounds,) = self._fine.bounds(query[None])
-            begin = self.scores(bounds.likely(count), query[None])[0]
-            at = self.at_least(bounds, query, np.partition(begin, len(begin) - count)[len(begin) - count])
+        if len(at) > FEW and BEGIN * count < len(at) // CHUNK:
+            (bounds,) = self.bounds(query[None])
+            begin = self.scores(bounds.likely(BEGIN * count), query[None])[0]
+            level = np.partition(begin, len(begin) - count)[len(begin) - count]
+            # Products of other shapes differ in their last digit: the row whose score this is must not be lost to it.
+            at = self.at_least(bounds, query, level - ROUNDING * (1 + abs(level)))
         scores = self.scores(at, query[None])[0]
         first = np.lexsort((at, -scores))[:count]
         return at[first], scores[first]
@@ -127,13 +133,24 @@ class Table:
     def at_least(self, bounds: Bounds, query: np.ndarray, level: float) -> np.ndarray:
         """The rows, ascending, that score at least ``level`` for one ``query`` (d,); ``bounds`` are its own."""
         at = bounds.reaching(level)
-        if len(at) > max(len(self.rows) // TOO_MANY, FEW) and self._coarse is not self._fine:
-            at = self._fine.bounds(query[None])[0].reaching(level)
+        if len(at) > NEARLY and self._coarse is not self._fine:
+            at = at[self._fine.of_some(query, at) >= level]
         rows = self.rows[at]
         near = rows @ query.astype(np.float32)
         spare = ROUNDING * float(np.linalg.norm(query)) * self._coarse.longest(at)
         at = at[(near + spare) * self.scale[at] + self.shift[at] >= level]
         return at[self.scores(at, query[None])[0] >= level]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """``codes`` (q, k) of queries, the ``steps`` they are in, what rounding did (``wrongs``), and how many ``times``
+    the queries are longer than what was coded."""
+
+    codes: torch.Tensor
+    steps: list[float]
+    wrongs: list[float]
+    times: list[float]
 
 
 class Codes:
@@ -159,9 +176,9 @@ class Codes:
             self._codes[block] = torch.from_numpy(np.concatenate([rounded, length], axis=1)).to(self._codes.dtype)
             wrong = np.linalg.norm(front - rounded * unit[:, None], axis=1) + ROUNDING * size
             step[block], loss[block], self._own[block] = unit, wrong, size + wrong
-        # A bound is steps · (product of codes) + spare + losses · |q| + owns · (what rounding q did).
-        parts = (step * scale, shift + ROUNDING * np.abs(shift), loss * scale, self._own * scale)
-        self._steps, self._spare, self._losses, self._owns = (torch.from_numpy(np.float32(part)) for part in parts)
+        # A bound is steps · (product of codes) + spare + owns · (what rounding q did), q at most UNIT long.
+        parts = (step * scale, shift + ROUNDING * np.abs(shift) + UNIT * loss * scale, self._own * scale, shift)
+        self._steps, self._spare, self._owns, self._shift = (torch.from_numpy(np.float32(part)) for part in parts)
 
     @property
     def nbytes(self) -> int:
@@ -174,17 +191,7 @@ class Codes:
 
     def bounds(self, queries: np.ndarray) -> list[Bounds]:
         """See :meth:`Table.bounds`."""
-        turned = self._turned(queries.astype(np.float32))
-        front = turned[:, : self._kept]
-        rest = np.linalg.norm(turned[:, self._kept :], axis=1) + ROUNDING
-        step = np.maximum(np.abs(front).max(axis=1, initial=0) / 127, rest / 126) + 1e-12
-        codes = np.rint(front / step[:, None])
-        wrong = np.linalg.norm(front - codes * step[:, None], axis=1) + ROUNDING
-        length = np.repeat(np.ceil(rest / step)[:, None], self._length, axis=1)
-        asked = torch.from_numpy(np.concatenate([codes, length], axis=1)).to(self._codes.dtype).T
-        units = torch.from_numpy(np.float32(step))
-        loss = float(np.linalg.norm(queries, axis=1).max(initial=0)), float(wrong.max(initial=0))
-        count = len(self._own)
+        asked, count = self._asked(queries), len(self._own)
         padded = torch.empty(len(queries), -(-count // CHUNK), CHUNK)
         out = padded.view(len(queries), -1)
         out[:, count:] = -torch.inf
@@ -192,25 +199,50 @@ class Codes:
 
         def scan(start: int, stop: int) -> None:
             """Of some chunks."""
-            chunks, rows = slice(start, stop), slice(start * CHUNK, min(stop * CHUNK, count))
-            found = out[:, rows]
-            found.copy_(self._products(self._codes[rows], asked))
-            spare = self._spare[rows] + self._losses[rows] * loss[0] + self._owns[rows] * loss[1]
-            steps = self._steps[rows]
-            for row, unit in zip(found, units.tolist(), strict=True):
-                torch.addcmul(spare, row, steps, value=unit, out=row)
-            torch.amax(padded[:, chunks], dim=2, out=tops[:, chunks])
+            for first in range(start, stop, STEP // CHUNK):
+                last = min(first + STEP // CHUNK, stop)
+                rows = slice(first * CHUNK, min(last * CHUNK, count))
+                self._bound(rows, asked, out[:, rows])
+                torch.amax(padded[:, first:last], dim=2, out=tops[:, first:last])
 
         halves(scan, padded.shape[1], self._codes.nbytes >= SHARED_FROM)
         values = out.numpy()
         return [Bounds(value[:count], top) for value, top in zip(values, tops.numpy(), strict=True)]
+
+    def of_some(self, query: np.ndarray, at: np.ndarray) -> np.ndarray:
+        """(len(at),) bounds of the scores of the rows ``at`` for one ``query`` (d,)."""
+        out = torch.empty(1, len(at))
+        self._bound(torch.from_numpy(at), self._asked(query[None]), out)
+        return out[0].numpy()
+
+    def _asked(self, queries: np.ndarray) -> _Asked:
+        length = np.linalg.norm(queries, axis=1, keepdims=True)
+        times = np.maximum(length / UNIT, 1)
+        turned = self._turned((queries / times).astype(np.float32))
+        front = turned[:, : self._kept]
+        rest = np.linalg.norm(turned[:, self._kept :], axis=1) + ROUNDING
+        step = np.maximum(np.abs(front).max(axis=1, initial=0) / 127, rest / 126) + 1e-12
+        codes = np.rint(front / step[:, None])
+        wrong = np.linalg.norm(front - codes * step[:, None], axis=1) + ROUNDING
+        ends = np.repeat(np.ceil(rest / step)[:, None], self._length, axis=1)
+        codes = torch.from_numpy(np.concatenate([codes, ends], axis=1)).to(self._codes.dtype)
+        return _Asked(codes, step.tolist(), wrong.tolist(), times[:, 0].tolist())
+
+    def _bound(self, rows: slice | torch.Tensor, asked: _Asked, out: torch.Tensor) -> None:
+        out.copy_(self._products(self._codes[rows], asked.codes))
+        steps, spare, owns, shift = (part[rows] for part in (self._steps, self._spare, self._owns, self._shift))
+        for row, step, wrong, times in zip(out, asked.steps, asked.wrongs, asked.times, strict=True):
+            torch.addcmul(torch.add(spare, owns, alpha=wrong), row, steps, value=step, out=row)
+            if times > 1:
+                torch.add(shift, row.sub_(shift), alpha=times, out=row)
 
     def _turned(self, rows: np.ndarray) -> np.ndarray:
         return rows if self._axes is None else rows @ self._axes
 
     @staticmethod
     def _products(codes: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
-        """(q, n) whole numbers of (n, k) and (k, q), the way round that is quicker."""
+        """(q, n) whole numbers of (n, k) and (q, k), the way round that is quicker."""
         if codes.dtype != torch.int8:
-            return (codes @ asked).T
-        return torch._int_mm(asked.T, codes.T) if codes.shape[1] <= NARROW else torch._int_mm(codes, asked).T
+            return asked @ codes.T
+        many = len(asked) > 1 and codes.shape[1] <= NARROW
+        return torch._int_mm(asked, codes.T) if many else torch._int_mm(codes, asked.T).T
