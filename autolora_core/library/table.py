@@ -15,7 +15,7 @@ from functools import cache, cached_property
 import numpy as np
 import torch
 
-from ..encode.threads import halves
+from ..encode.threads import halves, product
 
 log = logging.getLogger(__name__)
 # Axes of the coarse scan; on MiniLM's texts they hold nine tenths of a row's square. The rest of a row is one number,
@@ -110,7 +110,7 @@ class Table:
 
     def scores(self, at: np.ndarray, queries: np.ndarray) -> np.ndarray:
         """(q, len(at)) float64: the scores of the rows ``at`` for ``queries`` (q, d)."""
-        found = queries.astype(np.float64) @ self.rows[at].astype(np.float64).T
+        found = product(queries.astype(np.float64), self.rows[at].astype(np.float64).T)
         return found * self.scale[at] + self.shift[at]
 
     def bounds(self, queries: np.ndarray) -> list[Bounds]:
@@ -136,7 +136,7 @@ class Table:
         if len(at) > NEARLY and self._coarse is not self._fine:
             at = at[self._fine.of_some(query, at) >= level]
         rows = self.rows[at]
-        near = rows @ query.astype(np.float32)
+        near = product(rows, query.astype(np.float32))
         spare = ROUNDING * float(np.linalg.norm(query)) * self._coarse.longest(at)
         at = at[(near + spare) * self.scale[at] + self.shift[at] >= level]
         return at[self.scores(at, query[None])[0] >= level]
@@ -202,7 +202,7 @@ class Codes:
             for first in range(start, stop, STEP // CHUNK):
                 last = min(first + STEP // CHUNK, stop)
                 rows = slice(first * CHUNK, min(last * CHUNK, count))
-                self._bound(rows, asked, out[:, rows])
+                self._bound(self._codes[rows], rows, asked, out[:, rows])
                 torch.amax(padded[:, first:last], dim=2, out=tops[:, first:last])
 
         halves(scan, padded.shape[1], self._codes.nbytes >= SHARED_FROM)
@@ -212,13 +212,15 @@ class Codes:
     def of_some(self, query: np.ndarray, at: np.ndarray) -> np.ndarray:
         """(len(at),) bounds of the scores of the rows ``at`` for one ``query`` (d,)."""
         out = torch.empty(1, len(at))
-        self._bound(torch.from_numpy(at), self._asked(query[None]), out)
+        codes = torch.from_numpy(np.take(self._codes.numpy(), at, axis=0))
+        self._bound(codes, torch.from_numpy(at), self._asked(query[None]), out)
         return out[0].numpy()
 
     def _asked(self, queries: np.ndarray) -> _Asked:
         length = np.linalg.norm(queries, axis=1, keepdims=True)
         times = np.maximum(length / UNIT, 1)
-        turned = self._turned((queries / times).astype(np.float32))
+        turned = (queries / times).astype(np.float32)
+        turned = turned if self._axes is None else product(turned, self._axes)
         front = turned[:, : self._kept]
         rest = np.linalg.norm(turned[:, self._kept :], axis=1) + ROUNDING
         step = np.maximum(np.abs(front).max(axis=1, initial=0) / 127, rest / 126) + 1e-12
@@ -228,8 +230,8 @@ class Codes:
         codes = torch.from_numpy(np.concatenate([codes, ends], axis=1)).to(self._codes.dtype)
         return _Asked(codes, step.tolist(), wrong.tolist(), times[:, 0].tolist())
 
-    def _bound(self, rows: slice | torch.Tensor, asked: _Asked, out: torch.Tensor) -> None:
-        out.copy_(self._products(self._codes[rows], asked.codes))
+    def _bound(self, codes: torch.Tensor, rows: slice | torch.Tensor, asked: _Asked, out: torch.Tensor) -> None:
+        out.copy_(self._products(codes, asked.codes))
         steps, spare, owns, shift = (part[rows] for part in (self._steps, self._spare, self._owns, self._shift))
         for row, step, wrong, times in zip(out, asked.steps, asked.wrongs, asked.times, strict=True):
             torch.addcmul(torch.add(spare, owns, alpha=wrong), row, steps, value=step, out=row)

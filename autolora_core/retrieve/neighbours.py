@@ -22,6 +22,7 @@ from functools import cached_property
 
 import numpy as np
 
+from ..encode.threads import product
 from ..library.grid import Grid
 from ..library.table import Table
 from .sayings import Sayings
@@ -161,7 +162,7 @@ class Neighbourhood:
             self._usually.clear()
         new = [row for row in rows if row not in self._usually]
         if new:
-            cosines = self._units(new).astype(np.float32) @ self._sampled.T
+            cosines = product(self._units(new).astype(np.float32), self._sampled.T)
             inside = np.array([row in self._sampled_rows for row in new])
             found = dict(zip(np.array(new)[~inside].tolist(), _spreads(cosines[~inside]), strict=True))
             for row, mine in zip(np.array(new)[inside].tolist(), cosines[inside], strict=True):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import zip_longest
 
 import numpy as np
 
 from ..encode.calibrate import Logistic, Ruler, sigmoid
 from ..encode.text_cache import CachedTower
+from ..encode.threads import product
 from ..library.table import Table
 from .lexicon import Lexicon, Phrase, Shared
 from .view import EntryLike
@@ -35,11 +36,17 @@ def phrases_of(entry: EntryLike, owner: int) -> list[Phrase]:
     found.append(("description", text.description[:200]))
     seen, phrases = set(), []
     for name, words in found:
-        key = " ".join(words_of(words))
+        key = _key(words)
         if key and key not in seen:
             seen.add(key)
             phrases.append(Phrase(owner, name, " ".join(words.split())))
     return phrases
+
+
+@lru_cache(1 << 16)
+def _key(text: str) -> str:
+    """The words of a text alone; many LoRAs say the same."""
+    return " ".join(words_of(text))
 
 
 def ruler_of(rows: np.ndarray, generic: np.ndarray, floor: float) -> Ruler:
@@ -133,7 +140,7 @@ class Sayings:
             return text, lexical, best
         texts, places = np.unique(self.said[rows], return_inverse=True)
         overlap, siblings = shared.dense(len(asked), texts)
-        cosine = (asked.astype(np.float64) @ self.vectors[texts].astype(np.float64).T).T
+        cosine = product(asked.astype(np.float64), self.vectors[texts].astype(np.float64).T).T
         z = (cosine - self.ruler.mean[texts, None]) / self.ruler.deviation[texts, None]
         loss = (SIBLING_PENALTY * siblings)[:, places] + _PENALTIES[self.fields[rows]]
         by_text = self.model.logit(np.stack([z, cosine], axis=-1)).T[:, places] - loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 
@@ -57,6 +58,7 @@ def words_of(text: str) -> list[str]:
     return [match.group().lower().replace("’", "'") for match in WORD.finditer(text)]
 
 
+@lru_cache(1 << 16)
 def stem(word: str) -> str:
     """A word without its plural: ``axolotls`` → ``axolotl``, ``berries`` → ``berry``, ``boxes`` → ``box``."""
     word = word.removesuffix("'s")
