@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -141,15 +140,3 @@ def test_zero_nan_and_unknown_updates_are_named_not_counted():
     assert found.modules == ("good",) and sorted(found.skipped) == ["nan", "oft", "zero"]
     assert module_features(bad, SIZE).rows.shape == (0, SIZE.width)
     assert FeatureSchema.learn("emoji", [module_features(bad, SIZE)]).width == 0
-
-
-def test_a_flux_sized_file_is_quick():
-    """100 modules of 3072 → 3072…12288 at rank 16; the issue allows 2 s for 500 on one core."""
-    g = seeded(10)
-    updates = [
-        FakeUpdate(f"double_blocks.{i}.x", down=torch.randn(16, 3072, generator=g), up=torch.randn(o, 16, generator=g))
-        for i, o in enumerate([3072, 3072, 3072, 12288] * 25)
-    ]
-    start = time.perf_counter()
-    module_features(updates, SketchSize(product=6, gram=4, diag=8))
-    assert time.perf_counter() - start < 4, "ten times the 0.4 s it should take: a busy machine may be slow"
