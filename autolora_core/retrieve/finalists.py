@@ -100,7 +100,8 @@ class Finalists:
         if self._words is not None:
             found.append(self._some(self._words[row].likely(self.begin)))
             texts, overlap = self.asked.shared.of(row)
-            found.append(self._some(texts[np.argsort(-overlap, kind="stable")[: self.begin]]))
+            few = len(texts) <= self.begin
+            found.append(self._some(texts if few else texts[np.argpartition(-overlap, self.begin)[: self.begin]]))
         if self.asked.answers is not None:
             z = np.nan_to_num(self.asked.answers[row], nan=-np.inf)
             found.append(np.argsort(-z, kind="stable")[: self.begin])

@@ -48,9 +48,9 @@ def search_row(rows: np.ndarray, asked: dict, right: dict) -> dict[str, Any]:
     return row
 
 
-def in_memory(rows: np.ndarray, tower: CachedTower) -> tuple[MemoryView, RidgeEncoder]:
+def in_memory(rows: np.ndarray, tower: CachedTower, parts: Parts) -> tuple[MemoryView, RidgeEncoder]:
     """A library of all ``rows``; the words of one LoRA in ten get made-up vectors in the tower's memory."""
-    encoder, facts, parts = encoder_of(tower), Facts.drawn(len(rows)), Parts.of(tower)
+    encoder, facts = encoder_of(tower), Facts.drawn(len(rows))
     hashes = sorted(hashlib.sha256(b"%d" % i).hexdigest() for i in range(len(rows)))
     entries, rng = [], np.random.default_rng(6)
     for i, digest in enumerate(hashes):
@@ -65,10 +65,10 @@ def in_memory(rows: np.ndarray, tower: CachedTower) -> tuple[MemoryView, RidgeEn
     return view, encoder
 
 
-def whole_answers(rows: np.ndarray, asked: int) -> dict[str, Any]:
+def whole_answers(rows: np.ndarray, asked: int, parts: Parts) -> dict[str, Any]:
     """Milliseconds of whole answers, and the seconds to make such a library ready."""
     tower = CachedTower(default_tower())
-    view, _ = in_memory(rows, tower)
+    view, _ = in_memory(rows, tower, parts)
     began = time.perf_counter()
     scorer = prepare(view, FAMILY, tower).scorer
     ready, times = time.perf_counter() - began, []
@@ -84,11 +84,12 @@ def whole_answers(rows: np.ndarray, asked: int) -> dict[str, Any]:
 def measure(quick: bool = False) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """A million vectors (quick: 50,000)."""
     torch.set_num_threads(index_kinds.THREADS)
-    rows = many_vectors(Parts.of(), 50_000 if quick else index_kinds.VECTORS, 0)
-    asked = index_kinds.queries(Parts.of(), 20 if quick else ASKED)
+    parts = Parts.of()
+    rows = many_vectors(parts, 50_000 if quick else index_kinds.VECTORS, 0)
+    asked = index_kinds.queries(parts, 20 if quick else ASKED)
     right = {kind: index_kinds.truth(rows, those) for kind, those in asked.items()}
     own = search_row(rows, asked, right)
-    whole = whole_answers(rows, 20 if quick else ASKED)
+    whole = whole_answers(rows, 20 if quick else ASKED, parts)
     table = [own, *index_kinds.measure(rows, asked, right), whole]
     figures = {
         "query_p95_ms_1m": max(own["files_p95_ms"], own["texts_p95_ms"]),
