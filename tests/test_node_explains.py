@@ -137,7 +137,8 @@ def test_neighbours_in_the_shipped_library_show_what_the_lora_shows(tmp_path):
     with library.open(tmp_path) as opened:
         opened.scan({"loras": ROOT / "models" / "loras"})
         near = prepare(opened, "emoji", towers.LexicalTower()).neighbourhood
-        nameless = [i for i, entry in enumerate(near.entries) if i not in near.words]
-        found = [(near.entries[i].name, neighbour.name) for i in nameless for neighbour in near.nearest(i)]
+        nameless = [i for i, entry in enumerate(near.entries) if not near.sayings.speaking[i]]
+        each = zip(nameless, near.nearest(nameless), strict=True)
+        found = [(near.entries[i].name, neighbour.name) for i, nearest in each for neighbour in nearest]
     right = sum(shows[one] == shows[other] for one, other in found)
     assert len(nameless) > 50 and len(found) >= 5 and right >= 0.8 * len(found)

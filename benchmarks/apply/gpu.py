@@ -140,7 +140,7 @@ def moved_row() -> dict | None:
     command = ["ncu", "--clock-control", "none", "-k", "regex:_sum|_statistics", "--metrics", "dram__bytes.sum"]
     command += [sys.executable, "-m", "benchmarks.apply.gpu", "--once"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return None
     units = {"byte": 1, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9}
@@ -221,7 +221,7 @@ def main() -> None:
 def _driver() -> str:
     try:
         ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        return subprocess.run(ask, capture_output=True, text=True, timeout=20).stdout.strip()
+        return subprocess.run(ask, capture_output=True, encoding="utf-8", timeout=20).stdout.strip()
     except OSError:
         return "unknown"
 

@@ -115,7 +115,7 @@ def _encode(folder: Path, files: list[Path]) -> None:
 def _peak(folder: Path) -> float:
     """Bytes above the imported process, in a process of its own; 0 where the system does not tell."""
     command = [sys.executable, "-m", "benchmarks.scale.encode", str(folder)]
-    done = subprocess.run(command, cwd=REPO, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=REPO, check=True, capture_output=True, encoding="utf-8")
     return float(json.loads(done.stdout)["peak"])
 
 

@@ -87,7 +87,7 @@ def encode_on_cluster(base: Path, kill: str) -> dict[str, Any]:
     folder = base / f"cluster-{kill}"
     folder.mkdir()
     program = [sys.executable, str(REPO / "tests" / "ray_world.py"), str(folder), str(base / "loras"), kill]
-    done = subprocess.run(program, cwd=REPO, stdout=subprocess.PIPE, text=True, timeout=1800, check=True)
+    done = subprocess.run(program, cwd=REPO, stdout=subprocess.PIPE, encoding="utf-8", timeout=1800, check=True)
     made = json.loads(done.stdout)
     with Library.open(folder / "cluster") as library:
         return {**made, "opened": Counter(name for _, _, name in made["opened"]), "content": dump(library)}
