@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from retrieve_worlds import words_world
 
-from autolora_core.encode.threads import one_thread
+from autolora_core.encode.threads import halves, one_thread
 from autolora_core.encode.towers import LexicalTower
 from autolora_core.library.index import Library
 from autolora_core.retrieve.prepare import warm
@@ -53,3 +55,30 @@ def test_the_setting_comes_back_after_an_interrupt():
     with pytest.raises(KeyboardInterrupt), one_thread(), one_thread():
         assert torch.get_num_threads() == 1
         raise KeyboardInterrupt
+
+
+def test_a_large_scan_is_shared_by_two_threads_of_one_each():
+    """The second thread has PyTorch's one thread, the caller's setting stays, and an error of either comes out."""
+    seen = {}
+
+    def work(start: int, stop: int) -> None:
+        seen[start, stop] = threading.get_ident(), torch.get_num_threads()
+
+    with one_thread():
+        halves(work, 10, True)
+        assert seen.keys() == {(0, 5), (5, 10)} and {count for _, count in seen.values()} == {1}
+        assert len({thread for thread, _ in seen.values()}) == 2 and torch.get_num_threads() == 1
+        seen.clear()
+        halves(work, 10, False)
+        assert seen.keys() == {(0, 10)}
+        with pytest.raises(ZeroDivisionError):
+            halves(lambda start, stop: 1 / (5 - start), 10, True)
+
+
+def test_who_gives_pytorch_one_thread_gets_no_second():
+    seen = []
+    torch.set_num_threads(1)
+    with one_thread():
+        halves(lambda start, stop: seen.append((start, stop)), 10, True)
+    torch.set_num_threads(3)
+    assert seen == [(0, 10)]
