@@ -18,6 +18,7 @@ from safetensors import safe_open
 
 from autolora_core.encode.generic import GENERIC_PROMPTS
 from autolora_core.encode.ridge import KernelRidge
+from autolora_core.encode.threads import one_thread
 from autolora_core.encode.towers import TextTower, default_tower
 from benchmarks.results_file import REPO
 from zoo.cache import read_json
@@ -60,6 +61,7 @@ class Parts:
     encoded: np.ndarray
 
     @classmethod
+    @one_thread()
     def of(cls, tower: TextTower | None = None) -> Parts:
         """Of all subjects and manners: ten seconds with MiniLM."""
         tower = tower or default_tower()
