@@ -2,7 +2,7 @@
 
 Asked are vectors of files that are not in the index and real text vectors, as the retriever asks: those lie off the
 files' own distribution, and cells that are good for the one may be bad for the other. Each kind's effort (``nprobe``)
-is raised until recall at 10 is 0.98 for both. Graphs (HNSW) are left out: to build one takes longer than all else here.
+is raised until recall at 10 is 0.98 for both. Graphs (HNSW) are left out: nobody has built one at this size here.
 """
 
 from __future__ import annotations
