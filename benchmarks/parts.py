@@ -27,8 +27,11 @@ def kept(benchmark: str, part: str) -> Path:
 
 
 def measure_part(benchmark: str, module: str, part: str, quick: bool) -> None:
-    """Measure in this process and keep what came out."""
+    """Measure in this process and keep what came out, but of a quick run, which is only shown."""
     figures, rows = importlib.import_module(module).measure(quick)
+    if quick:
+        print(json.dumps(dict(figures), indent=1))
+        return
     path = kept(benchmark, part)
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {"commit": commit(), "figures": dict(figures), "rows": [dict(row) for row in rows]}
