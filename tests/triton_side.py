@@ -17,7 +17,7 @@ from autolora_core.fusion.fast.packed import coefficients, pack  # noqa: E402
 from autolora_core.fusion.fast.triton_gate import Launch  # noqa: E402
 
 SPLIT, WHOLE = Launch(tokens=16, tiles=2), Launch(split=False, tokens=16)
-LAUNCHES = (SPLIT, WHOLE, Launch(tokens=16, tiles=1, held=False, ahead=False), Launch(tokens=16, at_once=20))
+LAUNCHES = (SPLIT, WHOLE, Launch(tokens=16, tiles=1, held=False), Launch(tokens=16, channels=32, tiles=64))
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 

@@ -105,7 +105,7 @@ def _sum(
     y0, out, hidden, up, mean, root, spans, knobs, coefficients, moments, tokens, channels, tiles, loras,
     share, eps, y_stride, out_stride, h_stride, up_stride, width, LOOKED: tl.constexpr, FAST: tl.constexpr,
     PRECISION: tl.constexpr, WIDE: tl.constexpr, LORAS: tl.constexpr, BLOCKS: tl.constexpr, HELD: tl.constexpr,
-    TILTED: tl.constexpr, AHEAD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr,
+    TILTED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """``LOOKED``: ``moments`` holds the base's statistics. ``WIDE``: products of float32 copies."""
     top = tl.program_id(0) * BM
@@ -143,18 +143,14 @@ def _sum(
     inner = tl.arange(0, BR)
     high = tl.minimum(low + tiles * BN, channels)
     columns = low + tl.arange(0, BN)
-    if AHEAD:
-        ahead = tl.load(y0 + y_at[:, None] + columns[None], mask=inside[:, None] & (columns < high)[None], other=0.0)
+    ahead = tl.load(y0 + y_at[:, None] + columns[None], mask=inside[:, None] & (columns < high)[None], other=0.0)
     for start in range(low, high, BN):
         columns = start + tl.arange(0, BN)
         there = columns < high
         mask = inside[:, None] & there[None]
-        if AHEAD:
-            base = ahead.to(tl.float32)
-            more = inside[:, None] & (columns + BN < high)[None]
-            ahead = tl.load(y0 + y_at[:, None] + (columns + BN)[None], mask=more, other=0.0)
-        else:
-            base = tl.load(y0 + y_at[:, None] + columns[None], mask=mask, other=0.0).to(tl.float32)
+        base = ahead.to(tl.float32)  # the next tile is on its way while this one is worked on
+        more = inside[:, None] & (columns + BN < high)[None]
+        ahead = tl.load(y0 + y_at[:, None] + (columns + BN)[None], mask=more, other=0.0)
         normed = base * base_spread[:, None] + base_off[:, None]
         c = coefficients + columns  # halved: see _passed
         constant = tl.load(c, mask=there, other=0.0)[None]
@@ -187,8 +183,8 @@ def _sum(
 
 @dataclass(frozen=True)
 class Launch:
-    """How to run: ``split`` or whole, tokens and channels of a tile, channels a program, warps, stages, and how many
-    tokens go through both kernels before the next ones do (0: all), so that the second finds them in the cache."""
+    """How to run: ``split`` or whole, tokens and channels of a tile, tiles a program, warps, stages; ``held``: what the
+    down factors made stays in registers (as far as a tile holds a whole rank)."""
 
     split: bool = True
     tokens: int = 64
@@ -196,10 +192,7 @@ class Launch:
     tiles: int = 16
     warps: int = 4
     stages: int = 3
-    registers: int | None = None
     held: bool = True
-    ahead: bool = True
-    at_once: int = 0
 
 
 def bucket(size: int, sizes: tuple[int, ...]) -> int | None:
@@ -227,28 +220,21 @@ def gated(
         "WIDE": not y0.is_cuda,  # Triton's interpreter cannot multiply bfloat16
         "LOOKED": launch.split,
         "HELD": launch.held and rank <= WIDEST,
-        "AHEAD": launch.ahead,
         "TILTED": tilted,
         **{"BM": launch.tokens, "BN": launch.channels, "num_warps": launch.warps, "num_stages": launch.stages},
     }
-    if launch.registers and y0.is_cuda:
-        options["maxnreg"] = launch.registers
     tiles = launch.tiles if launch.split else triton.cdiv(channels, launch.channels)
     out = torch.empty((tokens, channels), dtype=y0.dtype, device=y0.device)
     moments = torch.empty((2, tokens) if launch.split else 1, dtype=torch.float32, device=y0.device)
-    step = launch.at_once or tokens
-    for start in range(0, tokens, step):
-        some = slice(start, min(start + step, tokens))
-        count = some.stop - some.start
-        if launch.split:
-            _statistics[(triton.cdiv(count, STATISTICS[0]),)](
-                y0[some], moments, count, channels, y0.stride(0), eps, BM=STATISTICS[0], BN=STATISTICS[1], num_warps=4
-            )
-        _sum[(triton.cdiv(count, launch.tokens), triton.cdiv(channels, tiles * launch.channels))](
-            y0[some], out[some], hidden[some], packed.up, packed.mean, packed.root, packed.spans, knobs, coefficients,
-            moments, count, channels, tiles, loras, share, eps, y0.stride(0), out.stride(0), hidden.stride(0),
-            packed.up.stride(0) // BLOCK, packed.root.stride(0), **options,
-        )  # fmt: skip
+    if launch.split:
+        _statistics[(triton.cdiv(tokens, STATISTICS[0]),)](
+            y0, moments, tokens, channels, y0.stride(0), eps, BM=STATISTICS[0], BN=STATISTICS[1], num_warps=4
+        )
+    _sum[(triton.cdiv(tokens, launch.tokens), triton.cdiv(channels, tiles * launch.channels))](
+        y0, out, hidden, packed.up, packed.mean, packed.root, packed.spans, knobs, coefficients, moments, tokens,
+        channels, tiles, loras, share, eps, y0.stride(0), out.stride(0), hidden.stride(0),
+        packed.up.stride(0) // BLOCK, packed.root.stride(0), **options,
+    )  # fmt: skip
     return out
 
 
