@@ -11,8 +11,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from cluster_world import HereCluster, dump, mixed_folder
+from cluster_world import HereCluster, mixed_folder
 from conftest import ROOT, emoji_factors, write_lora
+from library_dump import dump
 
 from autolora_core.cluster import rays, worker
 from autolora_core.cluster.driver import cluster_lines, scan_on_cluster

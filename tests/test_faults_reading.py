@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import emoji_factors, write_lora
-from test_library_crash import dump
+from library_dump import dump
 
 from autolora_core.encode.towers import LexicalTower
 from autolora_core.library import one_pass

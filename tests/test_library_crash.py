@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import emoji_factors, write_lora
+from library_dump import dump
 
 from autolora_core.encode.towers import LexicalTower
 from autolora_core.errors import LibraryError
@@ -23,22 +24,6 @@ MOMENTS = (
     "file:1", "file:6", f"file:{FILES + 1}", "sketch:2", "sketch:9", "commit:1", "commit:3", "commit:5", "vectors:1",
     "replace:1", "replace:2",
 )  # fmt: skip
-# Every table without the columns that say when and in what order.
-TABLES = {
-    "contents": "hash, size, family, variant, evidence, kind, partial, rank, halves, layout, keys, problems, reader",
-    "layouts": "id, modules",
-    "files": "root, name, path, size, mtime_ns, hash, sidecars, text, base_model, problems, missing, shadowed",
-    "features": "hash, sketch_id, layout, width, rows, log_norms, skipped, problem",
-    "encoders": "id, family, kind, schema_id, tower_id, inputs, info, current",
-    "vectors": "hash, encoder_id, schema_id, tower_id, vector",
-}
-
-
-def dump(library: Library) -> dict[str, list]:
-    return {
-        table: sorted(library.store.db.execute(f"SELECT {columns} FROM {table}").fetchall(), key=repr)
-        for table, columns in TABLES.items()
-    }
 
 
 def finish(folder: Path, loras: Path) -> tuple[dict, int]:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import emoji_factors, real_loras, write_lora
+from library_dump import dump
 from safetensors.torch import load_file, save_file
-from test_library_crash import dump
 
 from autolora_core.encode import batched
 from autolora_core.encode.factor_table import quantised

@@ -13,8 +13,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from cluster_world import dump, mixed_folder
+from cluster_world import mixed_folder
 from conftest import ROOT
+from library_dump import dump
 
 from autolora_core.cluster import command
 from autolora_core.library.index import Library

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
+from pathlib import Path
 
 import torch
 from safetensors.torch import save
+
+from . import document
 
 METADATA = {
     "ss_tag_frequency": json.dumps({"10_otter": {"otter": 40, "watercolour": 30, "sitting": 3}}),
@@ -193,3 +197,13 @@ def files() -> list[bytes]:
         ),
     ]
     return [save({key: one.clone() for key, one in tensors.items()}, metadata) for tensors, metadata in made]
+
+
+def seeds(folder: Path) -> list[bytes]:
+    """For a target that reads whole files."""
+    return files()
+
+
+def make(rng: random.Random, parent: bytes) -> bytes:
+    """A hostile one from ``parent``."""
+    return document.lie(rng, parent, KEYS, tuple(METADATA))

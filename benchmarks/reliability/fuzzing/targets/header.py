@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ from safetensors import SafetensorError, deserialize
 
 from autolora_core.lora.header import DTYPES, read_header, read_tensors
 
-from .. import document, lora_seeds
+from .. import lora_seeds
 from ..memory import MIB
 from ..oracle import Wrong
 
@@ -22,12 +21,7 @@ def bound(size: int) -> int:
     return 8 * MIB + 40 * size
 
 
-def seeds(folder: Path) -> list[bytes]:
-    return lora_seeds.files()
-
-
-def make(rng: random.Random, parent: bytes) -> bytes:
-    return document.lie(rng, parent, lora_seeds.KEYS, tuple(lora_seeds.METADATA))
+seeds, make = lora_seeds.seeds, lora_seeds.make
 
 
 def run(data: bytes, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from autolora_core.library.walk import Found
 from autolora_core.lora.file import LoraFile
 from autolora_core.lora.header import read_header
 
-from .. import document, lora_seeds
+from .. import lora_seeds
 from ..memory import MIB
 from ..oracle import Wrong
 
@@ -29,12 +28,7 @@ def bound(size: int) -> int:
     return 64 * MIB + 40 * size
 
 
-def seeds(folder: Path) -> list[bytes]:
-    return lora_seeds.files()
-
-
-def make(rng: random.Random, parent: bytes) -> bytes:
-    return document.lie(rng, parent, lora_seeds.KEYS, tuple(lora_seeds.METADATA))
+seeds, make = lora_seeds.seeds, lora_seeds.make
 
 
 def run(data: bytes, folder: Path) -> None:
