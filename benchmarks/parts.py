@@ -30,7 +30,7 @@ def measure_part(benchmark: str, module: str, part: str, quick: bool) -> None:
     """Measure in this process and keep what came out, but of a quick run, which is only shown."""
     figures, rows = importlib.import_module(module).measure(quick)
     if quick:
-        print(json.dumps(dict(figures), indent=1))
+        print(json.dumps({"figures": dict(figures), "rows": [dict(row) for row in rows]}, indent=1))
         return
     path = kept(benchmark, part)
     path.parent.mkdir(parents=True, exist_ok=True)

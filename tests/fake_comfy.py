@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import struct
 import threading
@@ -40,6 +41,7 @@ class FakeComfy:
         self.judge: Callable[[dict], dict | None] = lambda graph: None  # node_errors of a graph that is refused
         self.fails: Callable[[dict], bool] = lambda graph: False
         self.nodes, self.renames, self.headers = dict(NODES), False, {}
+        self.numbers = itertools.count()
         self.made: list[str] = []
         self.most = self.port = 0
         self.forget()
@@ -98,7 +100,7 @@ class FakeComfy:
         errors = self.judge(body["prompt"])
         if errors:
             return 400, {"error": {"message": "Prompt outputs failed validation"}, "node_errors": errors}
-        prompt_id = f"own-{len(self.history)}-{len(self.pending)}" if self.renames else body["prompt_id"]
+        prompt_id = f"own-{next(self.numbers)}" if self.renames else body["prompt_id"]
         self.pending.append((len(self.made), prompt_id, body["prompt"], body.get("extra_data", {}), []))
         self.most = max(self.most, len(self.pending) + len(self.running))
         return 200, {"prompt_id": prompt_id, "number": 1, "node_errors": {}}

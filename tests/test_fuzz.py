@@ -123,7 +123,7 @@ def hanging(data, folder):
 
 
 def greedy(data, folder):
-    bytearray(64 * memory.MIB)
+    memory.take(64 * memory.MIB)
 
 
 @pytest.mark.parametrize(
