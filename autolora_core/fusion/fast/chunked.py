@@ -29,16 +29,16 @@ def gated(
 
 
 def piece(y0: Tensor, hidden: Tensor, packed: Packed, coefficients: Tensor, knobs: Tensor, eps: float) -> Tensor:
-    """The same for tokens that are few enough, float32."""
+    """The same for tokens that are few enough, float32 (float64 of float64); gradients pass it."""
     constant, slope, lora, cross, w_out = coefficients
-    base = y0.float()
+    base = y0.to(torch.promote_types(y0.dtype, torch.float32))
     normed = torch.nn.functional.layer_norm(base, base.shape[-1:], eps=eps)
     constant, lora = torch.addcmul(constant, slope, normed), torch.addcmul(lora, cross, normed)
     update = torch.zeros_like(base)
     for (first, last), (scale, shift, gain) in zip(packed.bounds, knobs.unbind(0), strict=True):
         h = hidden[:, first:last]
-        middle, spread = moments(h.float() * scale, packed, first, last, eps)
-        y = torch.nn.functional.linear(h, packed.up[:, first:last]).float() * scale
+        middle, spread = moments(h.to(base.dtype) * scale, packed, first, last, eps)
+        y = torch.nn.functional.linear(h, packed.up[:, first:last]).to(base.dtype) * scale
         logits = torch.addcmul(constant, (y - middle) * spread, lora) + shift
         update.addcmul_(torch.sigmoid(logits), y * gain)
     return torch.addcmul(base, update, w_out)

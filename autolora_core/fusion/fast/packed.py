@@ -87,8 +87,8 @@ def moments_of(up: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.linalg.qr((exact - mean) / math.sqrt(up.shape[0]), mode="r").R
 
 
-def coefficients(vectors: GateVectors) -> Tensor:
-    """(5, d) float32: the gate on normed values n0 and n_k without affine parts,
+def coefficients(vectors: GateVectors, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(5, d) in ``dtype``: the gate on normed values n0 and n_k without affine parts,
 
     logit = c0 + c1·n0 + c2·n_k + c3·n0·n_k,  and c4 = w_out. Products in float64.
     """
@@ -107,4 +107,4 @@ def coefficients(vectors: GateVectors) -> Tensor:
         gain0 * gain1 * w_cross,
         w_out,
     )
-    return torch.stack(rows).float()
+    return torch.stack(rows).to(dtype)
