@@ -20,6 +20,8 @@ NODES = {
     "AutoLoRAStackFromText": (".lora_text", "LoRA Stack from Text"),
     "AutoLoRAStackToText": (".lora_text", "LoRA Stack to Text"),
     "AutoLoRASaveImage": (".save_image", "Save Image with LoRA Info"),
+    "AutoLoRACompare": (".compare", "Compare Modes and Strengths"),
+    "AutoLoRAPictureSheet": (".compare", "Picture Sheet"),
 }
 NODE_CLASS_MAPPINGS: dict[str, type] = {name: stand_in(name, home) for name, (home, _) in NODES.items()}
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {name: title for name, (_, title) in NODES.items()}
