@@ -1,0 +1,1 @@
+"""Pictures of what LoRAs do, and what those pictures say of them."""
