@@ -15,7 +15,8 @@ from ..autolora_core.library.similar_words import found_report, picture_report, 
 from ..autolora_core.library.versions import list_versions
 from ..autolora_core.retrieve.selection import Parts, Pick, Selection
 from .bar import Bar
-from .retrieve import AUTO, FAMILIES, extend_stack
+from .retrieve import extend_stack
+from .retrieve_inputs import AUTO, FAMILIES
 
 NONE = "none"
 RANK_OFFSET = 60  # of reciprocal rank fusion (Cormack, Clarke and Büttcher 2009)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..autolora_core.encode.spaces import FAMILIES as FAMILIES_THAT_ANSWER
@@ -12,28 +12,16 @@ from ..autolora_core.fusion.requests import stack_entries
 from ..autolora_core.library.encoders import OF_CLIP, known_towers
 from ..autolora_core.library.index import Library
 from ..autolora_core.library.report import weights_line
-from ..autolora_core.lora.lineage import choices
+from ..autolora_core.retrieve.cards import retrieve_cards
+from ..autolora_core.retrieve.choices import FIRST_TRIGGERS, apply_choices, read_choices
 from ..autolora_core.retrieve.near import Near
 from ..autolora_core.retrieve.selection import Pick, Selection
 from ..autolora_core.wording import shown
 from .bar import Bar
 from .later import BY_LETTERS, quick_tower, read_later, wanted_first
+from .retrieve_inputs import AUTO, WITHIN, optional_inputs, required_inputs
 from .tower import shared_tower
 
-AUTO = "auto"
-FAMILIES = (
-    "sd15", "sd2", "sdxl", "sd3", "flux", "flux2", "chroma", "qwen_image", "z_image", "lumina2", "wan", "hunyuan_video",
-    "ltxv", "pixart", "aura_flow", "anima", "krea2", "emoji",
-)  # fmt: skip
-# Bases whose LoRAs are published by checkpoint line; a search can be restricted to one, as "sdxl / pony".
-SPLIT = ("sd15", "sdxl", "flux", "qwen_image", "z_image", "wan")
-WITHIN = " / "
-FAMILY_CHOICES = tuple(
-    choice
-    for family in FAMILIES
-    for choice in (family, *(f"{family}{WITHIN}{line}" for line in (choices(family) if family in SPLIT else ())))
-)
-TRIGGERS_A_PICK = 3
 WORTH_A_LINE = 0.01  # probability below which a LoRA left out is not mentioned
 
 
@@ -113,11 +101,14 @@ def _escaped(trigger: str) -> str:
     return re.sub(r"(?<!\\)([()])", r"\\\1", trigger)
 
 
-def prompt_with_triggers(prompt: str, picks: Iterable[Pick]) -> tuple[str, list[str]]:
-    """The prompt with each pick's first trigger words appended, those left out that stand in it already."""
+def prompt_with_triggers(
+    prompt: str, picks: Iterable[Pick], words: Mapping[str, Sequence[str]] | None = None
+) -> tuple[str, list[str]]:
+    """The prompt with each pick's first trigger words (or those that ``words`` has under its name) appended, those left
+    out that stand in it already."""
     added: list[str] = []
     for pick in picks:
-        for trigger in pick.triggers[:TRIGGERS_A_PICK]:
+        for trigger in pick.triggers[:FIRST_TRIGGERS] if words is None else words[pick.name]:
             present = re.sub(r"\\(?=[()])", "", ", ".join([prompt, *added]))
             wanted = _comparable(re.sub(r"\\(?=[()])", "", trigger))
             if wanted and not re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", _comparable(present)):
@@ -191,26 +182,27 @@ class AutoLoRARetrieve:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": _required_inputs(), "optional": _optional_inputs()}
+        return {"required": required_inputs(), "optional": optional_inputs()}
 
     def retrieve(
         self, index: dict, prompt: str, family: str, top_k: int, threshold: float, strength: float, pinned: str,
         banned: str, use_weights: bool, use_text: bool, model: Any = None, clip: Any = None,
-        lora_stack: list | None = None,
+        lora_stack: list | None = None, choices: str = "",
     ) -> dict[str, Any]:  # fmt: skip
         from ..autolora_core.retrieve.retrieve import retrieve
         from .bridge_paths import model_family, model_folders, open_index
 
-        bar = Bar()
+        bar, wished = Bar(), read_choices(choices)
         family, _, wanted = family.partition(WITHIN)
         known = model_family(model) if model is not None else None
         base = known and known.name
         with open_index(index) as library:
             quick = quick_tower(library)
-            indexed = sorted({entry.family for entry in library.entries()} - {"unknown"})
+            entries = library.entries()
+            indexed = sorted({entry.family for entry in entries} - {"unknown"})
             chosen, why = choose_family(family, base, indexed)
             unasked = why_not_asked(use_weights, base, clip is not None, chosen)
-            selection = retrieve(
+            found = retrieve(
                 library,
                 prompt,
                 family=chosen,
@@ -226,73 +218,13 @@ class AutoLoRARetrieve:
                 progress=bar,
                 near=_near(model, known, chosen, wanted),
             )
-            unread = [*weights_line(library.entries()), *([BY_LETTERS] if quick else [])]
-            wanted_first(library, [pick.name for pick in (*selection.picks, *selection.misses)])
+            unread = [*weights_line(entries), *([BY_LETTERS] if quick else [])]
+            wanted_first(library, [pick.name for pick in (*found.picks, *found.misses)])
             read_later(library)
         bar.finish()
-        words, added = prompt_with_triggers(prompt, selection.picks)
+        chosen = apply_choices(found, wished, (entry.name for entry in entries))
+        selection = chosen.selection
+        words, added = prompt_with_triggers(prompt, selection.picks, chosen.words)
         report = selection_report(selection, "\n\n".join(filter(None, [why, unasked, *unread])), added)
         result = (selection.to_json(), extend_stack(lora_stack, selection.picks), words, report)
-        return {"ui": {"text": [report]}, "result": result}
-
-
-def _required_inputs() -> dict[str, tuple]:
-    def number(kind: str, default: float, low: float, high: float, step: float, tooltip: str) -> tuple:
-        return (kind, {"default": default, "min": low, "max": high, "step": step, "tooltip": tooltip})
-
-    names = "one name a line, as the LoRA menus show it (folder and ending may be left out)"
-    pinned = f"Always choose these: {names}. name:0.7 sets a strength."
-    banned = f"Never choose these: {names}. * stands for any letters."
-    return {
-        "index": ("LORA_INDEX", {"tooltip": "The index from Encode LoRA Library."}),
-        "prompt": (
-            "STRING",
-            {"multiline": True, "default": "", "tooltip": "What the picture should show; the search goes by this."},
-        ),
-        "family": (
-            [AUTO, *FAMILY_CHOICES],
-            {
-                "tooltip": "Base model whose LoRAs are searched. auto: that of the model connected. With a checkpoint "
-                "line (sdxl / pony): without LoRAs that say they are made for another line."
-            },
-        ),
-        "top_k": number("INT", 3, 0, 32, 1, "At most this many LoRAs are chosen, pinned ones included."),
-        "threshold": number(
-            "FLOAT", 0.5, 0.0, 1.0, 0.01, "How sure it must be that a LoRA fits (0 to 1). Higher chooses fewer."
-        ),
-        "strength": number("FLOAT", 1.0, -10.0, 10.0, 0.05, "Strength given to every chosen LoRA."),
-        "pinned": ("STRING", {"multiline": True, "default": "", "tooltip": pinned}),
-        "banned": ("STRING", {"multiline": True, "default": "", "tooltip": banned}),
-        "use_weights": (
-            "BOOLEAN",
-            {
-                "default": True,
-                "tooltip": "Use what the weights say. With model and clip connected this finds files without any "
-                "description.",
-            },
-        ),
-        "use_text": (
-            "BOOLEAN",
-            {"default": True, "tooltip": "Use names, tags, trigger words and descriptions."},
-        ),
-    }
-
-
-def _optional_inputs() -> dict[str, tuple]:
-    return {
-        "model": (
-            "MODEL",
-            {
-                "tooltip": "The base model, to leave out LoRAs made for another one and, with a CLIP, to ask the LoRAs "
-                "what they do to the prompt's words. Not changed."
-            },
-        ),
-        "clip": (
-            "CLIP",
-            {
-                "tooltip": "The model's text encoder. With it and the model LoRAs that nobody described are found. The "
-                "first time a model meets a library this takes seconds to minutes, by the model's size."
-            },
-        ),
-        "lora_stack": ("LORA_STACK", {"tooltip": "A stack to extend: its entries come first and stay as they are."}),
-    }
+        return {"ui": {"text": [report], "autolora": [retrieve_cards(found, chosen, added)]}, "result": result}

@@ -13,7 +13,7 @@ from ..autolora_core.train.own import families_of, train_library
 from ..autolora_core.train.report import training_report
 from .bar import Bar
 from .encode_library import PACK_MODELS
-from .retrieve import AUTO, FAMILIES
+from .retrieve_inputs import AUTO, FAMILIES
 from .tower import shared_tower, tower_state
 
 STEPS = (0.9, 0.1)  # training, encoding the index again

@@ -44,7 +44,9 @@ def run(indexed, monkeypatch):
     def call(prompt: str, **inputs):
         out = module.AutoLoRARetrieve().retrieve(**{**DEFAULTS, "index": index, "prompt": prompt, **inputs})
         selection, stack, words, report = out["result"]
-        assert out["ui"] == {"text": [report]} and json.loads(json.dumps(selection)) == selection
+        assert out["ui"]["text"] == [report] and json.loads(json.dumps(selection)) == selection
+        (card,) = out["ui"]["autolora"]
+        assert json.loads(json.dumps(card)) == card and [one["name"] for one in card["picks"]] == names(selection)
         return selection, stack, words, report
 
     return call
@@ -58,7 +60,7 @@ def test_every_input_and_output_is_explained(comfy):
     node = pack_module("nodes.retrieve").AutoLoRARetrieve
     groups = node.INPUT_TYPES()
     assert list(groups["required"]) == ["index", "prompt", *DEFAULTS]
-    assert list(groups["optional"]) == ["model", "clip", "lora_stack"]
+    assert list(groups["optional"]) == ["model", "clip", "lora_stack", "choices"]
     assert all(len(spec[1]["tooltip"]) > 20 for group in groups.values() for spec in group.values())
     assert len(node.RETURN_TYPES) == len(node.RETURN_NAMES) == len(node.OUTPUT_TOOLTIPS) == 4
     assert node.OUTPUT_NODE and node.CATEGORY == "AutoLoRA" and node.DESCRIPTION
@@ -123,7 +125,7 @@ def test_a_search_may_be_restricted_to_a_checkpoint_line(run, monkeypatch):
     node = pack_module("nodes.retrieve")
     options = node.AutoLoRARetrieve.INPUT_TYPES()["required"]["family"][0]
     assert options[0] == "auto" and {"sdxl", "sdxl / pony", "flux / krea", "wan / 2.2"} <= set(options)
-    assert {*node.FAMILIES} <= set(options) and "emoji / " not in " ".join(options)
+    assert {*pack_module("nodes.retrieve_inputs").FAMILIES} <= set(options) and "emoji / " not in " ".join(options)
     selection, _, _, report = run("an otter", family="sdxl / pony")
     assert names(selection) == ["sdxl otter.safetensors"] and selection["family"] == "sdxl"
     assert "Only LoRAs for sdxl pony: none is made for another; LoRAs that say none stay in: 1." in report
