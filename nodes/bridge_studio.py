@@ -23,8 +23,9 @@ from ..autolora_core.fusion.branches import Branch
 from ..autolora_core.fusion.eager import side_by_side
 from ..autolora_core.fusion.plan import by_module
 from ..autolora_core.fusion.training.examples import Draw
+from ..autolora_core.fusion.training.fused import FusedLoras
 from ..autolora_core.fusion.training.parameters import GateParameters, hooked_update
-from .bridge_bank import branch_module
+from .bridge_bank import LowRank, branch_module
 
 EMPTY = -1  # number of the empty text
 
@@ -170,15 +171,19 @@ class _Beside:
         self.now, self.material, self.name, self.loras = now, material, name, loras
         self.dim = 1 if hasattr(layer, "kernel_size") else -1
         self.made = {lora: [branch_module(branch, layer) for branch in own] for lora, own in loras.items()}
+        self.fused = FusedLoras(name, material.channels[name], loras) if FusedLoras.take(loras) else None
 
     def __call__(self, _: nn.Module, args: tuple, y0: Tensor) -> Tensor:
         there = [lora for lora in self.now.loras if lora in self.made]
         if not there:
             return y0
+        roles, count = self.material.roles, float(len(self.now.loras))
+        if self.fused is not None and self.now.gate is not None:
+            heard = {lora: [_heard(run, args[0]) for run in self.made[lora]] for lora in there}
+            return self.fused.output(self.now.gate, y0, heard, roles, count, self.now.u, self.dim)
         outputs = {lora: self._whole(lora, args[0], y0) for lora in there}
         if self.now.gate is None:
             return y0 + sum(outputs.values())
-        roles, count = self.material.roles, float(len(self.now.loras))
         update = hooked_update(self.now.gate, self.name, y0, outputs, roles, count, self.now.u, self.dim)
         return y0 + update.to(y0.dtype)
 
@@ -186,3 +191,10 @@ class _Beside:
         """One LoRA's output on all channels of the layer."""
         spans = [branch.span(self.material.channels[self.name]) for branch in self.loras[lora]]
         return side_by_side(y0, spans, (run(x) for run in self.made[lora]), self.dim).to(y0.dtype)
+
+
+def _heard(run: LowRank, x: Tensor) -> Tensor:
+    """What the up factor of a branch reads."""
+    for stage in run.stages:
+        x = stage(x)
+    return run.scaled(x)

@@ -87,19 +87,21 @@ def moments_of(up: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.linalg.qr((exact - mean) / math.sqrt(up.shape[0]), mode="r").R
 
 
-def coefficients(vectors: GateVectors, dtype: torch.dtype = torch.float32) -> Tensor:
+def coefficients(
+    vectors: GateVectors, dtype: torch.dtype = torch.float32, products: torch.dtype = torch.float64
+) -> Tensor:
     """(5, d) in ``dtype``: the gate on normed values n0 and n_k without affine parts,
 
-    logit = c0 + c1·n0 + c2·n_k + c3·n0·n_k,  and c4 = w_out. Products in float64.
+    logit = c0 + c1·n0 + c2·n_k + c3·n0·n_k,  and c4 = w_out. ``products``: the dtype in which they are made.
     """
     w_lora, w_cross, w_out, bias, gain0, add0, gain1, add1 = (
-        getattr(vectors, name).double()
+        getattr(vectors, name).to(products)
         for name in (
             "weight_lora", "weight_cross", "weight_out", "bias", "norm_base_weight", "norm_base_bias",
             "norm_lora_weight", "norm_lora_bias",
         )
     )  # fmt: skip
-    w_base = torch.zeros_like(bias) if vectors.weight_base is None else vectors.weight_base.double()
+    w_base = torch.zeros_like(bias) if vectors.weight_base is None else vectors.weight_base.to(products)
     rows = (
         bias + add0 * w_base + add1 * w_lora + add0 * add1 * w_cross,
         gain0 * (w_base + add1 * w_cross),

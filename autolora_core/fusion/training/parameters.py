@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -51,6 +51,15 @@ class GateParameters(nn.Module):
         shift, gain = table[ROLES.index(role)] if role in ROLES else table.mean(0)
         louder = self.powers[_key(entry)].to(device) * math.log(2 / max(count, 1.0))
         return Tilt((shift[0], shift[1]), (gain[0] + louder, gain[1]))
+
+    def knobs(self, entry: str, roles: Sequence[str | None], count: float, u: float, device: torch.device) -> Tensor:
+        """(K, 3) for LoRAs of these roles: scale 1, shift and exp(gain) at ``u``, as the fused form takes them."""
+        rows, way = [], 2 * u - 1
+        for role in roles:
+            tilt = self.tilt(entry, role, count, device)
+            shift, gain = (constant + slope * way for constant, slope in (tilt.shift, tilt.gain))
+            rows.append(torch.stack([torch.ones_like(shift), shift, gain.exp()]))
+        return torch.stack(rows)
 
     @torch.no_grad()
     def vectors(self) -> dict[str, GateVectors]:
