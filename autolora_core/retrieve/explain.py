@@ -38,6 +38,10 @@ def reason(scorer: Scorer, spans: Sequence[Span], evidence: Evidence, choice: Ch
     if not math.isnan(answer):
         strength = "clearly" if answer >= CLEAR else "a little" if answer >= HINT else "hardly"
         proofs.append((answer, f"in the model it answers them {strength} ({answer:.0%})"))
+    picture = math.nan if evidence.picture is None else float(evidence.picture[at])
+    if picture >= HINT:
+        strength = "point clearly to it" if picture >= CLEAR else "hint at it"
+        proofs.append((picture, f"its previews {strength} ({picture:.0%})"))
     weights = float(evidence.weights[at])
     # An encoder that sees nothing would contradict what words or the model show; its share stands in the numbers.
     if not math.isnan(weights) and (weights >= HINT or not proofs):

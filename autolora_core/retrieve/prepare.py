@@ -20,6 +20,7 @@ from ..wording import counted, listed
 from .candidates import candidates, is_for
 from .near import Near, set_apart
 from .neighbours import Neighbourhood
+from .picture_part import PictureSource, learn
 from .responding import Responder
 from .sayings import phrases_of
 from .score import Scorer
@@ -70,15 +71,18 @@ def prepare(
     progress: Progress | None = None,
     asking: CachedAnswers | None = None,
     handle: dict | None = None,
+    pictures: PictureSource | None = None,
 ) -> Prepared:
     """Make a family ready, or take it from the cache when nothing it depends on has changed.
 
-    With ``asking`` a base model the LoRAs are asked through it, too. ``handle``: the view's, where it is known.
+    With ``asking`` a base model the LoRAs are asked through it, too; with ``pictures`` their previews count.
+    ``handle``: the view's, where it is known.
     """
     handle = view.handle if handle is None else handle
     encoder = view.encoder(family, tower.id)
     base = asking.id if asking is not None else None
-    state = [handle, family, tower.id, encoder.id if encoder else None, use_weights, use_text, base]
+    seen = pictures.id if pictures is not None else None
+    state = [handle, family, tower.id, encoder.id if encoder else None, use_weights, use_text, base, seen]
     key = json.dumps(state, sort_keys=True, default=str) if handle else None
     with _cache_lock:
         if key in _cache:
@@ -86,7 +90,7 @@ def prepare(
             return _cache[key]
     store = view.text_tower(tower)
     _encode_words(store, candidates(view, family), _portion(progress, *WORDS))
-    prepared = _prepare_cold(view, family, store, encoder, use_weights, use_text, asking, progress)
+    prepared = _prepare_cold(view, family, store, encoder, use_weights, use_text, asking, progress, pictures)
     if key is not None:
         with _cache_lock:
             _cache[key] = prepared
@@ -96,8 +100,9 @@ def prepare(
 
 
 def _prepare_cold(
-    view, family, store: CachedTower, encoder: WeightEncoder | None, use_weights, use_text, asking, progress
-) -> Prepared:
+    view, family, store: CachedTower, encoder: WeightEncoder | None, use_weights, use_text, asking, progress,
+    pictures: PictureSource | None = None,
+) -> Prepared:  # fmt: skip
     notes = []
     if use_weights and encoder is None:
         notes.append("Weights were not used: no encoder has been fitted for this base model and text tower.")
@@ -121,8 +126,12 @@ def _prepare_cold(
         notes.append(f"Weights count for at most {share}: so often they put the right LoRA first without its words.")
     if use_weights:
         notes += _unencoded_note(view, family)
-    silent = np.flatnonzero(~((scorer.has_vector & weights) | (scorer.has_text & use_text) | scorer.answers))
-    if not (use_weights or use_text):
+    if pictures is not None:
+        scorer.pictures, told = learn(scorer, groups, pictures)
+        notes.append(told)
+    heard = (scorer.has_vector & weights) | (scorer.has_text & use_text) | scorer.answers
+    silent = np.flatnonzero(~(heard | scorer.pictured))
+    if not (use_weights or use_text or scorer.pictured.any()):
         notes.append("Weights and text are both switched off: only pinned LoRAs are chosen.")
     elif len(silent):
         verb, names = "has" if len(silent) == 1 else "have", listed([scorer.entries[i].name for i in silent], NAMED)

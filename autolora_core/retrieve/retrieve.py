@@ -15,6 +15,7 @@ from ..library.answers import StateSource
 from . import explain
 from .finalists import BEGIN, Finalists
 from .near import Near, mixed, pick_note, refuse_other_sizes
+from .picture_part import PictureSource
 from .prepare import Prepared, Progress, prepare
 from .roles import said_role
 from .sayings import distinct
@@ -47,6 +48,7 @@ def retrieve(
     base: StateSource | None = None,
     progress: Progress | None = None,
     near: Near | None = None,
+    pictures: PictureSource | None = None,
 ) -> Selection:
     """Choose the LoRAs for ``prompt``.
 
@@ -56,17 +58,21 @@ def retrieve(
     strength; ``banned``: names or patterns with ``*``. ``tower``: default MiniLM, or the lexical tower where it is not
     installed. ``base``: the base model with its text encoder; with it, and ``use_weights``, the LoRAs themselves are
     asked what they do to the words, which finds files that nobody described. ``near``: the model's size and lineage,
-    and the lineage wanted. ``progress(done, total, text)`` is called while a library is made ready and may raise to
-    interrupt; what was done is kept. The answer depends on the arguments and the library alone, not on what was asked
-    before. Raises :class:`SelectionError` for a pinned name that is not there and ``FamilyError`` for one of another
-    family or size.
+    and the lineage wanted. ``pictures``: the library's previews, for the part of the score that goes by what LoRAs do
+    to pictures. ``progress(done, total, text)`` is called while a library is made ready and may raise to interrupt;
+    what was done is kept. The answer depends on the arguments and the library alone, not on what was asked before.
+    Raises :class:`SelectionError` for a pinned name that is not there and ``FamilyError`` for one of another family or
+    size.
     """
     _check(top_k, threshold, strength)
     handle, near = library.handle, near or Near()
     everything = survey(library, handle)
     family, notes = everything.family(family)
     asking = library.asking(base) if base is not None and use_weights else None
-    prepared = prepare(library, family, tower or default_tower(), use_weights, use_text, progress, asking, handle)
+    prepared = prepare(
+        library, family, tower or default_tower(), use_weights, use_text, progress, asking, handle,
+        pictures,
+    )  # fmt: skip
     scorer = prepared.scorer
     taken, shut, said = read_wishes(scorer.entries, everything.entries, family, pinned, banned, strength)
     pins = [lora for lora, _ in taken]
@@ -103,7 +109,8 @@ def _chosen(
     scorer = prepared.scorer
     begin = MOST_AT_FIRST if top_k + len(pins) + MISSES > FEW_PICKS else BEGIN
     finalists = Finalists(scorer, asked, ROLE_WEIGHT * hints(spans), losses(spans), begin, shut)
-    first = distinct(np.concatenate([finalists.first(), np.array(pins, int)]))
+    # What the bounds of the other parts say nothing of is scored: all LoRAs with previews.
+    first = distinct(np.concatenate([finalists.first(), np.array(pins, int), np.flatnonzero(scorer.pictured)]))
     evidence = scorer.evidence_of(asked, spans, first)
     while True:
         columns = np.searchsorted(evidence.loras, pins)
@@ -174,7 +181,8 @@ class _Answer:
         parts = Parts()
         if choice.span >= 0:
             at, found = (choice.span, choice.lora), self.evidence
-            parts = Parts(*(_or_none(part[at]) for part in (found.weights, found.text, found.lexical, found.response)))
+            own = (found.weights, found.text, found.lexical, found.response, found.picture)
+            parts = Parts(*(None if part is None else _or_none(part[at]) for part in own))
         if entry.kind == "text_encoder_only":
             reason += " It changes the text encoder only: connect CLIP where it is applied."
         reason += pick_note(entry, self.family, self.near) if role is not None else ""

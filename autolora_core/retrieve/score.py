@@ -22,7 +22,7 @@ does not depend on which others are scored with it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -34,8 +34,9 @@ from ..encode.text_cache import CachedTower, cached
 from ..encode.towers import LexicalTower, TextTower
 from ..library.answers import CachedAnswers
 from ..library.table import Table
-from .lexicon import Shared
+from .evidence import Asked, Evidence
 from .odds import UNKNOWN_HIT_RATE, bounded, combine, hit_rate, weight_prior
+from .picture_part import PicturePart
 from .responding import MAX_PHRASES, RESPONSE_PRIOR, Progress, Responder, either
 from .roles import along_kinds, said_role
 from .sayings import RULER_BLOCK, Sayings, ranges, ruler_of, whole_stems
@@ -58,52 +59,16 @@ PARTIAL_PENALTY, HEADLESS_PENALTY, JOINED_PENALTY, SETTING_PENALTY = 0.15, 1.5, 
 ROLE_WEIGHT = 1.0
 
 
-@dataclass(frozen=True)
-class Asked:
-    """Texts made ready to be asked: their tower ``vectors`` (S, dim), what words they share with the library's, and
-    the LoRAs' ``answers`` to them (S, N) as z-scores, None where no base is at hand. ``query`` (S, d) is what the
-    weights' vectors are compared with."""
-
-    texts: Sequence[str]
-    vectors: np.ndarray
-    shared: Shared
-    use_weights: bool
-    use_text: bool
-    answers: np.ndarray | None = None
-    query: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """Of the LoRAs ``loras`` (C,), ascending; (spans, C) each: probabilities of the parts (NaN where absent), ``logit``
-    of them all with the adjustments.
-
-    ``phrase`` is the index of the LoRA's phrase that matched best by text or words, −1 where it has none.
-    """
-
-    loras: np.ndarray
-    weights: np.ndarray
-    text: np.ndarray
-    lexical: np.ndarray
-    response: np.ndarray
-    logit: np.ndarray
-    phrase: np.ndarray
-
-    def joined(self, other: Evidence) -> Evidence:
-        """Both, for LoRAs that the two do not share."""
-        order = np.argsort(np.concatenate([self.loras, other.loras]), kind="stable")
-        pairs = [(getattr(self, field.name), getattr(other, field.name)) for field in fields(self)]
-        return Evidence(*(np.concatenate(pair, axis=-1)[..., order] for pair in pairs))
-
-
 class Scorer:
     """A family's LoRAs made ready to be asked. ``entries`` (N) are sorted by hash and name.
 
     ``weight_model`` maps a z-score to log odds, ``weight_claim`` bounds what comes of it; they start as the stated
-    prior and what the encoder's file says, and are replaced by calibration. ``responder`` is set before that, if any.
+    prior and what the encoder's file says, and are replaced by calibration. ``responder`` is set before that, if any,
+    ``pictures`` after it.
     """
 
     responder: Responder | None = None
+    pictures: PicturePart | None = None
     response_model = RESPONSE_PRIOR
     response_claim = 1.0
 
@@ -172,6 +137,11 @@ class Scorer:
         """(N,) bool: LoRAs that can be asked through the base model."""
         return self.responder.has if self.responder is not None else np.zeros(len(self.entries), bool)
 
+    @property
+    def pictured(self) -> np.ndarray:
+        """(N,) bool: LoRAs whose previews count."""
+        return self.pictures.rows >= 0 if self.pictures is not None else np.zeros(len(self.entries), bool)
+
     def _unseen(self) -> np.ndarray:
         """(N,) bool: the vector was made without having been taught what its file shows, so the encoder may be judged
         by it."""
@@ -196,8 +166,11 @@ class Scorer:
         if len(self._asking.store) > MAX_REMEMBERED:
             self._asking.store.clear()
         texts = [span.text for span in spans]
-        answers = self._answers(spans, asking, progress)
-        return self.asked(texts, self._asking.encode(texts), use_weights, use_text, [s.stems for s in spans], answers)
+        answers, vectors = self._answers(spans, asking, progress), self._asking.encode(texts)
+        asked = self.asked(texts, vectors, use_weights, use_text, [s.stems for s in spans], answers)
+        if self.pictures is not None and len(texts):
+            asked = replace(asked, pictured=self.pictures.z(texts, vectors))
+        return asked
 
     def asked(
         self,
@@ -228,9 +201,11 @@ class Scorer:
     def evidence_of(self, asked: Asked, spans: Sequence[Span], loras: np.ndarray) -> Evidence:
         """Score the spans that ``asked`` is made of against ``loras`` (C,), ascending."""
         weights, text, lexical, response, phrase = self.parts(asked, loras)
-        logit = combine(either(weights, response), text, lexical)
+        shown = None if asked.pictured is None else self.pictures.evidence(asked.pictured[:, loras])
+        beside_words = either(weights, response) if shown is None else either(either(weights, response), shown)
+        logit = combine(beside_words, text, lexical)
         logit += ROLE_WEIGHT * np.outer(hints(spans), self.roles_of(loras)) - losses(spans)[:, None]
-        return Evidence(loras, weights, text, lexical, response, logit, phrase)
+        return Evidence(loras, weights, text, lexical, response, logit, phrase, shown)
 
     def parts(self, asked: Asked, loras: np.ndarray) -> tuple[np.ndarray, ...]:
         """(S, C) each: weights, text, lexical, response as probabilities, NaN where absent, and the best phrase."""

@@ -24,6 +24,7 @@ class Parts:
     text: float | None = None
     lexical: float | None = None
     response: float | None = None
+    picture: float | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ class Selection:
 
 _KNOWN = ("format", "prompt", "family", "picks", "misses", "none_reason", "index", "encoder", "tower", "notes")
 _KNOWN_PICK = ("name", "hash", "path", "role", "strength", "score", "parts", "reason", "triggers", "neighbours")
+PARTS = ("weights", "text", "lexical", "response", "picture")
 _REQUIRED = object()
 
 
@@ -181,7 +183,7 @@ def _pick(data: Any, at: str, with_role: bool) -> Pick:
     name = _get(data, "name", str, _REQUIRED, at)
     if not name:
         raise SelectionError(f"{at}name is empty", key=f"{at}name", fix=_FIX)
-    parts = _mapping(_get(data, "parts", Mapping, {}, at), f"{at}parts", ("weights", "text", "lexical", "response"))
+    parts = _mapping(_get(data, "parts", Mapping, {}, at), f"{at}parts", PARTS)
     return Pick(
         name=name,
         hash=_get(data, "hash", str, "", at),
