@@ -19,6 +19,7 @@ from ..autolora_core.retrieve.selection import Pick, Selection
 from ..autolora_core.wording import shown
 from .bar import Bar
 from .later import BY_LETTERS, quick_tower, read_later, wanted_first
+from .preview_source import OFF, picture_source
 from .retrieve_inputs import AUTO, WITHIN, optional_inputs, required_inputs
 from .tower import shared_tower
 
@@ -136,6 +137,8 @@ def _line(pick: Pick) -> str:
     parts = [("weights", pick.parts.weights), ("text", pick.parts.text), ("words", pick.parts.lexical)]
     if pick.parts.response is not None:
         parts.insert(0, ("in the model", pick.parts.response))
+    if pick.parts.picture is not None:
+        parts.append(("previews", pick.parts.picture))
     shares = ", ".join(f"{name} {_percent(part)}" for name, part in parts)
     role = f"{pick.role}, " if pick.role else ""
     return f"- {shown(pick.name)}: {role}{pick.score:.0%} ({shares}). {pick.reason}"
@@ -187,7 +190,7 @@ class AutoLoRARetrieve:
     def retrieve(
         self, index: dict, prompt: str, family: str, top_k: int, threshold: float, strength: float, pinned: str,
         banned: str, use_weights: bool, use_text: bool, model: Any = None, clip: Any = None,
-        lora_stack: list | None = None, choices: str = "",
+        lora_stack: list | None = None, choices: str = "", previews: str = OFF,
     ) -> dict[str, Any]:  # fmt: skip
         from ..autolora_core.retrieve.retrieve import retrieve
         from .bridge_paths import model_family, model_folders, open_index
@@ -217,6 +220,7 @@ class AutoLoRARetrieve:
                 base=None if unasked else _model_states(model, clip),
                 progress=bar,
                 near=_near(model, known, chosen, wanted),
+                pictures=picture_source(library, previews),
             )
             unread = [*weights_line(entries), *([BY_LETTERS] if quick else [])]
             wanted_first(library, [pick.name for pick in (*found.picks, *found.misses)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..autolora_core.lora.lineage import choices
+from .preview_source import LEARNED, OFF
 
 AUTO = "auto"
 FAMILIES = (
@@ -62,6 +63,8 @@ def required_inputs() -> dict[str, tuple]:
 
 
 def optional_inputs() -> dict[str, tuple]:
+    from .bridge_paths import clip_files, for_menus
+
     return {
         "model": (
             "MODEL",
@@ -85,6 +88,14 @@ def optional_inputs() -> dict[str, tuple]:
                 "multiline": False,
                 "tooltip": "What was chosen on the cards of single LoRAs (strength, trigger words, role), as JSON; the "
                 "cards write it. Empty: nothing.",
+            },
+        ),
+        "previews": (
+            [OFF, LEARNED, *for_menus(clip_files())],
+            {
+                "default": OFF,
+                "tooltip": "Also go by what LoRAs do to pictures, as Render LoRA Previews saw it. learned: from LoRAs "
+                "with words and previews. Or the whole CLIP that embedded the previews. off: not at all.",
             },
         ),
     }

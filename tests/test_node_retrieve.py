@@ -60,7 +60,7 @@ def test_every_input_and_output_is_explained(comfy):
     node = pack_module("nodes.retrieve").AutoLoRARetrieve
     groups = node.INPUT_TYPES()
     assert list(groups["required"]) == ["index", "prompt", *DEFAULTS]
-    assert list(groups["optional"]) == ["model", "clip", "lora_stack", "choices"]
+    assert list(groups["optional"]) == ["model", "clip", "lora_stack", "choices", "previews"]
     assert all(len(spec[1]["tooltip"]) > 20 for group in groups.values() for spec in group.values())
     assert len(node.RETURN_TYPES) == len(node.RETURN_NAMES) == len(node.OUTPUT_TOOLTIPS) == 4
     assert node.OUTPUT_NODE and node.CATEGORY == "AutoLoRA" and node.DESCRIPTION
