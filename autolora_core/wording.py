@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ntpath
 from collections.abc import Iterable
 
 
@@ -26,3 +27,8 @@ _TRICKS = dict.fromkeys(
 def shown(name: str) -> str:
     """A file name that any display can take; bytes that are not text, and signs that play tricks, become �."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace").translate(_TRICKS)
+
+
+def last_name(folder: str) -> str:
+    """The last part of a path as either system writes it: an index may have come from another machine."""
+    return ntpath.basename(folder.rstrip("/\\"))

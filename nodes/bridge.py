@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from ..autolora_core.fusion.card import fusion_card
 from ..autolora_core.fusion.methods.planner import METHODS, Blend
 from ..autolora_core.fusion.plan import UNASKED, Standing, build_plan
 from ..autolora_core.fusion.report import fusion_report
@@ -16,6 +17,7 @@ from .bridge_loras import layer_name
 from .bridge_methods import Wishes, attach_blend, blend_with
 from .bridge_plain import plain_layers
 from .bridge_prepare import Prepared, prepare
+from .bridge_record import watchable
 from .bridge_used import note_metadata, note_used, used_by
 
 HARDLY_ASKED = 0.9  # below, the report tells
@@ -23,11 +25,13 @@ HARDLY_ASKED = 0.9  # below, the report tells
 
 @dataclass
 class Applied:
-    """``model`` and ``clip`` are the very objects given when nothing was to be changed."""
+    """``model`` and ``clip`` are the very objects given when nothing was to be changed; ``card``: the report's facts as
+    JSON (:func:`fusion_card`)."""
 
     model: Any
     clip: Any
     report: str
+    card: dict[str, Any] = field(default_factory=dict)
 
 
 def apply_loras(model: Any, clip: Any, requests: Iterable[Request], wishes: Wishes) -> Applied:
@@ -40,17 +44,17 @@ def apply_loras(model: Any, clip: Any, requests: Iterable[Request], wishes: Wish
     ready = prepare(model, clip, requests, wishes.terms)
     new_clip = _apply_clip(clip, ready)
     chosen, made = fuse_prepared(model, clip, ready, wishes)
-    new_model = _apply_model(model, ready, made, wishes.record)
+    new_model = _apply_model(model, ready, made, wishes)
     plan = made.plan
-    text = fusion_report(
-        plan.mode, chosen.why, ready.outcomes, plan.gated_modules, len(plan.modules), ready.absent, chosen.warnings,
-        made.notes,
-    )  # fmt: skip
+    told = (plan.gated_modules, len(plan.modules), ready.absent, chosen.warnings, made.notes)
+    text = fusion_report(plan.mode, chosen.why, ready.outcomes, *told)
+    pairs = [(outcome, lora.request) for outcome, lora in zip(ready.outcomes, ready.loras, strict=True)]
+    card = fusion_card(plan.mode, chosen.why, pairs, *told, recorded=wishes.record and watchable(made))
     used = used_by(ready, chosen, made, wishes, text)
     for patcher in [*([] if new_model is model else [new_model]), *([] if new_clip is clip else [new_clip.patcher])]:
         note_used(patcher, used)
         note_metadata(patcher, ready.loras)
-    return Applied(new_model, new_clip, text)
+    return Applied(new_model, new_clip, text, card)
 
 
 def fuse_prepared(model: Any, clip: Any, ready: Prepared, wishes: Wishes) -> tuple[GateChoice, Blend]:
@@ -89,7 +93,7 @@ def _apply_clip(clip: Any, ready: Prepared) -> Any:
     return new
 
 
-def _apply_model(model: Any, ready: Prepared, made: Blend, recording: bool) -> Any:
+def _apply_model(model: Any, ready: Prepared, made: Blend, wishes: Wishes) -> Any:
     """The model itself when there is nothing to do: strength 0 is exactly absent."""
     forwarded = _forwarded(ready)
     if not forwarded and not made.plan.modules and not made.dense:
@@ -98,7 +102,8 @@ def _apply_model(model: Any, ready: Prepared, made: Blend, recording: bool) -> A
     with plain_layers(new):
         for patches, strength in forwarded:
             new.add_patches(patches, strength)
-        attach_blend(new, made, ready.terms, [lora.name for lora in ready.loras] if recording else None)
+        names = [lora.name for lora in ready.loras] if wishes.record else None
+        attach_blend(new, made, ready.terms, names, wishes.node)
     return new
 
 

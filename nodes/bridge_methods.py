@@ -32,7 +32,8 @@ HASHED = ("dare", "ssr")  # methods that know a LoRA by its content
 @dataclass(frozen=True)
 class Wishes:
     """The node's inputs that decide how LoRAs are fused; ``prompt`` is the selection's, ``terms`` say when and where
-    they are on, ``record`` whether what passes is noted."""
+    they are on, ``record`` whether what passes is noted. ``node``: the node's id, to tell it what passes; "" tells
+    nobody."""
 
     mode: str = "auto"
     gate: str = "auto"
@@ -40,6 +41,7 @@ class Wishes:
     prompt: str = ""
     terms: Sequence[Term] = ()
     record: bool = False
+    node: str = ""
 
 
 def blend_with(
@@ -87,12 +89,16 @@ def _ticker(bar: Bar, numbers: Mapping[str, int]) -> Any:
 
 
 def attach_blend(
-    patcher: Any, made: Blend, terms: Mapping[int, Term] | None = None, names: Sequence[str] | None = None
+    patcher: Any,
+    made: Blend,
+    terms: Mapping[int, Term] | None = None,
+    names: Sequence[str] | None = None,
+    node: str = "",
 ) -> None:
     """Give ``patcher`` (a clone of ours) everything that ``made`` asks for; ``terms``: LoRA number → when and where;
-    ``names`` of all LoRAs, if what passes of them is to be recorded."""
+    ``names`` of all LoRAs, if what passes of them is to be recorded, and told to ``node`` of the page."""
     passing = {index: Presence(term) for index, term in (terms or {}).items() if term.passing}
-    recorder = None if names is None else record(patcher, made, names)
+    recorder = None if names is None else record(patcher, made, names, node)
     moment = Moment(presences=passing, recorder=recorder)
     if made.plan.modules:
         attach(patcher, made.plan, PREFIX, moment)

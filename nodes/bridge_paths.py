@@ -13,6 +13,7 @@ from typing import Any
 import comfy.model_management
 import comfy.utils
 import folder_paths
+from comfy_execution.utils import get_executing_context
 
 from ..autolora_core.errors import LibraryError
 from ..autolora_core.lora.families import Family, Layers, recognise_network
@@ -122,6 +123,12 @@ def progress_bar(total: int) -> Callable[..., None]:
         bar.update_absolute(done, max(total, 1), image and ("JPEG", image, PREVIEW_SIDE))
 
     return update
+
+
+def running_node() -> str | None:
+    """The id of the node that is running in this thread, None outside a prompt."""
+    context = get_executing_context()
+    return None if context is None else context.node_id
 
 
 def throw_if_interrupted() -> None:

@@ -6,15 +6,24 @@ from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
+from comfy.patcher_extension import WrappersMP
+
 from ..autolora_core.errors import SelectionError
 from ..autolora_core.fusion.methods.planner import STATIC, Blend
 from ..autolora_core.fusion.record import Heat, Recorder
+from .bridge_events import send
 
 KEY = "autolora_recorder"
 
 
-def record(patcher: Any, made: Blend, names: Sequence[str]) -> Recorder | None:
-    """Give ``patcher`` (a clone of ours) a recorder for ``made``, beside those of Apply nodes before it.
+def watchable(made: Blend) -> bool:
+    """Whether there is anything to record."""
+    return made.plan.mode not in STATIC and bool(made.plan.modules)
+
+
+def record(patcher: Any, made: Blend, names: Sequence[str], node: str = "") -> Recorder | None:
+    """Give ``patcher`` (a clone of ours) a recorder for ``made``, beside those of Apply nodes before it; with ``node``
+    (an id) what passes is told to that node of the page at every step.
 
     Where there is nothing to watch, the reason is noted instead.
     """
@@ -26,7 +35,29 @@ def record(patcher: Any, made: Blend, names: Sequence[str]) -> Recorder | None:
         reason = "all updates went to ComfyUI's weight patches, which are on always"
     recorder = None if reason else Recorder(names, list(made.plan.modules))
     patcher.set_attachments(KEY, (*before, reason or recorder))
+    if recorder is not None and node:
+        _tell(patcher, recorder, node)
     return recorder
+
+
+def _tell(patcher: Any, recorder: Recorder, node: str) -> None:
+    """``autolora.heat``: a message when a sampling begins, one a step, and one at the end."""
+
+    def told(step: int, heat: Heat) -> None:
+        send("heat", {"node": node, "step": step, **heat.columns()})
+
+    def sampled(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        sigmas = args[3] if len(args) > 3 else kwargs.get("sigmas")
+        send("heat", {"node": node, "begin": True, "steps": 0 if sigmas is None else max(len(sigmas) - 1, 0)})
+        recorder.told = told
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            recorder.heat()  # the last step is told, too
+            recorder.told = None  # who reads it later tells nobody
+            send("heat", {"node": node, "end": True})
+
+    patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, f"{KEY}_{node}", sampled)
 
 
 def last_heat(model: Any) -> Heat:

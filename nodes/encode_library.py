@@ -13,6 +13,7 @@ from ..autolora_core.library.folders import library_folder
 from ..autolora_core.library.index import Library
 from ..autolora_core.library.later import note_words, unread
 from ..autolora_core.library.report import Summary, encode_report
+from ..autolora_core.library.report_card import encode_card
 from ..autolora_core.library.walk import Scope, folder_state
 from ..autolora_core.retrieve.prepare import warm
 from .bar import Bar
@@ -23,7 +24,8 @@ log = logging.getLogger(__name__)
 ALL_LORAS = "all loras"
 NOW, LATER = "now", "later"
 MAX_FOLDERS = 5000  # ComfyUI's own menus list as many files; what is left out can still be asked for by name
-STEPS = (0.7, 0.1, 0.1, 0.1)  # reading files, fitting, comparing duplicates, words for the first prompt
+STEPS = (0.7, 0.1, 0.1, 0.1)
+STEP_NAMES = ("Reading files", "Encoding weights", "Comparing files", "Words for the first prompt")
 # Library folders this process has filled, and how often each had vanished since: a deleted library runs the node again.
 _filled: dict[str, int] = {}
 
@@ -183,7 +185,7 @@ class AutoLoRAEncodeLibrary:
         from .bridge_paths import lora_roots, model_folders, user_directory
 
         scope = scope_of(folder, name_filter, lora_roots())
-        place, bar = library_folder(library, user_directory()), Bar(STEPS)
+        place, bar = library_folder(library, user_directory()), Bar(STEPS, STEP_NAMES)
         with Library.open(place) as opened:
             later = {"headers_only": weights == LATER}
             scan = opened.scan(scope, force=force, progress=bar, should_stop=bar.stopped, **later)
@@ -208,4 +210,4 @@ class AutoLoRAEncodeLibrary:
             handle = view.handle
             read_later(view)
         _filled.setdefault(str(place), 0)
-        return {"ui": {"text": [report]}, "result": (handle, report)}
+        return {"ui": {"text": [report], "autolora": [encode_card(summary)]}, "result": (handle, report)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..autolora_core.fusion.methods.planner import Settings
-from ..autolora_core.fusion.requests import requests_of
+from ..autolora_core.fusion.requests import library_of, requests_of
 from ..autolora_core.fusion.terms import terms_of
 from . import fusion_inputs as inputs
 
@@ -38,7 +38,7 @@ class AutoLoRAGatedApply:
         "The text encoders with the LoRAs' text halves; empty when no CLIP is connected.",
         "For every LoRA: layers found, what was applied in another way and why, and the gate that was used.",
     )
-    FUNCTION = "apply"
+    FUNCTION = "run"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -55,9 +55,14 @@ class AutoLoRAGatedApply:
                 "terms": inputs.TERMS,
                 "record": (
                     "BOOLEAN",
-                    {"default": False, "tooltip": "Note what passes of each LoRA, for Gate Heat Map. Costs some time."},
+                    {
+                        "default": False,
+                        "tooltip": "Note what passes of each LoRA, for Gate Heat Map and, while sampling, on this "
+                        "node's cards. Costs some time.",
+                    },
                 ),
             },
+            "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
     @classmethod
@@ -66,7 +71,19 @@ class AutoLoRAGatedApply:
 
         return gates_fingerprint()
 
-    def apply(
+    def run(self, selection: Any = None, unique_id: Any = None, **inputs: Any) -> dict[str, Any]:
+        """As :meth:`apply`, and what the page shows of it."""
+        applied = self._applied(selection=selection, node=str(unique_id or ""), **inputs)
+        card = {**applied.card, "library": library_of(selection)}
+        shown = {"text": [applied.report], "autolora": [card]}
+        return {"ui": shown, "result": (applied.model, applied.clip, applied.report)}
+
+    def apply(self, model: Any, **inputs: Any) -> tuple[Any, Any, str]:
+        """Model, CLIP and report; the inputs by name."""
+        applied = self._applied(model, **inputs)
+        return applied.model, applied.clip, applied.report
+
+    def _applied(
         self,
         model: Any,
         mode: str = "auto",
@@ -81,12 +98,12 @@ class AutoLoRAGatedApply:
         interval: int = Settings.interval,
         terms: Any = None,
         record: bool = False,
-    ) -> tuple[Any, Any, str]:
+        node: str = "",
+    ) -> Any:
         from .bridge import apply_loras
         from .bridge_methods import Wishes
 
         requests = requests_of(selection, lora_stack, strength)
         prompt = str((selection or {}).get("prompt") or "")
-        wishes = Wishes(mode, gate, Settings(density, mu, swap_roles, interval), prompt, terms_of(terms), record)
-        applied = apply_loras(model, clip, requests, wishes)
-        return applied.model, applied.clip, applied.report
+        wishes = Wishes(mode, gate, Settings(density, mu, swap_roles, interval), prompt, terms_of(terms), record, node)
+        return apply_loras(model, clip, requests, wishes)

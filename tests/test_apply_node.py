@@ -184,7 +184,7 @@ def test_strength_multiplies(world):
 def test_every_input_and_output_has_a_tooltip(world):
     kind = type(node())
     inputs = kind.INPUT_TYPES()
-    settings = [spec[1] for group in inputs.values() for spec in group.values()]
+    settings = [spec[1] for part in ("required", "optional") for spec in inputs[part].values()]
     assert all(len(one["tooltip"]) > 20 for one in settings)
     assert len(kind.OUTPUT_TOOLTIPS) == len(kind.RETURN_TYPES) == len(kind.RETURN_NAMES)
     sockets, settings = ["clip", "selection", "lora_stack"], ["density", "mu", "swap_roles", "interval", "terms"]

@@ -44,7 +44,8 @@ def node(encode_module):
 def run(node, **inputs):
     out = node.encode(**{**EMPTY, **inputs})
     (index, report), ui = out["result"], out["ui"]
-    assert ui == {"text": [report]} and json.loads(json.dumps(index)) == index
+    assert ui["text"] == [report] and json.loads(json.dumps(ui["autolora"])) == ui["autolora"]
+    assert json.loads(json.dumps(index)) == index
     return index, report
 
 

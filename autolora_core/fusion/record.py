@@ -6,7 +6,7 @@ waits for the GPU.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +23,12 @@ class Recorder:
     """Of one node application: ``names`` of its LoRAs by number, its fused ``modules``.
 
     ``now`` (modules, loras, 3) holds the sums of squares of this step: what a LoRA put out, what of that was added, and
-    the base's output beside it.
+    the base's output beside it. ``told(step, heat)`` is called whenever a step is done, with the heat of that step
+    alone.
     """
 
-    def __init__(self, names: Sequence[str], modules: Sequence[str]):
-        self.names, self.modules = list(names), list(modules)
+    def __init__(self, names: Sequence[str], modules: Sequence[str], told: Callable[[int, Heat], None] | None = None):
+        self.names, self.modules, self.told = list(names), list(modules), told
         self.number = {name: row for row, name in enumerate(self.modules)}
         with torch.inference_mode(False):  # it is written wherever the model is run
             self.now = torch.zeros(len(self.modules), len(self.names), 3)
@@ -65,12 +66,16 @@ class Recorder:
         if self._step is not None:
             before = self._done.get(self._step)
             self._done[self._step] = self.now.clone() if before is None else before + self.now
+            if self.told is not None:
+                self.told(self._step, self._of([self._step]))
 
     def heat(self) -> Heat:
         """Of the last sampling so far."""
         self._keep()
         self._step = None
-        steps = sorted(self._done)
+        return self._of(sorted(self._done))
+
+    def _of(self, steps: list[int]) -> Heat:
         tables = [self._done[step].cpu().double() for step in steps]  # in this order: Apple's GPUs have no float64
         return Heat(self.names, self.modules, steps, torch.stack(tables) if tables else torch.zeros(0, *self.now.shape))
 
@@ -119,6 +124,11 @@ class Heat:
         blocks = in_order(map(block_of, self.modules))
         rows = [[i for i, name in enumerate(self.modules) if block_of(name) == block] for block in blocks]
         return blocks, torch.stack([values[:, own].nanmean(1) for own in rows], 1)
+
+    def columns(self) -> dict[str, Any]:
+        """What passes, in numbers: block × step × LoRA."""
+        blocks, passing = self.by_block(self.passing())
+        return {"blocks": blocks, "loras": {name: _plain(passing[:, :, k].T) for k, name in enumerate(self.names)}}
 
     def as_json(self) -> dict[str, Any]:
         """Everything, in numbers: block × step × LoRA, and every module's mean over the steps."""

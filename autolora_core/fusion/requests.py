@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import SelectionError
+from ..wording import last_name
 
 LARGEST = sys.float_info.max
 SELECTION_FORMAT = "autolora-selection/1"
@@ -47,6 +48,13 @@ def requests_of(selection: Any, stack: Any, strength: float = 1.0) -> list[Reque
     """
     found = [*_from_selection(selection), *_from_stack(stack)]
     return [replace(one, model=one.model * strength, clip=one.clip * strength) for one in found if named(one.name)]
+
+
+def library_of(selection: Any) -> str:
+    """The name of the library that a LORA_SELECTION was found in; "" for one written by hand."""
+    index = selection.get("index") if isinstance(selection, Mapping) else None
+    folder = index.get("folder") if isinstance(index, Mapping) else None
+    return last_name(folder) if isinstance(folder, str) else ""
 
 
 def named(name: str | None) -> bool:

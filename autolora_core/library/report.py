@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from ..lora.lineage import lineage
 from ..wording import counted, shown
@@ -31,6 +32,11 @@ class Summary:
     folder: str = ""
     unencoded: list[tuple[Entry, str]] = field(default_factory=list)
 
+    @cached_property
+    def families(self) -> list[FamilyCount]:
+        """The largest first."""
+        return _family_counts(self.entries)
+
 
 def size_text(number: float) -> str:
     """Bytes as people write them: ``"1.3 GB"``."""
@@ -56,16 +62,17 @@ def encode_report(summary: Summary) -> str:
     return shown("\n\n".join("\n".join(section) for section in sections if section))
 
 
+def changes_of(scan: ScanReport) -> dict[str, int]:
+    """What became of the files, in words → how many; without those of which there are none."""
+    counts = {
+        "new": scan.added, "changed": scan.changed, "moved": scan.renamed, "back again": scan.returned,
+        "unchanged": scan.unchanged, "missing now, kept in the index": scan.missing,
+    }  # fmt: skip
+    return {word: count for word, count in counts.items() if count}
+
+
 def _counts(summary: Summary) -> list[str]:
-    scan = summary.scan
-    changes = [
-        f"{count} {word}"
-        for count, word in (
-            (scan.added, "new"), (scan.changed, "changed"), (scan.renamed, "moved"), (scan.returned, "back again"),
-            (scan.unchanged, "unchanged"), (scan.missing, "missing now, kept in the index"),
-        )
-        if count
-    ]  # fmt: skip
+    scan, changes = summary.scan, [f"{count} {word}" for word, count in changes_of(summary.scan).items()]
     files = f"{counted(scan.files, 'LoRA file')}: {', '.join(changes)}."
     lines = [files if changes else "No LoRA file in this folder."]
     if scan.bytes_read:
@@ -87,29 +94,46 @@ def weights_line(entries: Sequence[Entry]) -> list[str]:
     ]
 
 
-def _families(summary: Summary) -> list[str]:
-    usable = [entry for entry in summary.entries if entry.kind in ("lora", "text_encoder_only", "control", "all_zero")]
-    if not usable:
-        return []
-    lines = ["By base model:"]
-    counts = Counter(entry.family for entry in usable)
+@dataclass(frozen=True)
+class FamilyCount:
+    """LoRAs of one base model: how many, how many of them have words, or lack layers; ``lines``: by checkpoint line,
+    empty where no file says one."""
+
+    family: str
+    count: int
+    worded: int
+    partial: int
+    lines: dict[str, int]
+
+
+def _family_counts(entries: Sequence[Entry]) -> list[FamilyCount]:
+    usable = [entry for entry in entries if entry.kind in ("lora", "text_encoder_only", "control", "all_zero")]
+    counts, found = Counter(entry.family for entry in usable), []
     for family, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         mine = [entry for entry in usable if entry.family == family]
         worded = sum(bool(entry.text.title or entry.text.tags or entry.text.triggers) for entry in mine)
         partial = sum(entry.partial is not None for entry in mine)
-        extra = f", {partial} partial" if partial else ""
-        lines.append(f"- {family}: {count} ({worded} with words that describe them{extra}){_lineages(family, mine)}")
-    return lines
+        found.append(FamilyCount(family, count, worded, partial, _lineages(family, mine)))
+    return found
 
 
-def _lineages(family: str, entries: list[Entry]) -> str:
-    """By what sidecars, headers and names say; nothing where none of the files says it."""
+def _families(summary: Summary) -> list[str]:
+    lines = []
+    for one in summary.families:
+        extra = f", {one.partial} partial" if one.partial else ""
+        made_for = ", ".join(f"{name}: {count}" for name, count in one.lines.items())
+        made_for = made_for and f", made for {made_for}"
+        lines.append(f"- {one.family}: {one.count} ({one.worded} with words that describe them{extra}){made_for}")
+    return ["By base model:", *lines] if lines else []
+
+
+def _lineages(family: str, entries: list[Entry]) -> dict[str, int]:
+    """By what sidecars, headers and names say; empty where none of the files says it."""
     names = (lineage(family, {}, entry.base_model, entry.name).name or "not said" for entry in entries)
     counts = Counter(names)
     if not counts.keys() - {"not said"}:
-        return ""
-    ordered = sorted(counts.items(), key=lambda item: (item[0] == "not said", -item[1], item[0]))
-    return f", made for {', '.join(f'{name}: {count}' for name, count in ordered)}"
+        return {}
+    return dict(sorted(counts.items(), key=lambda item: (item[0] == "not said", -item[1], item[0])))
 
 
 def _encoders(fit: FitReport) -> list[str]:
@@ -121,17 +145,22 @@ def _unencoded(summary: Summary) -> list[str]:
     return _bounded(f"{counted(len(lines), 'file')} whose weights are not encoded:", lines, MAX_UNENCODED)
 
 
-def _problems(summary: Summary) -> list[str]:
-    """What else is to be said of files (why one is not encoded is said above), and folders that cannot be read."""
+def file_notes(summary: Summary) -> list[tuple[str, str]]:
+    """(name, note) of what else is to be said of files (why one is not encoded is said apart), and of folders that
+    cannot be read."""
     said = {entry.name: reason for entry, reason in summary.unencoded}
-    lines = []
+    found = []
     for entry in summary.entries:
         notes = list(entry.problems)
         if entry.kind in KIND_NAMES and not notes and entry.name not in said:
             notes = [KIND_NAMES[entry.kind]]
-        lines += [f"- {shown(entry.name)}: {note}" for note in notes if note not in said.get(entry.name, "")]
+        found += [(entry.name, note) for note in notes if note not in said.get(entry.name, "")]
     names = {entry.name for entry in summary.entries}
-    lines += [f"- {shown(name)}: {problem}" for name, problem in summary.scan.problems if name not in names]
+    return found + [(name, problem) for name, problem in summary.scan.problems if name not in names]
+
+
+def _problems(summary: Summary) -> list[str]:
+    lines = [f"- {shown(name)}: {note}" for name, note in file_notes(summary)]
     return _bounded(f"{counted(len(lines), 'note')} on files:", lines)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ntpath
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from ..wording import last_name
 from .choices import Chosen
 from .selection import Pick, Selection
 
@@ -20,8 +20,7 @@ def retrieve_cards(found: Selection, chosen: Chosen, added: Sequence[str]) -> di
     return {
         "format": FORMAT,
         "kind": "retrieve",
-        # of either system: an index may have come from another machine
-        "library": ntpath.basename(str(found.index.get("folder", "")).rstrip("/\\")),
+        "library": last_name(str(found.index.get("folder", ""))),
         "prompt": found.prompt,
         "family": found.family,
         "picks": [_pick(before, after, chosen.words[before.name]) for before, after in picks],
