@@ -40,8 +40,21 @@ ALLOWED = {
     "nodes/on_demand.py": {
         "importlib": "imports the pack's own node files, by the names that nodes/__init__.py writes out"
     },
+    "nodes/routes.py": {
+        "asyncio": "waits in ComfyUI's own loop for a thread of the pack; nothing is opened",
+        "aiohttp": "web.Response, the form in which a route of ComfyUI's server answers",
+    },
     "__init__.py": {"importlib": "find_spec asks whether this is ComfyUI; nothing is imported"},
 }
+ADDS_A_ROUTE = (
+    r"""\.routes\b|["']routes["']|app\.router\b|add_(static|get|post)\b|\bweb\.(get|post|put|delete|route)\("""
+)
+BAD_PAGE = r"<\s*(script|img|iframe|svg|object|embed)|javascript:|\bon\w+\s*=\s*[\"']"
+BAD_SCRIPT = (
+    r"\b(inner|outer)HTML\b|insertAdjacentHTML|createContextualFragment|document\.write|DOMParser|\beval\b|new\s+Function|"
+    r"set(Timeout|Interval)\(\s*[\"'`]|javascript:|[\"'`](https?:)?//(?!www\.w3\.org/2000/svg)|\bimport\s*\(|WebSocket|XMLHttpRequest|"
+    r"sendBeacon|importScripts|srcdoc"
+)
 # Ray connects to the cluster that the user names on the command line; no node imports this package.
 RAY = "autolora_core/cluster/"
 # file → name in an f-string handed to SQLite → why it holds no value from outside
@@ -171,20 +184,32 @@ def test_what_is_allowed_is_there():
         assert all(re.search(rf"\b{name.rpartition('.')[2]}\b", text) for name in names), file
 
 
-def test_the_pack_has_no_routes_and_no_scripts_for_the_browser():
-    """ComfyUI's own routes and front end are all there is; the help pages are text."""
+def test_routes_are_added_in_one_place():
+    """What they are, the running server tells: ``test_panel_routes``."""
     for path in FILES:
         text = path.read_text(encoding="utf-8")
-        assert not re.search(
-            r"\.routes\b|app\.router\b|add_(route|static|get|post)|\bweb\.(get|post|put|delete|route)\(", text
-        ), f"{path} adds a route"
+        found = re.search(ADDS_A_ROUTE, text)
+        assert not found or name_of(path) == "nodes/routes.py", f"{path} adds a route"
+
+
+def test_the_page_gets_text_and_scripts_that_make_no_markup():
+    """Help pages hold no markup that runs; scripts never take a text for markup or for code, and load from nowhere."""
     web = [path for path in (ROOT / "web").rglob("*") if path.is_file()]
-    assert web and {path.suffix for path in web} == {".md"}
+    assert web and {path.suffix for path in web} <= {".md", ".js", ".css"}
     for path in web:
-        text = path.read_text(encoding="utf-8")
-        assert not re.search(r"<\s*(script|img|iframe|svg|object|embed)|javascript:|\bon\w+\s*=\s*[\"']", text, re.I), (
-            path
-        )
+        text, how = path.read_text(encoding="utf-8"), BAD_PAGE if path.suffix == ".md" else BAD_SCRIPT
+        assert not re.search(how, text, re.I), path
+
+
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [("page", "<script>"), ("page", "[x](javascript:1)"), ("page", "<b onclick='x'>"), ("script", "a.innerHTML = name"),
+     ("script", "el.insertAdjacentHTML('x', y)"), ("script", "eval(x)"), ("script", "new Function(x)"),
+     ("script", 'import "https://example.org/x.js"'), ("script", "fetch('//example.org')"), ("script", "import(name)"),
+     ("script", "new WebSocket(x)"), ("script", "setTimeout('x()', 1)"), ("script", "document.write(x)")],
+)  # fmt: skip
+def test_the_reader_of_pages_sees(how, text):
+    assert re.search({"page": BAD_PAGE, "script": BAD_SCRIPT}[how], text, re.I)
 
 
 def test_tools_are_pinned_and_the_packs_own_needs_are_not():
