@@ -47,7 +47,8 @@ ALLOWED = {
     "__init__.py": {"importlib": "find_spec asks whether this is ComfyUI; nothing is imported"},
 }
 ADDS_A_ROUTE = (
-    r"""\.routes\b(?! import)|["']routes["']|app\.router\b|add_(static|get|post)\b|\bweb\.(get|post|put|delete|route)\("""
+    r"""\.routes\b(?! import)|["']routes["']|app\.router\b|add_(static|get|post)\b|"""
+    r"""\bweb\.(get|post|put|delete|route)\("""
 )
 BAD_PAGE = r"<\s*(script|img|iframe|svg|object|embed)|javascript:|\bon\w+\s*=\s*[\"']"
 BAD_SCRIPT = (
