@@ -5,6 +5,7 @@
     vectors-<encoder id>.faiss         a cache of one encoder's vectors (see vectors.py)
     texts.sqlite                       a cache of text vectors (see texts.py)
     answers.sqlite                     a cache of what LoRAs answer inside a base model (see answers.py)
+    *.arrays                           caches of what a view of it was made ready by (see array_file.py)
     writer.lock                        one writer at a time (see locks.py)
 
 Everything is incremental; LoRA folders are only read. :class:`Library` is a ``retrieve.view.LibraryView``.
@@ -30,6 +31,7 @@ from ..errors import LibraryError, LibraryVersionError
 from . import duplicates, encoders, fit, pairs
 from .answer_store import AnswerStore
 from .answers import CachedAnswers, StateSource, shared_memory
+from .array_file import kept_path
 from .content import modules_of, read_entries
 from .damaged import reads
 from .duplicates import Pair
@@ -85,7 +87,7 @@ class Library:
             fix = "connect the index output of Encode LoRA Library"
             raise LibraryError(f"this is not a LoRA index ({found!s:.80})", key="index", fix=fix)
         folder = Path(str(handle.get("folder", "")))
-        if not _is_file(folder / "library.sqlite"):
+        if not os.path.isfile(folder / "library.sqlite"):  # False for a NUL in its name, and for one too long
             raise LibraryError("the library is not there any more", path=folder, fix="run Encode LoRA Library again")
         return cls(Store(folder), _scope_of(handle))
 
@@ -103,13 +105,16 @@ class Library:
     @reads
     def handle(self) -> dict:
         """The JSON that travels between nodes: folder, generation, and which part of the library is shown."""
-        scope = self.scope or Scope.of(self._roots())
-        return {
-            "format": INDEX_FORMAT,
-            "folder": str(self.folder),
-            "generation": self.generation,
-            **scope.to_json(),
-        }
+        shown = self._shown().to_json()
+        return {"format": INDEX_FORMAT, "folder": str(self.folder), "generation": self.generation, **shown}
+
+    @reads
+    def kept(self, name: str) -> Path:
+        """Where this view keeps ``name``, a cache (see :mod:`.array_file`)."""
+        return kept_path(self.folder, name, json.dumps(self._shown().to_json(), sort_keys=True))
+
+    def _shown(self) -> Scope:
+        return self.scope or Scope.of(self._roots())
 
     def _roots(self) -> list[str]:
         return sorted(os.fsdecode(row[0]) for row in self.store.db.execute(_ROOTS))
@@ -281,13 +286,6 @@ class Library:
         """
         paths = {entry.hash: entry.path for entry in self.entries(family) if entry.hash}
         return pairs.compare_family(self.store, family, paths, lambda: self.module_features(family), self.wait, tick)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (ValueError, OSError):  # a NUL in its name, or a name too long
-        return False
 
 
 def _scope_of(handle: Mapping) -> Scope:

@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 # MOST_TURNED are hashed or sketched: no axis of theirs holds more than another, so they are scanned whole.
 FRONT, LENGTH, MOST_TURNED = 124, 4, 512
 BLOCK, SAMPLE, CHUNK = 16384, 20_000, 64
-# Up to so many coordinates the product is made with the queries first.
-NARROW = 256
+# Up to so many coordinates, and of so many queries, the product is made with the queries first.
+NARROW, MANY = 256, 16
 # So few rows are scored outright; of so few that a coarse scan leaves the rows themselves are read.
 FEW, NEARLY = 4096, 512
 # What a search takes as its level is the best of so many times what it wants.
@@ -246,5 +246,5 @@ class Codes:
         """(q, n) whole numbers of (n, k) and (q, k), the way round that is quicker."""
         if codes.dtype != torch.int8:
             return asked @ codes.T
-        many = len(asked) > 1 and codes.shape[1] <= NARROW
+        many = len(asked) > 1 and codes.shape[1] <= NARROW or len(asked) >= MANY
         return torch._int_mm(asked, codes.T) if many else torch._int_mm(codes, asked.T).T

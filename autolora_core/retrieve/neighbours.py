@@ -16,15 +16,17 @@ libraries of 4 to 40 files drawn from it, 447 of the pairs that stand out show o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
 from ..encode.threads import product
 from ..library.grid import Grid
 from ..library.table import Table
+from .near_lists import SPARE, NearLists, shortened
 from .sayings import Sayings
 from .selection import Neighbour
 from .view import EntryLike
@@ -37,6 +39,10 @@ IN_LINE = 16
 # What is usual is read off so many rows, taken evenly (by hash): of all in a library that has no more.
 SAMPLED = 1024
 BLOCK, MAX_KNOWN = 16384, 20_000
+# Lists are kept of libraries with so many rows; fewer are looked through in a millisecond. They go down to so many
+# deviations, so that a file more or less leaves them useful, and so many pairs of rows are compared at a time: ten
+# minutes of one processor. What is left is worked out the next time.
+LISTED_FROM, LISTED_DOWN_TO, MOST_PAIRS, LISTED_BLOCK = 8192, 4.0, 6e10, 64
 # What says most of a LoRA's subject comes first; a trigger word may be made up.
 _FIELDS = ("title", "tags", "description", "tag", "trigger")
 
@@ -60,10 +66,11 @@ class _Some:
 
 
 class Neighbourhood:
-    """The weights and words of one family's LoRAs, ``entries`` as the scorer has them."""
+    """The weights and words of one family's LoRAs, ``entries`` as the scorer has them; ``kept``: where
+    :meth:`keep_lists` puts what it works out."""
 
-    def __init__(self, entries: Sequence[EntryLike], sayings: Sayings, grid: Grid):
-        self.entries, self.sayings, self.grid = entries, sayings, grid
+    def __init__(self, entries: Sequence[EntryLike], sayings: Sayings, grid: Grid, kept: Path | None = None):
+        self.entries, self.sayings, self.grid, self._kept = entries, sayings, grid, kept
         self._named: dict[str, list[int]] = {}
         for i in np.flatnonzero(sayings.speaking).tolist():
             self._named.setdefault(entries[i].hash, []).append(i)
@@ -137,10 +144,8 @@ class Neighbourhood:
         if not rows:
             return {}
         units, lines = self._units(rows), {}
-        bounds = self._table.bounds(units) if len(self.grid.rows) > len(self._sample) else [None] * len(rows)
-        for row, unit, bound, (middle, deviation) in zip(rows, units, bounds, self._usual(rows), strict=True):
-            level = middle + STANDS_OUT * deviation
-            at = np.arange(len(self._places)) if bound is None else self._table.at_least(bound, unit, level)
+        levels = [middle + STANDS_OUT * deviation for middle, deviation in self._usual(rows)]
+        for row, unit, level, at in zip(rows, units, levels, self._near(rows, units, levels), strict=True):
             at = at[self._places[at] != row]
             cosines = self._table.scores(at, unit[None])[0]
             first = np.argsort(-cosines, kind="stable")[:IN_LINE]  # ties by hash: rows are in that order
@@ -151,6 +156,85 @@ class Neighbourhood:
         return {
             row: [(i, c) for i, c in line if c - back[i][0] >= STANDS_OUT * back[i][1]] for row, line in lines.items()
         }
+
+    def _near(self, rows: Sequence[int], units: np.ndarray, levels: Sequence[float]) -> list[np.ndarray]:
+        """Of each row: places in :attr:`_places`, ascending, among them the first in line."""
+        if len(self.grid.rows) <= len(self._sample):
+            return [np.arange(len(self._places))] * len(rows)
+        told = [None] * len(rows)
+        if self._lists is not None:
+            told = [self._lists.of(row, level, IN_LINE) for row, level in zip(rows, levels, strict=True)]
+        found = [None if at is None else np.searchsorted(self._places, np.sort(at)) for at in told]
+        at = [i for i, one in enumerate(found) if one is None]
+        for i, bound in zip(at, self._table.bounds(units[at]) if at else (), strict=True):
+            found[i] = self._table.at_least(bound, units[i], levels[i])
+        return found
+
+    @cached_property
+    def _lists(self) -> NearLists | None:
+        """What was kept, when it is of this state of the library."""
+        lists = NearLists.open(self._kept) if self._kept is not None and self._listed else None
+        return lists if lists is not None and lists.are_of(self.grid.hashes, self._worded) else None
+
+    @property
+    def _listed(self) -> bool:
+        return len(self.grid.rows) >= LISTED_FROM
+
+    def keep_lists(self, tick: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Work out whose rows each row is nearest to, as far as that is not kept already; ``tick(done, total)`` may
+        raise to interrupt: what was done is kept."""
+        if self._kept is None or not self._listed or self._lists is not None and not len(self._lists.unknown):
+            return
+        lists = self._brought_up_to_date()
+        todo = lists.unknown[: max(int(MOST_PAIRS / max(len(self._places), 1)), LISTED_BLOCK)]
+        found: list[np.ndarray] = []
+        lowest: list[float] = []
+        try:
+            for start in range(0, len(todo), LISTED_BLOCK):
+                tick(start, len(todo))
+                for near, low in self._all_near(todo[start : start + LISTED_BLOCK]):
+                    found.append(near)
+                    lowest.append(low)
+        finally:
+            self._lists = lists.with_lists(todo[: len(found)], found, np.array(lowest))
+            self._lists.save(self._kept)
+
+    def _all_near(self, rows: np.ndarray) -> list[tuple[np.ndarray, float]]:
+        """Of each row its list, and down to what it has all."""
+        units, found = self._units(rows), []
+        bounds = self._table.bounds(units)
+        for row, unit, bound, (middle, deviation) in zip(rows, units, bounds, self._usual(rows.tolist()), strict=True):
+            level = middle + LISTED_DOWN_TO * deviation
+            at = self._table.at_least(bound, unit, level)
+            at = at[self._places[at] != row]
+            found.append(shortened(self._places[at], self._table.scores(at, unit[None])[0], level + SPARE))
+        return found
+
+    def _brought_up_to_date(self) -> NearLists:
+        """What was kept of another state of the library, with what came since."""
+        old = NearLists.open(self._kept)
+        if old is None:
+            return NearLists.empty(self.grid.hashes, self._worded)
+        lists, new = old.carried_over(self.grid.hashes, self._worded)
+        known = np.flatnonzero(np.isfinite(lists.down_to))
+        if 2 * len(new) > len(self._places):
+            return NearLists.empty(self.grid.hashes, self._worded)
+        # How much nearer than it need be: not below zero for what belongs into a row's list.
+        table = Table(_Some(self.grid.rows, known), self._scale[known], -lists.down_to[known])
+        owners, rows = [], []
+        for start in range(0, len(new), LISTED_BLOCK):
+            some = new[start : start + LISTED_BLOCK]
+            units = self._units(some)
+            for row, unit, bound in zip(some, units, table.bounds(units), strict=True):
+                at = known[table.at_least(bound, unit, 0.0)]
+                owners.append(at[at != row])
+                rows.append(np.full(len(owners[-1]), row))
+        together = (np.concatenate([np.zeros(0, np.int64), *one]) for one in (owners, rows))
+        return lists.joined(*together, self._cosines)
+
+    def _cosines(self, row: int, others: np.ndarray) -> np.ndarray:
+        """Of a row with others that have words."""
+        return self._table.scores(np.searchsorted(self._places, others), self._units([row]))[0]
 
     def _units(self, rows: Sequence[int]) -> np.ndarray:
         """(len(rows), width) float64 rows of length one."""

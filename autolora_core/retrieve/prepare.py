@@ -16,6 +16,7 @@ from ..encode.text_cache import CachedTower
 from ..encode.threads import one_thread
 from ..encode.towers import TextTower
 from ..library.answers import CachedAnswers
+from ..portable import file_stem
 from ..wording import counted, listed
 from .candidates import candidates, is_for
 from .near import Near, set_apart
@@ -29,6 +30,8 @@ from .view import EntryLike, LibraryView
 
 CACHED_LIBRARIES = 4
 WARM_BLOCK = 32
+# A smaller library is made ready in a second or two; nothing of that is kept.
+KEPT_FROM = 8192
 NAMED = 5  # files a note names; the report of Encode LoRA Library names them all
 # Which part of the work each step of preparing a library is, as progress shows it.
 WORDS, COMPARING, ASKING, CALIBRATING = (0.0, 0.4), (0.4, 0.5), (0.5, 0.75), (0.75, 1.0)
@@ -116,7 +119,7 @@ def _prepare_cold(
     near = None
     if use_weights:
         grid = view.grid(family, _ticking(_portion(progress, *COMPARING)))
-        near = Neighbourhood(scorer.entries, scorer.sayings, grid)
+        near = Neighbourhood(scorer.entries, scorer.sayings, grid, view.kept(f"near-{file_stem(family)}"))
     if asking is not None:
         scorer.responder = Responder.measure(view, family, scorer.entries, asking, _portion(progress, *ASKING))
         notes.append(_asked_note(scorer))
@@ -169,13 +172,17 @@ def _asked_note(scorer: Scorer) -> str:
 @one_thread()
 def warm(view: LibraryView, family: str, tower: TextTower, progress: Progress | None = None) -> None:
     """Encode every text the retriever will need into the library's text store, and make the rows that LoRAs are
-    compared by, both in blocks.
+    compared by, both in blocks; of a large library also what else can be kept on disk.
 
     Six milliseconds a text with MiniLM, once per library: call it after encoding a library, so that the first prompt
-    need not wait. ``progress(done, total, text)`` may raise to interrupt; finished blocks of texts are kept.
+    need not wait. ``progress(done, total, text)`` may raise to interrupt; finished blocks are kept.
     """
-    _encode_words(view.text_tower(tower), candidates(view, family), _portion(progress, 0.0, 0.8))
-    view.grid(family, _ticking(_portion(progress, 0.8, 1.0)))
+    chosen = candidates(view, family)
+    _encode_words(view.text_tower(tower), chosen, _portion(progress, 0.0, 0.5))
+    view.grid(family, _ticking(_portion(progress, 0.5, 0.6)))
+    if len(chosen) >= KEPT_FROM:
+        prepared = prepare(view, family, tower, progress=_portion(progress, 0.6, 0.7))
+        prepared.neighbourhood.keep_lists(_ticking(_portion(progress, 0.7, 1.0)))
 
 
 def _encode_words(store: CachedTower, entries: list[EntryLike], progress: Progress | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ from ..encode.factor_table import FactorTable
 from ..encode.text_cache import CachedTower, cached
 from ..encode.towers import TextTower
 from ..library.answers import CachedAnswers, StateSource
+from ..library.array_file import kept_path
 from ..library.grid import WIDTH, Grid
 
 
@@ -79,6 +81,10 @@ class LibraryView(Protocol):
         """A row of weights a content, to compare LoRAs with each other; ``tick(done, total)`` may raise."""
         ...
 
+    def kept(self, name: str) -> Path | None:
+        """A file to keep ``name`` in that saves work, a cache; None where nothing may be kept."""
+        ...
+
     def text_tower(self, tower: TextTower) -> CachedTower:
         """``tower`` with this library's own store of text vectors behind it."""
         ...
@@ -138,6 +144,7 @@ class MemoryView:
     grids: dict[str, Grid] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)  # hash → why its weights are not encoded
     remembered: dict[str, dict] = field(default_factory=dict)  # base → what it answered
+    folder: Path | None = None  # for what is kept
 
     def entries(self, family: str | None = None, include_missing: bool = False) -> Sequence[EntryLike]:
         """See :class:`LibraryView`."""
@@ -163,6 +170,10 @@ class MemoryView:
     def grid(self, family: str, tick: Callable[[int, int], None] = lambda done, total: None) -> Grid:
         """See :class:`LibraryView`."""
         return self.grids.get(family) or Grid(family, (), np.zeros((0, WIDTH), np.float32))
+
+    def kept(self, name: str) -> Path | None:
+        """See :class:`LibraryView`."""
+        return None if self.folder is None else kept_path(self.folder, name, "")
 
     def text_tower(self, tower: TextTower) -> CachedTower:
         """See :class:`LibraryView`."""
