@@ -20,6 +20,7 @@ NODES = {
     "AutoLoRAStackFromText": (".lora_text", "LoRA Stack from Text"),
     "AutoLoRAStackToText": (".lora_text", "LoRA Stack to Text"),
     "AutoLoRASaveImage": (".save_image", "Save Image with LoRA Info"),
+    "AutoLoRARenderPreviews": (".render_previews", "Render LoRA Previews"),
     "AutoLoRACompare": (".compare", "Compare Modes and Strengths"),
     "AutoLoRAPictureSheet": (".compare", "Picture Sheet"),
 }

@@ -23,7 +23,7 @@ PACK_NODES = (
     "AutoLoRAMiniLMCLIPLoader", "AutoLoRATrainEncoder", "AutoLoRATrainFusionGate",
     "AutoLoRATimeAndPlace", "AutoLoRAConflictReport", "AutoLoRAGateHeatMap", "AutoLoRASaveMerged",
     "AutoLoRAStackFromText", "AutoLoRAStackToText", "AutoLoRASaveImage",
-    "AutoLoRACompare", "AutoLoRAPictureSheet",
+    "AutoLoRACompare", "AutoLoRAPictureSheet", "AutoLoRARenderPreviews",
 )  # fmt: skip
 # Set to a folder to have pictures of the graphs after they ran (they are made anew for the README now and then).
 SCREENSHOTS = os.environ.get("AUTOLORA_SCREENSHOTS", "")

@@ -257,7 +257,7 @@ def test_all_nodes_are_registered(pack):
         "AutoLoRAMiniLMCLIPLoader", "AutoLoRATrainEncoder", "AutoLoRATrainFusionGate",
         "AutoLoRATimeAndPlace", "AutoLoRAConflictReport", "AutoLoRAGateHeatMap", "AutoLoRASaveMerged",
         "AutoLoRAStackFromText", "AutoLoRAStackToText", "AutoLoRASaveImage",
-        "AutoLoRACompare", "AutoLoRAPictureSheet",
+        "AutoLoRACompare", "AutoLoRAPictureSheet", "AutoLoRARenderPreviews",
     }  # fmt: skip
     for node in pack.NODE_CLASS_MAPPINGS.values():
         groups = {kind: inputs for kind, inputs in node.INPUT_TYPES().items() if kind != "hidden"}

@@ -1,0 +1,147 @@
+"""Rendering the previews of some LoRAs: what is there already is left, what fails is named, the rest goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from ..errors import AutoLoRAError
+from .difference import Difference, difference
+from .settings import Settings
+from .shelf import PreviewShelf, Record, without_key
+
+Tick = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A LoRA: ``key`` is the SHA-256 of its content, ``request`` what the camera knows it by."""
+
+    key: str
+    name: str
+    request: Any = None
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A picture and its vectors, space → (d,)."""
+
+    picture: Image.Image
+    vectors: dict[str, np.ndarray]
+
+
+class Camera(Protocol):
+    """A base model. Raises ``AutoLoRAError`` for what a LoRA is to blame for; all else ends the run."""
+
+    towers: dict[str, str]  # space → what makes its vectors
+
+    def put_in(self, request: Any | None) -> None:
+        """From now on with this LoRA, None: without any."""
+        ...
+
+    def shoot(self, number: int) -> Shot:
+        """The picture of the prompt of this number."""
+        ...
+
+
+@dataclass
+class Outcome:
+    """``rendered``: name → what its pictures say; ``there``: names of those that had been rendered so; ``failed``: name
+    → why; ``left``: how many the limit left for the next run."""
+
+    rendered: dict[str, Difference] = field(default_factory=dict)
+    there: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    left: int = 0
+
+
+def render(
+    shelf: PreviewShelf,
+    settings: Settings,
+    wanted: Sequence[Wanted],
+    camera: Camera,
+    *,
+    kept: int = 1,
+    limit: int = 0,
+    tick: Tick = lambda done, total, name: None,
+) -> Outcome:
+    """Render what is missing of ``wanted``, at most ``limit`` LoRAs (0: all), and keep ``kept`` pictures of each.
+
+    ``tick(done, total, name)`` is called before every picture and may raise to interrupt: LoRAs that were finished stay
+    finished. ``AutoLoRAError`` when the base itself cannot be sampled.
+    """
+    shelf.tidy()
+    prompts, outcome = len(settings.prompts), Outcome()
+    kept = min(kept, prompts)
+    missing = []
+    for lora in wanted:
+        if shelf.holds(lora.key, settings.id, kept):
+            outcome.there.append(lora.name)
+        else:
+            missing.append(lora)
+    mine = missing[:limit] if limit else missing
+    outcome.left = len(missing) - len(mine)
+    if not mine:
+        return outcome
+    steps = _Steps(tick, (len(mine) + 1) * prompts)
+    without = _without(shelf, settings, camera, kept, steps)
+    for number, lora in enumerate(mine, 1):
+        steps.at = number * prompts
+        try:
+            camera.put_in(lora.request)
+            shots = _shots(camera, prompts, steps, lora.name)
+            vectors = _stacked(shots)
+        except AutoLoRAError as error:
+            outcome.failed[lora.name] = error.message
+            continue
+        changes = {space: rows - without.vectors[space] for space, rows in vectors.items()}
+        record = Record(settings.id, changes, camera.towers, lora.name)
+        shelf.put(lora.key, record, [shot.picture for shot in shots[:kept]])
+        outcome.rendered[lora.name] = difference(changes[_told_by(changes)])
+    return outcome
+
+
+def _without(shelf: PreviewShelf, settings: Settings, camera: Camera, kept: int, steps: _Steps) -> Record:
+    """The record of the prompts without a LoRA; rendered where it is missing."""
+    key = without_key(settings.without)
+    if not shelf.holds(key, settings.without, kept):
+        camera.put_in(None)
+        shots = _shots(camera, len(settings.prompts), steps, "without a LoRA")
+        record = Record(settings.without, _stacked(shots), camera.towers)
+        shelf.put(key, record, [shot.picture for shot in shots[:kept]])
+        return record
+    return shelf.record(key)
+
+
+class _Steps:
+    def __init__(self, tick: Tick, total: int):
+        self.tick, self.total, self.at = tick, total, 0
+
+    def next(self, name: str) -> None:
+        self.tick(self.at, self.total, name)
+        self.at += 1
+
+
+def _shots(camera: Camera, prompts: int, steps: _Steps, name: str) -> list[Shot]:
+    shots = []
+    for number in range(prompts):
+        steps.next(name)
+        shots.append(camera.shoot(number))
+    return shots
+
+
+def _stacked(shots: Sequence[Shot]) -> dict[str, np.ndarray]:
+    found = {space: np.stack([shot.vectors[space] for shot in shots]) for space in shots[0].vectors}
+    for rows in found.values():
+        if not np.isfinite(rows).all():
+            raise AutoLoRAError("its pictures hold values that are not finite", fix="try a smaller strength")
+    return found
+
+
+def _told_by(changes: dict[str, np.ndarray]) -> str:
+    """Of several spaces the one whose numbers are told: a CLIP's, as CARLoS has them."""
+    return next((space for space in changes if space != "latents"), next(iter(changes)))
