@@ -177,6 +177,17 @@ def gated(
     roled: bool = True,
 ) -> Course:  # fmt: skip
     """``vectors`` on the LoRAs that are ``asked`` for, each on its own or on its routed branch."""
+    plan = gated_plan(bench, ids, vectors, asked, routed, roled)
+    if not plan.timed and all(g.vectors is None or g.vectors.flat for own in plan.modules.values() for g in own.groups):
+        return still(bench.network.weights(flat_updates(plan)))
+    return Course(plan=plan)
+
+
+def gated_plan(
+    bench: Workbench, ids: Sequence[str], vectors: Mapping[str, GateVectors], asked: bool = True, routed: bool = False,
+    roled: bool = True,
+) -> FusionPlan:  # fmt: skip
+    """The plan of :func:`gated`, as the node runs it, beside the layers."""
     standings = bench.standings(ids, asked)
     standings = standings if roled else {i: replace(one, role=None) for i, one in standings.items()}
     branches = bench.branches([name for i, name in enumerate(ids) if standings[i].asked >= UNASKED])
@@ -186,10 +197,7 @@ def gated(
         found = routes(bench, [ids[i] for i in kept])
         own = by_module(branches)
         branches = [b for name, parts in own.items() for b in (route(*found[name]) if name in found else parts)]
-    plan = build_plan(branches, bench.network.channels, gates=vectors, standings=standings)
-    if not plan.timed and all(g.vectors is None or g.vectors.flat for own in plan.modules.values() for g in own.groups):
-        return still(bench.network.weights(flat_updates(plan)))
-    return Course(plan=plan)
+    return build_plan(branches, bench.network.channels, gates=vectors, standings=standings)
 
 
 def flat_updates(plan: FusionPlan) -> dict[str, Tensor]:

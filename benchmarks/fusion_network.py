@@ -72,7 +72,7 @@ class Network:
             yield self._gated_velocity(course.plan, moment)
             return
         for name, plan in (course.plan.modules if course.plan else {}).items():
-            hooks.append(self.layers[name].register_forward_hook(beside(plan, moment, self.dtype, self.compiled)))
+            hooks.append(self.layers[name].register_forward_hook(self.beside(name, plan, moment)))
 
         def velocity(*inputs: Tensor) -> Tensor:
             passes, total = course.passes(moment), None
@@ -91,6 +91,10 @@ class Network:
             self._install({})
             for hook in hooks:
                 hook.remove()
+
+    def beside(self, name: str, plan: ModulePlan, moment: Moment) -> Callable[..., Tensor]:
+        """The forward hook that fuses the branches of module ``name``."""
+        return beside(plan, moment, self.dtype, self.compiled)
 
     def _gated_velocity(self, plan: FusionPlan, moment: Moment) -> Callable[..., Tensor]:
         if self._gated is None:

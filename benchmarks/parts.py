@@ -38,8 +38,11 @@ def measure_part(benchmark: str, module: str, part: str, quick: bool) -> None:
     path.write_text(json.dumps(document, indent=1), encoding="utf-8")
 
 
-def run(benchmark: str, parts: Mapping[str, str], arguments: Sequence[str], seed: int = 0) -> None:
-    """Measure ``parts`` (name → module), or those asked for, and write ``benchmarks/results/<benchmark>.json``."""
+def run(
+    benchmark: str, parts: Mapping[str, str], arguments: Sequence[str], seed: int = 0, results: str | None = None
+) -> None:
+    """Measure ``parts`` (name → module), or those asked for, and write ``benchmarks/results/<results>.json``, by
+    default under the benchmark's own name."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{benchmark}")
     parser.add_argument("--part", action="append", choices=list(parts), help="measure this part anew; may be repeated")
     parser.add_argument("--keep", action="store_true", help="measure only the parts that were not measured yet")
@@ -55,10 +58,10 @@ def run(benchmark: str, parts: Mapping[str, str], arguments: Sequence[str], seed
         command = [sys.executable, "-m", f"benchmarks.{benchmark}", "--here", "--part", part]
         subprocess.run([*command, *(["--quick"] if options.quick else [])], cwd=REPO, check=True)
     if not options.quick:
-        write(benchmark, parts, seed)
+        write(benchmark, parts, seed, results)
 
 
-def write(benchmark: str, parts: Mapping[str, str], seed: int) -> None:
+def write(benchmark: str, parts: Mapping[str, str], seed: int, results: str | None = None) -> None:
     """The results file from every part that was measured; says which were not."""
     figures: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
@@ -70,4 +73,4 @@ def write(benchmark: str, parts: Mapping[str, str], seed: int) -> None:
         found = json.loads(path.read_text(encoding="utf-8"))
         figures |= found["figures"]
         rows += [{"part": part, "commit": found["commit"], **row} for row in found["rows"]]
-    print(write_results(benchmark, f"python -m benchmarks.{benchmark}", seed, figures, rows))
+    print(write_results(results or benchmark, f"python -m benchmarks.{benchmark}", seed, figures, rows))

@@ -26,13 +26,12 @@ from autolora_core.fusion.fast import triton_gate
 from benchmarks.results_file import write_results
 
 from . import blocks
-from .shapes import MODELS, Shape
+from .shapes import MODELS, WIDEST, Shape
 from .ways import Layer
 
 COMMAND = "python -m benchmarks.apply.gpu --out benchmarks/results"
 WAYS = ("base", "bypass", "ours", "eager")
 PICTURE = {"double": 19, "single": 38}  # blocks of a forward
-LIMIT_SHAPE = "single.linear1"
 
 
 def on_card(function: Callable[[], object]) -> float:
@@ -148,13 +147,13 @@ def moved_row() -> dict | None:
     if len(found) < 2:
         return None
     moved = sum(float(number.replace(",", "")) * units[unit] for unit, number in found[-2:])
-    shape = next(shape for shape in MODELS["flux"] if shape.name == LIMIT_SHAPE)
+    shape = next(shape for shape in MODELS["flux"] if shape.name == WIDEST)
     return {"what": "bytes", "shape": shape.name, "moved": moved, "least": 2 * 2 * shape.tokens * shape.out}
 
 
 def once() -> None:
     """What ncu looks at."""
-    shape = next(shape for shape in MODELS["flux"] if shape.name == LIMIT_SHAPE)
+    shape = next(shape for shape in MODELS["flux"] if shape.name == WIDEST)
     ours(Layer.make(shape, [16] * 3, torch.bfloat16, "cuda"))
     torch.cuda.synchronize()
 
