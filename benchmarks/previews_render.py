@@ -1,7 +1,7 @@
 """Pictures of the demo world's LoRAs on neutral prompts, with and without each: what Render LoRA Previews renders.
 
 Latents are kept in the zoo's cache, a file a LoRA, under a name that says what was rendered how; a run that was stopped
-goes on. Several LoRAs share the base's forward passes, as in training.
+goes on.
 """
 
 from __future__ import annotations
@@ -18,15 +18,13 @@ import torch
 from torch import Tensor
 
 from zoo.cache import write_npy, zoo_dir
-from zoo.mmdit import MMDiT
-from zoo.multi_lora import StackedAdapters
 from zoo.sampler import schedule
 from zoo.scale_data import factors
 from zoo.text_bank import encode
 from zoo.train_loras import base_tag, load_base
 
 log = logging.getLogger("benchmarks.previews")
-WIDEST_RANK = 16
+SAY_EVERY = 16
 SEEDS = (0, 1)
 # None names a subject or a style of the zoo; the node offers the same.
 PROMPTS = ("a picture", "an animal", "a person", "a thing")
@@ -38,7 +36,7 @@ class Rendering:
 
     seed: int = 0
     prompts: tuple[str, ...] = PROMPTS
-    steps: int = 8
+    steps: int = 6
     cfg: float = 4.0
 
     @property
@@ -55,44 +53,35 @@ def noises(rendering: Rendering) -> Tensor:
 
 
 class Renderer:
-    """The base with room for ``together`` LoRAs at once."""
+    """The base in bfloat16; a LoRA is added to its weights while its pictures are made."""
 
-    def __init__(self, rendering: Rendering, together: int = 16, model: MMDiT | None = None):
-        self.rendering, self.together = rendering, together
-        self.model = model or load_base()
-        self.noise = noises(rendering)
+    def __init__(self, rendering: Rendering):
+        self.rendering, self.noise = rendering, noises(rendering)
         context, pooled = encode([*rendering.prompts, ""])
-        self.context, self.pooled = context[:-1], pooled[:-1]
-        self.empty = context[-1:].expand_as(self.context), pooled[-1:].expand_as(self.pooled)
-        self.without = self._sample(1)[0]
-        self.adapters = StackedAdapters(self.model, together, WIDEST_RANK).requires_grad_(False)
-        self.adapters.scale.fill_(1)
+        many = len(rendering.prompts)
+        self.context = torch.cat([context[:-1], context[-1:].expand(many, -1, -1)])
+        self.pooled = torch.cat([pooled[:-1], pooled[-1:].expand(many, -1)])
+        model = load_base()
+        self.plain = model.state_dict()
+        self.model = load_base().bfloat16()
+        self.layers = dict(self.model.named_modules())
 
     @torch.no_grad()
-    def render(self, found: Sequence[dict[str, tuple[Tensor, Tensor]]]) -> np.ndarray:
-        """(LoRAs, pictures, 16, 16, 16) float16 of at most :attr:`together` LoRAs' factors."""
-        for p in self.adapters.parameters():
-            p.zero_()
-        for k, lora in enumerate(found):
-            for name, (down, up) in lora.items():
-                key = name.replace(".", "/")
-                self.adapters.down[key][k, : len(down)] = down
-                self.adapters.up[key][k, :, : up.shape[1]] = up
-        return self._sample(self.together)[: len(found)]
+    def render(self, lora: dict[str, tuple[Tensor, Tensor]]) -> np.ndarray:
+        """(prompts, 16, 16, 16) float16 with a LoRA's factors, none for the base alone."""
+        for name, (down, up) in lora.items():
+            self.layers[name].weight.copy_(self.plain[f"{name}.weight"] + up @ down)
+        latents = self._sample()
+        for name in lora:
+            self.layers[name].weight.copy_(self.plain[f"{name}.weight"])
+        return latents
 
-    @torch.no_grad()
-    def _sample(self, loras: int) -> np.ndarray:
-        """The LoRA is the slowest axis of every batch, with and without the text beside each other within it."""
-        many = len(self.noise)
-        x = self.noise.expand(loras, *self.noise.shape)
-        context = torch.cat([self.context, self.empty[0]]).repeat(loras, 1, 1)
-        pooled = torch.cat([self.pooled, self.empty[1]]).repeat(loras, 1)
-        levels = schedule(self.rendering.steps)
+    def _sample(self) -> np.ndarray:
+        x, levels = self.noise, schedule(self.rendering.steps)
         for now, after in zip(levels[:-1], levels[1:], strict=True):
-            both = torch.cat([x, x], dim=1).flatten(0, 1)
             with torch.autocast("cpu", torch.bfloat16):
-                told = self.model(both, now.expand(len(both)), context, pooled).float()
-            cond, uncond = told.view(loras, 2, many, *x.shape[2:]).unbind(1)
+                both = self.model(torch.cat([x, x]), now.expand(2 * len(x)), self.context, self.pooled)
+            cond, uncond = both.float().chunk(2)
             x = x + (after - now) * (uncond + self.rendering.cfg * (cond - uncond))
         return x.numpy().astype(np.float16)
 
@@ -104,14 +93,12 @@ def rendered(ids: Sequence[str], rendering: Rendering) -> tuple[np.ndarray, np.n
     missing = [i for i, path in enumerate(paths) if not path.exists()]
     if missing or not base.exists():
         renderer, began = Renderer(rendering), time.time()
-        write_npy(base, renderer.without)
-        for start in range(0, len(missing), renderer.together):
-            part = missing[start : start + renderer.together]
-            for i, latents in zip(part, renderer.render([factors(ids[i]) for i in part]), strict=True):
-                write_npy(paths[i], latents)
-            done = start + len(part)
-            left = (time.time() - began) / done * (len(missing) - done)
-            log.info("rendered %d of %d, %.0f s left", done, len(missing), left)
+        write_npy(base, renderer.render({}))
+        for done, i in enumerate(missing, 1):
+            write_npy(paths[i], renderer.render(factors(ids[i])))
+            if done % SAY_EVERY == 0 or done == len(missing):
+                left = (time.time() - began) / done * (len(missing) - done)
+                log.info("rendered %d of %d, %.0f s left", done, len(missing), left)
     return np.load(base), np.stack([np.load(path) for path in paths])
 
 

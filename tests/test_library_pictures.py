@@ -18,6 +18,7 @@ from autolora_core.errors import LibraryError
 from autolora_core.library import pictures as pictures_module
 from autolora_core.library.index import Library
 from autolora_core.library.pictures import find_by_picture, read_picture
+from autolora_core.previews.shelf import PreviewShelf, Record
 
 COUNT = 12
 
@@ -63,6 +64,20 @@ def test_the_preview_that_shows_the_same_is_first(world, clip):
         assert found.hits[0].entry.name == f"lora_{seed:06d}.safetensors" and len(found.hits) == 3
         assert found.hits[0].picture > 0.98 and found.hits[0].score >= found.hits[1].score
     assert (found.searched, found.with_preview, found.with_words, found.notes) == (COUNT, COUNT - 1, 1, ())
+
+
+def test_rendered_previews_stand_in_where_no_picture_lies_beside_a_file(world, clip):
+    """Those beside the files are what their authors chose: they go first."""
+    library, _ = world
+    entries, tower = library.entries(), OpenClipImageTower(clip)
+    record = Record("settings", {"latents": np.ones((1, 4), np.float32)})
+    for entry, seed in ((entries[COUNT - 1], 70), (entries[0], 71)):
+        PreviewShelf(library.folder).put(entry.hash, record, [Image.fromarray(drawing(seed))])
+    found = find_by_picture(library, [tensor(drawing(70))], tower)
+    assert found.with_preview == COUNT and found.hits[0].entry.name == entries[COUNT - 1].name
+    assert found.hits[0].picture > 0.9
+    (own,) = (hit for hit in find_by_picture(library, [tensor(drawing(0))], tower).hits if hit.entry == entries[0])
+    assert own.picture > 0.98
 
 
 def test_cosines_are_those_of_the_two_towers(world, clip):

@@ -1,4 +1,5 @@
-"""Find LoRAs by a picture: it is compared with their preview pictures and, where the CLIP has a text half, their words.
+"""Find LoRAs by a picture: it is compared with their preview pictures, those beside the files or else rendered ones,
+and, where the CLIP has a text half, with their words.
 
 Likenesses of two pictures and of a picture and a text lie on different scales. Those of previews are measured in
 deviations above the library's median, those of words above what generic prompts reach; the better of the two counts.
@@ -10,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from ..encode.generic import GENERIC_PROMPTS
 from ..encode.open_clip_images import OpenClipImageTower
 from ..errors import LibraryError
+from ..previews.shelf import PreviewShelf
 from .entries import Entry
 from .index import Library
 from .shelf import Tick, silent
@@ -78,12 +80,12 @@ def find_by_picture(
     query = tower.encode(pictures).astype(np.float64).sum(axis=0)
     query /= max(float(np.linalg.norm(query)), 1e-12)
     with PictureStore(library) as store:
-        previews, notes = _previews(entries, tower, store, tick)
+        previews, notes = _previews(_pictured(library, entries), tower, store, tick)
     words, usual = _words(library, entries, tower, query)
     if not previews and not words:
         raise LibraryError(
             "no LoRA here has a picture beside it" + ("" if tower.text else ", and this CLIP cannot read words"),
-            fix="put a preview beside the LoRA files (name.preview.png, name.png, .jpg or .webp)"
+            fix="put a preview beside the LoRA files (name.preview.png, .jpg or .webp), run Render LoRA Previews"
             + ("" if tower.text else ", or choose a CLIP that has its text half too"),
         )
     likeness = {digest: float(vector @ query) for digest, vector in previews.items()}
@@ -122,6 +124,17 @@ def _one_a_content(entries: Sequence[Entry]) -> dict[str, Entry]:
         if entry.hash and (held is None or (entry.preview and not held.preview)):
             found[entry.hash] = entry
     return found
+
+
+def _pictured(library: Library, entries: dict[str, Entry]) -> dict[str, Entry]:
+    """Those that have no picture beside them get what Render LoRA Previews made of them, where it did."""
+    shelf = PreviewShelf(library.folder)
+    rendered = set(shelf.rendered())
+    return {
+        digest: replace(entry, preview=str(shelf.picture(digest) or "")) if digest in rendered and not entry.preview
+        else entry
+        for digest, entry in entries.items()
+    }  # fmt: skip
 
 
 def _previews(
