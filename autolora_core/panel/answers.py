@@ -14,14 +14,14 @@ from ..library.index import Library
 from ..library.linked import linked_groups
 from ..retrieve.finalists import Finalists
 from ..retrieve.prepare import prepare
-from ..retrieve.score import ROLE_WEIGHT, hints, losses
-from ..retrieve.spans import decompose
+from ..retrieve.score import ROLE_WEIGHT, Evidence, hints, losses
+from ..retrieve.spans import Span, decompose
 from .asked import Asked
 from .catalogue import Catalogue, Found, catalogue_of
 
 Stop = Callable[[], bool]
 MOST_RANKED = 100  # LoRAs that a search by meaning or by likeness lists
-LEAST_LIKE = 0.05  # estimated cosine: unlike files lie within 0.1 of nothing
+LEAST_LIKE = 0.15  # estimated cosine: those of unlike files lie within 0.1 of nothing, of a hundred thousand within 0.15
 LEAST_FIT = 0.01
 
 
@@ -130,16 +130,26 @@ def search(library: Library, asked: Asked, stop: Stop, tower: TextTower) -> dict
     evidence = scorer.evidence_of(question, spans, loras)
     best, span = evidence.logit.max(axis=0), evidence.logit.argmax(axis=0)
     ranked = []
-    for column in np.lexsort((evidence.loras, -best))[:MOST_RANKED].tolist():
+    for column in _order(evidence, spans)[:MOST_RANKED].tolist():
         entry, at, score = scorer.entries[evidence.loras[column]], (span[column], column), float(sigmoid(best[column]))
         if score < LEAST_FIT:
-            break
+            continue
         words = np.fmax(evidence.text[at], evidence.lexical[at])
         said = {"score": round(score, 3), "weights": _number(evidence.weights[at]), "words": _number(words)}
         # Of several files of one content the scorer's own; ids of places never change hands.
         ranked += [(place, said) for place in catalogue.by_hash.get(entry.hash, ())
                    if catalogue.entries[place].name == entry.name]  # fmt: skip
     return _ranked(catalogue, ranked, asked, f"for {family}, by words and weights")
+
+
+def _order(evidence: Evidence, spans: Sequence[Span]) -> np.ndarray:
+    """Best first: what fits several parts of the prompt, then the best of every part in turn, so that a hundred styles
+    do not hide the one subject."""
+    apart = [at for at, span in enumerate(spans) if not span.joined] or list(range(len(spans)))
+    logit = evidence.logit[apart]
+    places = np.argsort(np.argsort(-logit, axis=1, kind="stable"), axis=1, kind="stable")
+    fitted = np.maximum((logit > 0).sum(axis=0), 1)
+    return np.lexsort((evidence.loras, -logit.max(axis=0), places.min(axis=0), -fitted))
 
 
 def _ranked(catalogue: Catalogue, ranked: Sequence[tuple[int, dict]], asked: Asked, how: str) -> dict:

@@ -6,6 +6,7 @@ each state of the library and kept.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import unicodedata
@@ -22,6 +23,7 @@ from ..library.index import Library
 MAX_TERMS = 12
 MAX_SHOWN = 300  # letters of one text of a row
 MAX_DESCRIPTION = 600
+DRAWN = "previews"  # folder in the index of the samples that were drawn: <sha256>.webp or .png
 HELD_SEARCHES = 16
 HELD = 2
 # While files are being read in the background the library changes at every commit. A list that took a second to make
@@ -44,8 +46,10 @@ class Catalogue:
 
     generation: int
     entries: Sequence[Entry]
+    folder: str = ""
     took: float = 0.0
     made: float = field(default_factory=time.monotonic)
+    _drawn: tuple[int, frozenset[str]] = (0, frozenset())
     _searches: OrderedDict = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -80,6 +84,18 @@ class Catalogue:
         ranks = [_rank(entry) for entry in self.entries]
         rows = [at for at, rank in enumerate(ranks) if rank < 3]
         return np.array(sorted(rows, key=lambda at: (ranks[at], at)), np.int64)
+
+    def drawn(self) -> frozenset[str]:
+        """Contents that a sample was drawn for, in the index folder; listed again when that has changed."""
+        folder = os.path.join(self.folder, DRAWN)
+        try:
+            state = os.stat(folder).st_mtime_ns
+            if self._drawn[0] != state:
+                names = (os.path.splitext(name) for name in os.listdir(folder))
+                self._drawn = state, frozenset(name for name, end in names if end in (".webp", ".png"))
+        except OSError:
+            return frozenset()
+        return self._drawn[1]
 
     def select(self, query: str, family: str = "", kind: str = "", among: np.ndarray | None = None) -> Found:
         """The rows whose words contain every word of ``query``, of one family and kind where these are given."""
@@ -127,8 +143,8 @@ class Catalogue:
             "variant": _cut(entry.variant), "kind": entry.kind, "rank": entry.rank, "size": entry.size,
             "title": _cut(text.title), "tags": [_cut(tag) for tag in text.tags[:12]],
             "triggers": [_cut(trigger) for trigger in text.triggers[:8]], "problems": self._problems(entry),
-            "base_model": _cut(entry.base_model), "preview": bool(entry.preview), "by_header": entry.by_header,
-            "missing": entry.missing, "description": text.description[:MAX_DESCRIPTION],
+            "base_model": _cut(entry.base_model), "preview": bool(entry.preview) or entry.hash in self.drawn(),
+            "by_header": entry.by_header, "missing": entry.missing, "description": text.description[:MAX_DESCRIPTION],
         }  # fmt: skip
 
     @staticmethod
@@ -176,7 +192,7 @@ def catalogue_of(library: Library) -> Catalogue:
         began = time.monotonic()
         generation = library.generation
         entries = library.entries(include_missing=True)
-        found = Catalogue(generation, sorted(entries, key=lambda entry: entry.missing))
+        found = Catalogue(generation, sorted(entries, key=lambda entry: entry.missing), str(library.folder))
         found.words, found.by_hash, found.problems  # noqa: B018 - made now, in this thread, not at the first search
         found.took = time.monotonic() - began
         with _held_lock:

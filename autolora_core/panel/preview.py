@@ -8,11 +8,10 @@ from collections.abc import Iterable
 
 from ..library.entries import Entry
 from ..library.index import Library
-from .catalogue import catalogue_of
+from .catalogue import DRAWN, catalogue_of
 
 MAX_BYTES = 16 << 20
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
-DRAWN = "previews"  # folder in the index: <sha256>.webp or .png
 _HEADS = (
     (re.compile(rb"\x89PNG\r\n\x1a\n"), "image/png"),
     (re.compile(rb"\xff\xd8\xff"), "image/jpeg"),
