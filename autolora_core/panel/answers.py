@@ -21,7 +21,7 @@ from .catalogue import Catalogue, Found, catalogue_of
 
 Stop = Callable[[], bool]
 MOST_RANKED = 100  # LoRAs that a search by meaning or by likeness lists
-LEAST_LIKE = 0.15  # estimated cosine: those of unlike files lie within 0.1 of nothing, of a hundred thousand within 0.15
+LEAST_LIKE = 0.15  # estimated cosine: of a hundred thousand unlike files none comes as near
 LEAST_FIT = 0.01
 
 
