@@ -6,7 +6,8 @@ the activations. Nothing here looks at the base layer's weight: it may be fp8, p
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Iterable
+from functools import partial, reduce
 from typing import Any
 
 import comfy.model_management
@@ -16,49 +17,74 @@ from torch import Tensor, nn
 
 from ..autolora_core.fusion.branches import Branch
 from ..autolora_core.fusion.eager import fuse
+from ..autolora_core.fusion.fast.layout import DTYPES, can_be_packed
 from ..autolora_core.fusion.gate import GateVectors
 from ..autolora_core.fusion.moment import Moment
 from ..autolora_core.fusion.plan import FusionPlan, ModulePlan
 from .bridge_features import computes_in_bfloat16
+from .bridge_packed import Factors, held
 
-_KEPT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _CONVOLUTIONS = {1: "Conv1d", 2: "Conv2d", 3: "Conv3d"}
 
 
 class FusionBank(nn.Module):
-    """All layers of one node application. ``layers[i]`` belongs to ``names[i]``; all go by one ``moment``."""
+    """All layers of one node application. ``layers[i]`` belongs to ``names[i]``; all go by one ``moment``. ``dtype``:
+    what the model computes in, None where nobody knows."""
 
-    def __init__(self, plan: FusionPlan, modules: dict[str, nn.Module], moment: Moment | None = None):
+    def __init__(
+        self, plan: FusionPlan, modules: dict[str, nn.Module], moment: Moment | None = None,
+        dtype: torch.dtype | None = None,
+    ):  # fmt: skip
         super().__init__()
         self.names = tuple(plan.modules)
         moment = moment or Moment()
-        self.layers = nn.ModuleList([FusionLayer(plan.modules[name], modules[name], moment) for name in self.names])
+        self.layers = nn.ModuleList(
+            [FusionLayer(plan.modules[name], modules[name], moment, dtype) for name in self.names]
+        )
 
 
 class FusionLayer(nn.Module):
-    """The branches and gates of one base layer; called with the layer's input and output."""
+    """The branches and gates of one base layer; called with the layer's input and output.
 
-    def __init__(self, plan: ModulePlan, base: nn.Module, moment: Moment | None = None):
+    Low-rank branches of a linear layer that are gated or summed stand in a few stacked ``factors`` (see
+    :mod:`.bridge_packed`), all others are ``branches`` and ``gates``, one by one.
+    """
+
+    def __init__(
+        self, plan: ModulePlan, base: nn.Module, moment: Moment | None = None, dtype: torch.dtype | None = None
+    ):
         super().__init__()
         self.moment = moment or Moment()
         convolution = hasattr(base, "kernel_size")
         self.dim = 1 if convolution else -1
-        self.branches = nn.ModuleList([branch_module(branch, base) for branch in plan.branches])
-        self.gates = nn.ModuleList([Gate(group.vectors) for group in plan.groups])
+        packed = not convolution and can_be_packed(plan)
+        self.factors = Factors(plan, _common_dtype(plan.branches, dtype)) if packed else None
+        self.branches = nn.ModuleList([] if packed else [branch_module(branch, base) for branch in plan.branches])
+        self.gates = nn.ModuleList([] if packed else [Gate(group.vectors) for group in plan.groups])
         self.plan = plan.skeleton()
 
-    def forward(self, x: Tensor, y0: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y0: Tensor, own: bool = False) -> Tensor:
+        """``own``: nobody else has ``y0``, it may be written over."""
+        if self.factors is not None and self.moment.recorder is None and self.factors.runs_fast(x, y0):
+            out = self.factors.fast(x, y0, self.moment, own)
+            if out is not None:
+                return out
+        return self.written_out(x, y0)
+
+    def written_out(self, x: Tensor, y0: Tensor) -> Tensor:
+        """The gate and the rules as they are written down, a branch's output after the other; tells the recorder."""
         recorder, module = self.moment.recorder, self.plan.name
 
         def output(index: int) -> Tensor:
-            y, lora = self.branches[index](x), self.plan.branches[index].lora_index
+            lora = self.plan.branches[index].lora_index
+            y = self.branches[index](x) if self.factors is None else self.factors.branch(index, x)
             if recorder is not None:
                 recorder.whole(module, lora, y)
             presence = self.moment.presences.get(lora)
             return y if presence is None else presence.of(y, module, self.dim)
 
         def vectors(number: int) -> GateVectors | None:
-            return self.gates[number](y0.device)
+            return self.gates[number](y0.device) if self.factors is None else self.factors.vectors(number, y0)
 
         if recorder is None:
             return fuse(y0, self.plan, output, vectors, self.dim, self.moment)
@@ -175,8 +201,7 @@ def _convolution_branch(branch: Branch, base: nn.Module) -> nn.Module:
 
 
 def _linear(weight: Tensor) -> nn.Module:
-    layer = comfy.ops.manual_cast.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    return _with_weight(layer, weight)
+    return held(weight.to(kept_dtype(weight.dtype)))
 
 
 def _convolution(weight: Tensor, walk: dict[str, Any]) -> nn.Module:
@@ -186,10 +211,22 @@ def _convolution(weight: Tensor, walk: dict[str, Any]) -> nn.Module:
 
 
 def _with_weight(layer: nn.Module, weight: Tensor) -> nn.Module:
-    """Keep the file's precision where torch computes in it, here; all else, float64 and float8 too, becomes float32."""
-    kept = weight.dtype in _KEPT_DTYPES
-    if weight.dtype == torch.bfloat16:
-        kept = computes_in_bfloat16(comfy.model_management.get_torch_device())
-    weight = weight.detach().to(weight.dtype if kept else torch.float32)
+    weight = weight.detach().to(kept_dtype(weight.dtype))
     layer.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
     return layer
+
+
+def kept_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The file's precision where torch computes in it, here; all else, float64 and float8 too, becomes float32."""
+    kept = dtype in DTYPES
+    if dtype == torch.bfloat16:
+        kept = computes_in_bfloat16(comfy.model_management.get_torch_device())
+    return dtype if kept else torch.float32
+
+
+def _common_dtype(branches: Iterable[Branch], computed: torch.dtype | None) -> torch.dtype:
+    """What a layer's factors are kept in together: what the model computes in, or what loses nothing of any file."""
+    if computed in DTYPES:
+        return kept_dtype(computed)
+    found = [kept_dtype(factor.dtype) for branch in branches for factor in (branch.down, branch.up)]
+    return reduce(torch.promote_types, found)

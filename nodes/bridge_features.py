@@ -61,6 +61,18 @@ def computes_in_bfloat16(device: Any) -> bool:
     return not management.is_device_mps(device) or bool(management.should_use_bf16(device))
 
 
+def compute_dtype(patcher: Any) -> torch.dtype | None:
+    """What a model's layers compute in; None where its patcher does not say.
+
+    At both ends a model that casts its weights names the dtype as ``manual_cast_dtype``, and else computes in that of
+    its weights; a wish of the user's lies on the patcher under the same name until the model is loaded.
+    """
+    try:
+        return patcher.get_model_object("manual_cast_dtype") or patcher.model.get_dtype()
+    except AttributeError:
+        return None
+
+
 def injections_of(patcher: Any) -> Mapping[str, Any]:
     """What stands beside the layers of a model, by key; patchers of other packs may not know injections."""
     return getattr(patcher, "injections", {})

@@ -20,7 +20,7 @@ from torch import nn
 from ..autolora_core.fusion.moment import Moment
 from ..autolora_core.fusion.plan import FusionPlan
 from .bridge_bank import FusionBank
-from .bridge_features import patcher_class
+from .bridge_features import compute_dtype, patcher_class
 
 
 class FusedForward:
@@ -33,12 +33,15 @@ class FusedForward:
     def __init__(self, module: nn.Module, layer: nn.Module):
         self.had_own_forward = "forward" in module.__dict__
         self.inner = module.forward
+        # What a layer's own class makes is nobody else's; what another pack's function gives may be kept by it.
+        below = getattr(self.inner, "__self__", None)
+        self.fresh = below.fresh if isinstance(below, FusedForward) else not self.had_own_forward
         self.layer = layer
         self.live = True
 
     def run(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         y0 = self.inner(x, *args, **kwargs)
-        return self.layer(x, y0) if self.live else y0
+        return self.layer(x, y0, self.fresh) if self.live else y0
 
     def kill(self) -> None:
         """Stop fusing and let go of the factors, even while buried under a foreign wrapper."""
@@ -106,7 +109,7 @@ def attach(patcher: Any, plan: FusionPlan, prefix: str, moment: Moment | None = 
     The key is new each time: ComfyUI replaces injections that share a key, so two of our nodes in a row would be one.
     """
     modules = {name: comfy.utils.get_attr(patcher.model, prefix + name) for name in plan.modules}
-    bank = FusionBank(plan, modules, moment)
+    bank = FusionBank(plan, modules, moment, compute_dtype(patcher))
     aux = patcher_class()(bank, load_device=patcher.load_device, offload_device=patcher.offload_device)
     key = f"autolora_fuse_{uuid.uuid4().hex}"
     injection = FusionInjection(key, prefix)

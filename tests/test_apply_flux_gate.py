@@ -18,6 +18,7 @@ from reference_fusion import gated_sum_ref
 from safetensors.torch import load_file, save_file
 from test_fusion_files import public_file
 
+from autolora_core.fusion.fast.packed import coefficients
 from autolora_core.fusion.gate import VECTORS, GateVectors
 
 HIDDEN, RANK = 3072, 4
@@ -258,8 +259,10 @@ def test_all_304_gates_of_a_whole_file_arrive_at_their_own_layers(comfy, tmp_pat
     assert len(bank.names) == len(named) == 304 and set(bank.names) == set(named)
     assert {name for name, _ in small.model.diffusion_model.named_modules() if name in named} == set(named)
     for name, layer in zip(bank.names, bank.layers, strict=True):
-        assert layer.gates[0].stack.equal(torch.stack([tensors[f"{named[name][0]}.{vector}"] for vector in VECTORS]))
-    assert sum(layer.gates[0].stack.shape[1] for layer in bank.layers) * 384 == 3_035_136
+        own = GateVectors.from_named({vector: tensors[f"{named[name][0]}.{vector}"] for vector in VECTORS})
+        arrived = layer.factors.vectors(0, torch.zeros(1))
+        assert coefficients(GateVectors.from_named(arrived.named())).equal(coefficients(own))
+    assert sum(layer.factors.spans[0].channels for layer in bank.layers) * 384 == 3_035_136
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ def patcher():
 
 def ours(inject, patcher, key: str, amount: float):
     """An injection of ours whose fused layer adds a constant."""
-    bank = SimpleNamespace(names=("layer",), layers=[lambda x, y0: y0 + amount])
+    bank = SimpleNamespace(names=("layer",), layers=[lambda x, y0, own: y0 + amount])
     patcher.banks[key] = SimpleNamespace(model=bank)
     return inject.FusionInjection(key, "")
 

@@ -12,6 +12,7 @@ import torch
 from apply_world import World, difference, layer_calls, lora_delta, sd3_fixtures, untouched
 from comfy_local import pack_module
 from reference_fusion import gated_sum_ref, random_vectors
+from safetensors.torch import load_file
 
 EXACT = 1e-4
 QKV = "joint_blocks.0.x_block.attn.qkv"
@@ -215,8 +216,10 @@ def test_different_ranks_on_one_module(world):
 def test_half_precision_factors_keep_their_bits(world, dtype):
     name = world.file("half.safetensors", with_prefix({key: value.to(dtype) for key, value in pair().items()}))
     same_as_stock(world, name)
-    bank = world.fused((name, 1.0)).get_additional_models()[0].model
-    assert {parameter.dtype for parameter in bank.parameters()} == {dtype}
+    (layer,) = world.fused((name, 1.0)).get_additional_models()[0].model.layers
+    (down,) = [value for key, value in load_file(world.loras / name).items() if "down" in key]
+    kept = layer.factors.down.weight
+    assert kept.equal(down.to(kept.dtype)) and kept.dtype == torch.float32  # what this model computes in
 
 
 def test_fp8_base_weights(world, state):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .in_place import add_gated
 from .packed import Packed
 
 CHUNK_BYTES = 1 << 20  # of one branch's piece in float32: what a core's cache holds a few of
@@ -20,11 +21,8 @@ def gated(
     ``coefficients`` (5, d): see :func:`.packed.coefficients`; ``knobs`` (K, 3) float32: scale, shift, exp(gain);
     ``eps`` of both norms. ``tokens``: how many at a time.
     """
-    out = torch.empty_like(y0, memory_format=torch.contiguous_format)
-    tokens = tokens or max(16, CHUNK_BYTES // (4 * y0.shape[1]))
-    for start in range(0, y0.shape[0], tokens):
-        rows = slice(start, start + tokens)
-        out[rows] = piece(y0[rows], hidden[rows], packed, coefficients, knobs, eps)
+    out = y0.clone(memory_format=torch.contiguous_format)
+    add_gated(out, hidden, packed, coefficients, knobs.tolist(), eps, tokens)
     return out
 
 

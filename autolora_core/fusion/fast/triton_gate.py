@@ -202,11 +202,11 @@ def bucket(size: int, sizes: tuple[int, ...]) -> int | None:
 
 def gated(
     y0: Tensor, hidden: Tensor, packed: Packed, coefficients: Tensor, knobs: Tensor, eps: float, share: float = 0.0,
-    tilted: bool = False, launch: Launch | None = None,
+    tilted: bool = False, launch: Launch | None = None, out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """``y0 + Σ_k exp(gain_k)·w_out·g_k·y_k`` (T, d), new. As :func:`.chunked.gated`, but ``coefficients`` are halved
-    (all but w_out), ``knobs`` (K, 5) float32 are scale, shift and its slope, gain and its slope (logarithms), and
-    ``share`` says where sampling stands."""
+    """``y0 + Σ_k exp(gain_k)·w_out·g_k·y_k`` (T, d): new, or in ``out``, which may be ``y0`` in a split launch. As
+    :func:`.chunked.gated`, but ``coefficients`` are halved (all but w_out), ``knobs`` (K, 5) float32 are scale, shift
+    and its slope, gain and its slope (logarithms), and ``share`` says where sampling stands."""
     tokens, channels = y0.shape
     loras, rank = len(packed.bounds), bucket(packed.root.shape[1], RANKS)
     launch = launch or choose(tokens, channels, bucket(loras, COUNTS), rank)
@@ -224,7 +224,8 @@ def gated(
         **{"BM": launch.tokens, "BN": launch.channels, "num_warps": launch.warps, "num_stages": launch.stages},
     }
     tiles = launch.tiles if launch.split else triton.cdiv(channels, launch.channels)
-    out = torch.empty((tokens, channels), dtype=y0.dtype, device=y0.device)
+    if out is None:
+        out = torch.empty((tokens, channels), dtype=y0.dtype, device=y0.device)
     moments = torch.empty((2, tokens) if launch.split else 1, dtype=torch.float32, device=y0.device)
     if launch.split:
         _statistics[(triton.cdiv(tokens, STATISTICS[0]),)](

@@ -1,0 +1,94 @@
+"""The gated sum on a processor: added to the base's output where it lies, a few tokens at a time.
+
+What is worked on fits a core's own cache, so that the many short passes over it cost little, and memory is read and
+written once. A LoRA costs five of them: its output by a small product, the norm of that (a factor and a shift a token,
+known before, see :mod:`.packed`), the logits, the sigmoid, the sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import layer_norm
+
+from .packed import Packed
+
+CACHE_BYTES = 128 << 10  # of one buffer, a thread: five of them are in use, and processors have 512 kB and more
+LEAST_BYTES = 32 << 10  # a thread: below, calling PyTorch costs more than the work
+SHARE = 28  # of all tokens at most this part at a time, as far as LEAST_BYTES allows
+Knobs = Sequence[tuple[float, float, float]]
+
+
+@dataclass(frozen=True)
+class _Lora:
+    """``hidden`` (T, r) with scale, ``factor`` (r, d); the norm of its output is ``slope·y − off``, each (T, 1)."""
+
+    hidden: Tensor
+    factor: Tensor
+    slope: Tensor
+    off: Tensor
+    shift: float
+
+
+def add_gated(
+    out: Tensor, hidden: Tensor, packed: Packed, coefficients: Tensor, knobs: Knobs, eps: float,
+    tokens: int | None = None,
+) -> None:  # fmt: skip
+    """``out += Σ_k exp(gain_k)·w_out·g_k·y_k``, ``out`` (T, d) being the base's output; its rows may have gaps.
+
+    ``hidden`` (T, R): what all the down factors make of the layer's input, in the columns of ``packed``;
+    ``coefficients`` (5, d): see :func:`.packed.coefficients`; ``knobs``: a LoRA's scale, shift, exp(gain) > 0; ``eps``
+    of both norms. ``tokens``: how many at a time. Float32 in between, float64 for float64.
+    """
+    wide = torch.promote_types(out.dtype, torch.float32)
+    coefficients = coefficients.to(wide)
+    loras = list(_loras(hidden.to(wide), packed, knobs, eps))
+    count = min(tokens or tokens_at_once(*out.shape), max(len(out), 1))
+    buffers = [out.new_empty(count, out.shape[1], dtype=wide) for _ in range(3)]
+    for start in range(0, len(out), count):
+        rows = slice(start, min(start + count, len(out)))
+        _piece(out[rows], rows, loras, coefficients, eps, [buffer[: rows.stop - start] for buffer in buffers])
+
+
+def tokens_at_once(tokens: int, channels: int) -> int:
+    """So many that each thread's part fits its cache, and buffers stay small beside the output."""
+    threads = torch.get_num_threads()
+    room = min(CACHE_BYTES * threads, max(LEAST_BYTES * threads, 4 * channels * tokens // SHARE))
+    return max(8, room // (4 * channels))
+
+
+def _loras(hidden: Tensor, packed: Packed, knobs: Knobs, eps: float) -> Iterator[_Lora]:
+    factors = packed.up.to(hidden.dtype).t().contiguous()  # its products are quicker than those of the other layout
+    for (first, last), (scale, shift, gain) in zip(packed.bounds, knobs, strict=True):
+        own = hidden[:, first:last] * scale
+        middle = own @ packed.mean[first:last, None].to(own.dtype)
+        coordinates = own @ packed.root[first:last, : last - first].to(own.dtype)
+        spread = coordinates.square_().sum(1, keepdim=True).add_(eps).rsqrt_()
+        # The gain acts behind the gate: it makes the output louder, and the norm's slope as much smaller.
+        yield _Lora(own.mul_(gain), factors[first:last], spread / gain, middle.mul_(spread), shift)
+
+
+def _piece(
+    out: Tensor, rows: slice, loras: Sequence[_Lora], coefficients: Tensor, eps: float, buffers: Sequence[Tensor]
+) -> None:
+    constant, slope, lora, cross, w_out = coefficients
+    output, logits, update = buffers
+    base = out.to(output.dtype)
+    size = base.shape[-1:]
+    still, heard = layer_norm(base, size, slope, constant, eps), layer_norm(base, size, cross, lora, eps)
+    for number, one in enumerate(loras):
+        torch.mm(one.hidden[rows], one.factor, out=output)
+        torch.mul(output, one.slope[rows], out=logits)
+        torch.addcmul(still, heard, logits.sub_(one.off[rows]), out=logits)
+        if one.shift:
+            logits.add_(one.shift)
+        if number:
+            update.addcmul_(logits.sigmoid_(), output)
+        else:
+            torch.mul(logits.sigmoid_(), output, out=update)
+    base.addcmul_(update, w_out)
+    if base is not out:
+        out.copy_(base)
