@@ -1,7 +1,9 @@
 """Pictures of the demo world's LoRAs on neutral prompts, with and without each: what Render LoRA Previews renders.
 
-Latents are kept in the zoo's cache, a file a LoRA, under a name that says what was rendered how; a run that was stopped
-goes on.
+    python -m benchmarks.previews_render
+
+Latents are kept in the zoo's cache, a file a LoRA, in a folder named after how they were rendered; a run that was
+stopped goes on.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zoo.autoencoder import Autoencoder, decode_latents
 from zoo.cache import write_npy, zoo_dir
+from zoo.judge import Judge
 from zoo.sampler import schedule
 from zoo.scale_data import factors
 from zoo.text_bank import encode
@@ -25,7 +29,7 @@ from zoo.train_loras import base_tag, load_base
 
 log = logging.getLogger("benchmarks.previews")
 SAY_EVERY = 16
-SEEDS = (0, 1)
+FEW = 150  # of the training part, where rendering all takes too long
 # None names a subject or a style of the zoo; the node offers the same.
 PROMPTS = ("a picture", "an animal", "a person", "a thing")
 
@@ -102,9 +106,27 @@ def rendered(ids: Sequence[str], rendering: Rendering) -> tuple[np.ndarray, np.n
     return np.load(base), np.stack([np.load(path) for path in paths])
 
 
-def in_order(rows: Sequence[dict]) -> list[str]:
-    """Ids, those that decide first: a run that is stopped can be measured on what there is."""
-    return [row["id"] for row in sorted(rows, key=lambda row: row["part"] == "train")]
+def seen_by_judge(ids: Sequence[str], rendering: Rendering) -> tuple[np.ndarray, np.ndarray]:
+    """The judge's unit vectors without (prompts, 192) and with every LoRA (n, prompts, 192), kept beside latents."""
+    paths = [rendering.folder / f"{name}.judge.npy" for name in ["without", *ids]]
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        judge, decoder, began = Judge.load(), Autoencoder.load(), time.time()
+        for done, path in enumerate(missing, 1):
+            latents = np.load(path.with_name(path.name.replace(".judge", ""))).astype(np.float32)
+            write_npy(path, judge.image_embeddings(decode_latents(latents, decoder)).numpy())
+            if done % SAY_EVERY == 0 or done == len(missing):
+                left = (time.time() - began) / done * (len(missing) - done)
+                log.info("judged %d of %d, %.0f s left", done, len(missing), left)
+    found = np.stack([np.load(path) for path in paths])
+    return found[0], found[1:]
+
+
+def chosen(rows: Sequence[dict], train: int | None = None) -> list[str]:
+    """Ids of the validation and test part, then of ``train`` LoRAs of the training part (None: all), in the plan's
+    order, which is by hash."""
+    apart = [[row["id"] for row in rows if (row["part"] == "train") == wanted] for wanted in (False, True)]
+    return [*apart[0], *apart[1][:train]]
 
 
 if __name__ == "__main__":
@@ -112,5 +134,7 @@ if __name__ == "__main__":
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
-    for seed in SEEDS:
-        rendered(in_order(rows(copies=False)), Rendering(seed))
+    for train in (FEW, None):
+        wanted = chosen(rows(copies=False), train)
+        rendered(wanted, Rendering())
+        seen_by_judge(wanted, Rendering())
