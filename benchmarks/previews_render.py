@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autolora_core.previews.settings import NEUTRAL_PROMPTS
 from zoo.autoencoder import Autoencoder, decode_latents
 from zoo.cache import write_npy, zoo_dir
 from zoo.judge import Judge
@@ -30,8 +31,6 @@ from zoo.train_loras import base_tag, load_base
 log = logging.getLogger("benchmarks.previews")
 SAY_EVERY = 16
 FEW = 150  # of the training part, where rendering all takes too long
-# None names a subject or a style of the zoo; the node offers the same.
-PROMPTS = ("a picture", "an animal", "a person", "a thing")
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Rendering:
     """How pictures are made."""
 
     seed: int = 0
-    prompts: tuple[str, ...] = PROMPTS
+    prompts: tuple[str, ...] = NEUTRAL_PROMPTS
     steps: int = 6
     cfg: float = 4.0
 

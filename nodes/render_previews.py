@@ -143,7 +143,7 @@ def _state(libraries: str) -> str:
 
 
 def _required(samplers: list[str], schedulers: list[str]) -> dict[str, tuple]:
-    neutral = "Neutral prompts, one a line: plain things that name no style, so that a LoRA shows what it adds."
+    neutral = "Neutral prompts, one a line, that leave open what is drawn and how, so that a LoRA shows what it adds."
     return {
         "index": ("LORA_INDEX", {"tooltip": "The index from Encode LoRA Library; the pictures are kept beside it."}),
         "model": ("MODEL", {"tooltip": "The base model, without LoRAs. Not changed."}),

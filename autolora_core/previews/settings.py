@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 
 from ..errors import AutoLoRAError
 
-# Plain things that any base draws, so that what a LoRA adds unasked is seen: CARLoS's prompts name no style either.
-NEUTRAL_PROMPTS = ("a picture", "an animal", "a person", "a thing")
+# Prompts that leave open what is drawn: where one names a kind of thing, a LoRA of a subject gives way to it.
+NEUTRAL_PROMPTS = ("a picture", "something", "a thing", "a person")
 MOST_PROMPTS = 64
 VERSION = 1
 

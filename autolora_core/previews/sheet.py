@@ -10,16 +10,17 @@ from PIL import Image, ImageDraw, ImageFont
 from ..wording import shown
 
 SIDE, EDGE, GAP, LINE = 192, 12, 8, 20  # pixels
-WIDE = 1600  # about
+WIDE, LEAST = 1600, 64  # a sheet, about; a picture with its title
 PAPER, INK = (255, 255, 255), (30, 32, 38)
 WITHOUT = "without a LoRA"
 
 
 def contact_sheet(strips: Sequence[tuple[str, Sequence[Image.Image]]], side: int = SIDE) -> np.ndarray:
-    """(H, W, 3) float32 in [0, 1]. ``strips``: a title and pictures each; a picture fills ``side`` × ``side`` at most.
+    """(H, W, 3) float32 in [0, 1]. ``strips``: a title and pictures each, which are made no larger than ``side``.
 
     Strips stand beside each other as long as there is room.
     """
+    side = min(side, max([LEAST, *(max(own.size) for _, pictures in strips for own in pictures)]))
     longest = max((len(pictures) for _, pictures in strips), default=1) or 1
     wide = longest * (side + GAP)
     columns = max(1, min(len(strips), WIDE // wide))
