@@ -15,10 +15,10 @@ from conftest import emoji_factors, real_loras, write_lora
 from library_dump import dump
 from safetensors.torch import load_file, save_file
 
-from autolora_core.encode import batched
 from autolora_core.encode.factor_table import quantised
 from autolora_core.encode.features import module_features, size_for
 from autolora_core.encode.response_factors import response_factors
+from autolora_core.encode.signs import all_signs
 from autolora_core.library import one_pass
 from autolora_core.library.content import describe
 from autolora_core.library.index import Library
@@ -206,7 +206,7 @@ def test_nothing_is_held_for_a_next_file_after_the_last(tmp_path):
     write_lora(tmp_path / "loras" / "a.safetensors", emoji_factors(1, blocks=1))
     with Library.open(tmp_path / "library") as library:
         assert library.scan([tmp_path / "loras"]).encoded == 1
-    assert not batched._cache._kept
+    assert not all_signs._kept
 
 
 def test_side_by_side_is_as_one_after_the_other(tmp_path):

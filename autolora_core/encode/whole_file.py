@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .batched import sketch_stack
+from .batched import Sketched, sketch_modules
 from .canonical import has_linear_part
 from .features import ModuleFeatures, fused_bounds, size_for, split_fused
 from .response_factors import Layer, ResponseFactors, kept, layer_factors
@@ -26,8 +26,8 @@ from .spaces import Space, space_of
 if TYPE_CHECKING:
     from ..lora.adapters import Update
 
-# Numbers of one stack of modules: small enough for a processor's cache, large enough for few calls.
-STACK_NUMBERS = 4 << 20
+# Numbers of one stack of r×r matrices.
+CORE_NUMBERS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,6 @@ class Factors:
     module: str
     up: Tensor
     down: Tensor
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """``(out, r, in·k, in)``."""
-        return self.up.shape[0], self.down.shape[0], self.down[0].numel(), self.down.shape[1]
 
 
 class WholeFile:
@@ -62,63 +57,60 @@ class WholeFile:
     def add(self, modules: Sequence[Factors]) -> list[str]:
         """Take low-rank modules. Returns those whose values must be looked at: some may be zero or not finite."""
         odd = []
-        for shape, same in groupby(sorted(modules, key=lambda factors: factors.shape), key=lambda f: f.shape):
-            same = list(same)
-            for some in _portions(same, max(1, STACK_NUMBERS // (shape[1] * (shape[0] + shape[2])))):
-                odd += self._stack(some)
+        for rank, same in groupby(sorted(modules, key=_rank), key=_rank):
+            for some in _portions(list(same), max(1, CORE_NUMBERS // rank**2)):
+                odd += self._take(some)
         return odd
 
-    def _stack(self, modules: Sequence[Factors]) -> list[str]:
-        out, rank, inputs, channels = modules[0].shape
-        up, down = torch.empty(len(modules), out, rank), torch.empty(len(modules), rank, inputs)
-        for number, module in enumerate(modules):
-            up[number].copy_(module.up.reshape(out, rank))
-            down[number].copy_(module.down.reshape(rank, inputs))
-        gram_down = torch.bmm(down, down.mT).double()
-        gram = torch.zeros(len(modules), rank, rank, dtype=torch.float64)
-        bounds = [tuple(fused_bounds(module.module, out, channels) or (0, out)) for module in modules]
-        for own in dict.fromkeys(bounds):
-            mine = [number for number, other in enumerate(bounds) if other == own]
-            every = slice(None) if len(mine) == len(modules) else mine
-            for parts in _alike(own):
-                names = [(modules[n].module, modules[n].module + f"[{start}:{stop}]" * (len(own) > 2))
-                         for n in mine for start, stop in parts]  # fmt: skip
-                rows = up[every, parts[0][0] : parts[-1][1]].unflatten(1, (len(parts), -1)).flatten(0, 1)
-                found = self._sketch(names, rows, down[every], gram_down[every])
-                gram[every] += found.unflatten(0, (-1, len(parts))).sum(1)
-        loud = (gram * gram_down).sum(dim=(1, 2))
+    def _take(self, modules: Sequence[Factors]) -> list[str]:
+        """Modules of one rank."""
+        parts = [_parts(module) for module in modules]
+        downs = [module.down.reshape(module.down.shape[0], -1) for module in modules]
+        gram, gram_down = self._sketch(parts, downs)
+        if gram.shape[0] > len(modules):
+            owner = torch.tensor([number for number, some in enumerate(parts) for _ in some])
+            gram = torch.zeros_like(gram_down).index_add_(0, owner, gram)
+        loud = (gram * gram_down).sum(dim=(1, 2)).tolist()
         sums = (gram.diagonal(dim1=1, dim2=2).sum(1) * gram_down.diagonal(dim1=1, dim2=2).sum(1)).tolist()
-        odd = [module.module for module, sum_ in zip(modules, sums, strict=True) if not 0 < sum_ < math.inf]
+        odd = {module.module for module, sum_ in zip(modules, sums, strict=True) if not 0 < sum_ < math.inf}
         for number, module in enumerate(modules):
             if module.module in self._reached:
-                self._hold(module, gram[number], float(loud[number]), module.module in odd)
-        return odd
+                self._hold(module, gram[number], loud[number], module.module in odd)
+        return list(odd)
 
     def _hold(self, module: Factors, gram: Tensor, squared: float, odd: bool) -> None:
         if odd or not 0 < squared < math.inf:
             self._silent.add(module.module)
         else:
             down = module.down.reshape(module.down.shape[0], -1).clone()
-            self._layers[module.module] = Layer(down, gram, squared**0.5)
+            self._layers[module.module] = Layer(down, gram.clone(), squared**0.5)
 
-    def _sketch(self, names: Sequence[tuple[str, str]], up: Tensor, down: Tensor, gram_down: Tensor) -> Tensor:
-        """Sketch one stack, again in float64 what float32 blurs, one by one what neither can; (n, r, r) upᵀup."""
-        found = sketch_stack([name for _, name in names], up, down, self.size, gram_down)
-        rows, norms, gram = found.rows.numpy(), found.log_norms.numpy(), found.gram
-        unsure = (~found.sure).nonzero()[:, 0].tolist()
-        for number, (module, name) in enumerate(names):
-            if found.sure[number]:
-                self._rows.append((module, name, rows[number], float(norms[number])))
-        if not unsure:
-            return gram
-        some, shared = [names[number] for number in unsure], len(names) // len(down)
-        if up.dtype != torch.float64:
-            long = down[[number // shared for number in unsure]].double()
-            gram[unsure] = self._sketch(some, up[unsure].double(), long, torch.bmm(long, long.mT))
-            return gram
-        for number, (module, name) in zip(unsure, some, strict=True):
-            self._keep(module, name, _Plain(name, up[number], down[number // shared]))
-        return gram
+    def _sketch(self, parts: Sequence[Sequence[_Part]], downs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Sketch modules of one rank, again in float64 what float32 blurs; (parts, r, r) upᵀup and (modules, r, r)
+        down downᵀ."""
+        found = sketch_modules(*_split(parts), downs, self.size)
+        flat = [(part, down) for some, down in zip(parts, downs, strict=True) for part in some]
+        unsure = self._keep_sure([part for part, _ in flat], found)
+        if unsure:
+            found.gram[unsure] = self._sketch_doubtful([flat[number] for number in unsure])
+        return found.gram, found.gram_down
+
+    def _sketch_doubtful(self, parts: Sequence[tuple[_Part, Tensor]]) -> Tensor:
+        """In float64, one by one what even that blurs; (parts, r, r) upᵀup."""
+        alone, downs = [[part] for part, _ in parts], [down for _, down in parts]
+        found = sketch_modules(*_split(alone), downs, self.size, torch.float64)
+        for number in self._keep_sure([part for part, _ in parts], found):
+            part, down = parts[number]
+            self._keep(part.module, part.name, _Plain(part.name, part.up, down))
+        return found.gram
+
+    def _keep_sure(self, parts: Sequence[_Part], found: Sketched) -> list[int]:
+        """Keep the rows that can be used; the places of the others."""
+        rows, norms, sure = found.rows.numpy(), found.log_norms.tolist(), found.sure.tolist()
+        for part, row, norm, good in zip(parts, rows, norms, sure, strict=True):
+            if good:
+                self._rows.append((part.module, part.name, row, norm))
+        return [number for number, good in enumerate(sure) if not good]
 
     def add_update(self, module: str, update: Update) -> None:
         """Take a module of another kind (dense, Tucker, DoRA, …)."""
@@ -176,6 +168,15 @@ class Incomplete(Exception):
 
 
 @dataclass(frozen=True)
+class _Part:
+    """Rows of a module that are sketched under a name of their own: ``up`` (rows, r)."""
+
+    module: str
+    name: str
+    up: Tensor
+
+
+@dataclass(frozen=True)
 class _Plain:
     """The fields of an update that :func:`.sketch.sketch` reads."""
 
@@ -202,11 +203,23 @@ def _spaces(family: str, widths: Mapping[str, int]) -> dict[Space, list[str]]:
     return found
 
 
-def _alike(bounds: Sequence[int]) -> Iterator[list[tuple[int, int]]]:
-    """Row blocks after one another of one height, which can be stacked."""
-    blocks = list(zip(bounds[:-1], bounds[1:], strict=True))
-    for _, same in groupby(blocks, key=lambda block: block[1] - block[0]):
-        yield list(same)
+def _rank(module: Factors) -> int:
+    return module.down.shape[0]
+
+
+def _parts(module: Factors) -> list[_Part]:
+    """The module itself, or the row blocks of a fused one (:func:`.features.split_fused`)."""
+    up = module.up.reshape(module.up.shape[0], -1)
+    bounds = fused_bounds(module.module, up.shape[0], module.down.shape[1])
+    if bounds is None:
+        return [_Part(module.module, module.module, up)]
+    return [_Part(module.module, f"{module.module}[{start}:{stop}]", up[start:stop])
+            for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]  # fmt: skip
+
+
+def _split(parts: Sequence[Sequence[_Part]]) -> tuple[list[list[str]], list[list[Tensor]]]:
+    """Names and up factors, module by module."""
+    return [[part.name for part in some] for some in parts], [[part.up for part in some] for some in parts]
 
 
 def _portions(items: Sequence[Factors], most: int) -> Iterator[Sequence[Factors]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -21,8 +22,8 @@ from ..lora.header import MAX_HEADER_BYTES, Header, TensorInfo, header_of, torch
 from ..lora.modules import sort_modules
 from ..portable import openable
 
-BLOCK = 4 << 20  # bytes hashed between two looks at whether to stop
-PORTION = 32 << 20  # bytes of tensors that are encoded together
+BLOCK = 1 << 20  # bytes read, hashed while they are in the cache, and looked up from to see whether to stop
+PORTION = 8 << 20  # bytes of tensors that are encoded together
 HELD_BYTES = 256 << 20
 BEING_WRITTEN = "it is being written just now; scan again later"
 
@@ -74,7 +75,7 @@ class Pass:
     def tensors(self, header: Header, wanted: set[str], take: Take) -> None:
         """Hand all ``wanted`` tensors to ``take``, some at a time in the order of the file; they are views of a buffer
         that is used again. The others are passed by."""
-        space = bytearray(PORTION)
+        space = _room.space()
         for portion in _portions(header):
             start, stop = portion[0][1].start, portion[-1][1].stop
             if stop - start > len(space):
@@ -165,6 +166,21 @@ def _tensor(view: Tensor, header: Header, key: str, info: TensorInfo, base: int)
     if (info.start - base) % dtype.itemsize:
         own = own.clone()  # torch views start at a multiple of their size
     return own.view(dtype).reshape(info.shape)
+
+
+class _Room(threading.local):
+    """The buffer of one thread, kept for its next file."""
+
+    def __init__(self):
+        self._space = bytearray()
+
+    def space(self) -> bytearray:
+        if len(self._space) < PORTION:
+            self._space = bytearray(PORTION)
+        return self._space
+
+
+_room = _Room()
 
 
 class Gathering:

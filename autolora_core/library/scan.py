@@ -17,7 +17,7 @@ from concurrent.futures import TimeoutError as NotYet
 from functools import partial
 from typing import Any
 
-from ..encode.batched import forget_signs
+from ..encode.signs import forget_signs
 from ..errors import AutoLoRAError
 from ..lora.header import read_header
 from .ahead import ReadAhead
