@@ -3,10 +3,13 @@ made, and that a list that is damaged, cut short or of another state is not beli
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from retrieve_worlds import TopicTower, digest
 
+from autolora_core.library.array_file import said_of
 from autolora_core.library.grid import Grid
 from autolora_core.library.table import Table
 from autolora_core.retrieve import near_lists, neighbours
@@ -141,7 +144,10 @@ def test_arrays_that_do_not_fit_each_other_are_refused(tmp_path):
     view = world(tmp_path, range(COUNT))
     ready(view).keep_lists()
     (path,) = tmp_path.glob("near-*.arrays")
-    lists = NearLists.open(path)
+    kind = said_of(path)["rows"]
+    lists = NearLists.open(path, kind)
     for rows in (lists.rows + COUNT, lists.rows - COUNT, lists.rows[1:]):
-        NearLists(lists.hashes, lists.worded, lists.starts, rows, lists.down_to).save(path)
-        assert NearLists.open(path) is None
+        replace(lists, rows=rows).save(path, kind)
+        assert NearLists.open(path, kind) is None
+    lists.save(path, kind)
+    assert NearLists.open(path, kind) is not None and NearLists.open(path, "other rows") is None

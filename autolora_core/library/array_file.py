@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -39,7 +40,7 @@ def kept_path(folder: Path, name: str, view: str) -> Path:
 
 def save_arrays(path: Path, said: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bool:
     """Keep ``arrays`` (any shape; numbers or bool) under ``said``, plain JSON; False where nothing can be written."""
-    plain = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    plain = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     rows, at = {}, 0
     for name, array in plain.items():
         at = -(-at // _ALIGN) * _ALIGN
@@ -77,7 +78,7 @@ def _give_up_others(path: Path) -> None:
 
 
 def open_arrays(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-    """What :func:`save_arrays` was given, the arrays not to be changed; None when the file is absent or damaged."""
+    """What :func:`save_arrays` was given, the arrays the caller's own; None when the file is absent or damaged."""
     try:
         found = _opened(path)
     except FileNotFoundError:
@@ -107,29 +108,52 @@ def _opened(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
         if header is None:
             return None
         told, start = json.loads(header), _start(len(header))
-        if start + told["bytes"] != size:
+        if start + told["bytes"] != size or not _whole(file, start, told["arrays"].values()):
             return None
-        # Windows lets nobody replace a file that is mapped.
-        if size >= MAPPED_FROM and not portable.WINDOWS:
-            flat = np.memmap(path, np.uint8, "r", start, told["bytes"])
-        else:
-            file.seek(start)
-            flat = np.fromfile(file, np.uint8, told["bytes"])
-            flat.flags.writeable = False
+        flat = mapped(file, np.uint8, start, (told["bytes"],))
     arrays = {}
-    for name, (kind, shape, at, digest) in told["arrays"].items():
+    for name, (kind, shape, at, _) in told["arrays"].items():
         dtype = np.dtype(kind)
         if dtype.kind not in "biuf":
             return None
-        stop = at + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        array = np.asarray(flat[at:stop]).view(dtype).reshape(shape)
-        if _sha256(array).hex() != digest:
-            return None
-        arrays[name] = array
+        arrays[name] = flat[at : at + _length(kind, shape)].view(dtype).reshape(shape)
     return told["said"], arrays
 
 
-def _header(file) -> bytes | None:
+def mapped(file: BinaryIO, dtype: Any, start: int, shape: tuple[int, ...]) -> np.ndarray:
+    """An array of a file that was opened to be read: mapped where it is large, so that only what is used is read.
+    Whoever writes into it changes his own memory."""
+    count = int(np.prod(shape, dtype=np.int64))
+    # Windows lets nobody replace a file that is mapped.
+    if count * np.dtype(dtype).itemsize >= MAPPED_FROM and not portable.WINDOWS:
+        return np.asarray(np.memmap(file, dtype, "c", start, shape))
+    file.seek(start)
+    return np.fromfile(file, dtype, count).reshape(shape)
+
+
+def sha256_of(file: BinaryIO, start: int, length: int) -> str:
+    """Of a part of a file, read in blocks: what is mapped and never used takes no memory."""
+    file.seek(start)
+    digest, block = hashlib.sha256(), memoryview(bytearray(min(_BLOCK, length)))
+    while length > 0:
+        read = file.readinto(block[: min(len(block), length)])
+        if not read:
+            return ""
+        digest.update(block[:read])
+        length -= read
+    return digest.hexdigest()
+
+
+def _whole(file: BinaryIO, start: int, arrays: Iterable[list]) -> bool:
+    """Whether every array is as it was written."""
+    return all(sha256_of(file, start + at, _length(kind, shape)) == digest for kind, shape, at, digest in arrays)
+
+
+def _length(kind: str, shape: list[int]) -> int:
+    return math.prod(shape) * np.dtype(kind).itemsize
+
+
+def _header(file: BinaryIO) -> bytes | None:
     head = file.read(_HEAD)
     if len(head) != _HEAD or not head.startswith(_MAGIC):
         return None
@@ -146,8 +170,4 @@ def _start(length: int) -> int:
 
 
 def _sha256(array: np.ndarray) -> bytes:
-    digest = hashlib.sha256()
-    flat = memoryview(array).cast("B") if array.size else b""
-    for at in range(0, len(flat), _BLOCK):
-        digest.update(flat[at : at + _BLOCK])
-    return digest.digest()
+    return hashlib.sha256(memoryview(array).cast("B") if array.size else b"").digest()

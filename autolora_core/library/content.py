@@ -9,6 +9,7 @@ import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ..errors import AutoLoRAError, LoraError
 from ..lora.file import LoraFile
@@ -18,6 +19,7 @@ from .store import now
 # Raise when lora/ reads files differently, so that libraries read their contents again (without hashing anew).
 READER = 1
 MAX_PROBLEMS, MAX_PROBLEM = 12, 300
+_TEXT, _NUMBER = frozenset({str}), frozenset({int})
 
 
 @dataclass(frozen=True)
@@ -153,15 +155,21 @@ def read_entries(db: sqlite3.Connection) -> Iterator[Entry]:
             partial=partial,
             rank=rank,
             missing=bool(missing),
-            problems=(*json.loads(problems), *json.loads(more or "[]")),
+            problems=(*_listed(problems), *_listed(more)),
             text=EntryText.from_json(json.loads(text)),
             root=os.fsdecode(root),
-            halves=tuple(json.loads(halves or "[]")),
+            halves=_listed(halves),
             autov3=autov3,
             base_model=base_model,
             preview=os.fsdecode(preview),
             shadowed=bool(shadowed),
         ))  # fmt: skip
+
+
+@lru_cache(1024)
+def _listed(packed: str | None) -> tuple:
+    """A list in JSON; most files have the same few."""
+    return tuple(json.loads(packed or "[]"))
 
 
 def _checked(entry: Entry) -> Entry:
@@ -170,9 +178,10 @@ def _checked(entry: Entry) -> Entry:
     texts = (entry.hash, entry.family, entry.variant, entry.kind, entry.autov3, entry.base_model, *entry.problems,
              *entry.halves)  # fmt: skip
     numbers = (entry.size, *(() if entry.rank is None else (entry.rank,)))
-    if not all(isinstance(text, str) for text in texts) or not all(isinstance(number, int) for number in numbers):
+    if not _TEXT.issuperset(map(type, texts)) or not _NUMBER.issuperset(map(type, numbers)):
         raise ValueError(f"the row of {entry.name[:80]!r} holds values of other types than were written")
     for place in filter(None, (entry.path, entry.preview)):
-        if not place.startswith(entry.root) or ".." in place[len(entry.root) :].replace("\\", "/").split("/"):
+        inside = place.startswith(entry.root)
+        if not inside or (".." in place and ".." in place[len(entry.root) :].replace("\\", "/").split("/")):
             raise ValueError(f"the row of {entry.name[:80]!r} leads out of its folder {entry.root[:80]!r}")
     return entry

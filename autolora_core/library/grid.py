@@ -9,6 +9,7 @@ Rows depend on one file alone. They are kept in ``grid-<sketch id>.safetensors``
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -22,8 +23,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .. import portable
 from ..encode.features import ModuleFeatures, size_for
+from ..errors import FileFormatError
+from ..lora.header import read_header
 from ..portable import load_whole
+from .array_file import MAPPED_FROM, mapped, sha256_of
 from .sketches import read_sketches, sketch_id
 from .store import write_atomically
 
@@ -80,17 +85,19 @@ def open_grid(library: Library, family: str, tick: Callable[[int, int], None] = 
     """The rows of a family's encodable files that are present; only those not in the cache are computed."""
     hashes = tuple(sorted({entry.hash for entry in library.entries(family) if entry.hash}))
     path = library.folder / f"grid-{sketch_id(family)}.safetensors"
-    known = _read(path)
-    missing = [digest for digest in hashes if digest not in known]
+    known, matrix = _read(path)
+    if known == hashes:
+        return Grid(family, known, matrix)  # nothing is copied: of a large library it is mapped
+    rows = dict(zip(known, matrix, strict=True))
+    missing = [digest for digest in hashes if digest not in rows]
     fresh: dict[str, np.ndarray] = {}
     for start in range(0, len(missing), _BLOCK):
         tick(start, len(missing))
         found = read_sketches(library.store.db, missing[start : start + _BLOCK], family)
         fresh |= _rows_of(found, family)
+    rows |= fresh
     if fresh:
-        every = known | fresh
-        write_rows(path, sorted(every), np.stack([every[digest] for digest in sorted(every)]))
-    rows = known | fresh
+        write_rows(path, sorted(rows), np.stack([rows[digest] for digest in sorted(rows)]))
     held = tuple(digest for digest in hashes if digest in rows)
     return Grid(family, held, np.stack([rows[digest] for digest in held]) if held else np.zeros((0, WIDTH), np.float32))
 
@@ -128,24 +135,36 @@ def _rows_of(files: Mapping[str, ModuleFeatures], family: str) -> dict[str, np.n
     return out
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    """The cached rows; empty when there is no cache, or it is damaged or of another version."""
+def _read(path: Path) -> tuple[tuple[str, ...], np.ndarray]:
+    """The cached contents and their rows; none when there is no cache, or it is damaged or of another version."""
     from safetensors import SafetensorError
 
+    nothing = (), np.zeros((0, WIDTH), np.float32)
     if not path.is_file():
-        return {}
+        return nothing
     try:
-        tensors, said = load_whole(path)
-        rows = tensors["rows"].numpy()
-        hashes = json.loads(said.get("hashes", "[]"))
-        whole = said.get("version") == VERSION and said.get("sha256") == _checksum(rows)
-        if whole and rows.shape == (len(hashes), WIDTH):
-            return dict(zip(hashes, rows, strict=True))
+        rows, said, digest = _rows_in(path)
+        hashes = tuple(json.loads(said.get("hashes", "[]")))
+        if said.get("version") == VERSION and said.get("sha256") == digest and rows.shape == (len(hashes), WIDTH):
+            return hashes, rows
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         log.warning("%s cannot be used (%s); making it again", path, error)
-        return {}
+        return nothing
     log.warning("%s is damaged or of another version; making it again", path)
-    return {}
+    return nothing
+
+
+def _rows_in(path: Path) -> tuple[np.ndarray, dict[str, str], str]:
+    """Rows, metadata and the rows' checksum of a file; the rows are mapped where they are many."""
+    if path.stat().st_size >= MAPPED_FROM and not portable.WINDOWS:
+        with contextlib.suppress(FileFormatError), open(path, "rb") as file:
+            header = read_header(path)  # names of a million files are more than it takes
+            rows = header.tensors["rows"]
+            if rows.dtype == "F32":
+                digest = sha256_of(file, rows.start, rows.stop - rows.start)
+                return mapped(file, "<f4", rows.start, tuple(rows.shape)), dict(header.metadata), digest
+    tensors, said = load_whole(path)
+    return tensors["rows"].numpy(), said, _checksum(tensors["rows"].numpy())
 
 
 def write_rows(path: Path, hashes: Sequence[str], rows: np.ndarray) -> None:
@@ -161,4 +180,4 @@ def write_rows(path: Path, hashes: Sequence[str], rows: np.ndarray) -> None:
 
 
 def _checksum(rows: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(rows, "<f4").tobytes()).hexdigest()
+    return hashlib.sha256(memoryview(np.ascontiguousarray(rows, "<f4")).cast("B") if rows.size else b"").hexdigest()

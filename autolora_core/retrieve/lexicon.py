@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from .words import content_stems
+
+_ARRAYS = ("idf", "lengths", "totals", "texts", "starts")
+
+
+def packed(texts: Iterable[str]) -> np.ndarray:
+    """Texts without line breaks as bytes."""
+    return np.frombuffer("\n".join(texts).encode("utf-8", "surrogatepass"), np.uint8)
+
+
+def unpacked(array: np.ndarray) -> list[str]:
+    """Inverse of :func:`packed`, whose texts may be none but not empty."""
+    return array.tobytes().decode("utf-8", "surrogatepass").split("\n") if len(array) else []
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,30 @@ class Lexicon:
         order = np.argsort(flat, kind="stable")  # by stem, then text
         self._texts = of_text[order].astype(np.int32)
         self._starts = np.searchsorted(flat[order], np.arange(len(self._names) + 1))
+
+    def __len__(self) -> int:
+        """How many texts there are."""
+        return len(self._lengths)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """All of it, for :meth:`of_arrays`."""
+        own = {f"lexicon.{name}": getattr(self, f"_{name}") for name in _ARRAYS}
+        return {"lexicon.names": packed(self._names), "lexicon.unknown": np.array([self._unknown]), **own}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Lexicon:
+        """Inverse of :meth:`to_arrays`. Raises ValueError or KeyError for arrays that do not fit each other."""
+        self = cls.__new__(cls)
+        self._names = {name: at for at, name in enumerate(unpacked(arrays["lexicon.names"]))}
+        self._unknown = float(arrays["lexicon.unknown"][0])
+        self._idf, self._lengths, self._totals, self._texts, self._starts = (
+            arrays[f"lexicon.{name}"] for name in _ARRAYS
+        )
+        stems, pairs = len(self._names), len(self._texts)
+        fits = len(self._idf) == stems and len(self._starts) == stems + 1 and len(self._totals) == len(self._lengths)
+        if not fits or int(self._starts[-1]) != pairs or (pairs and int(self._texts.max()) >= len(self._lengths)):
+            raise ValueError("stems that do not fit each other")
+        return self
 
     def shared(self, texts: Sequence[str], wholes: Sequence[frozenset[str]]) -> Shared:
         """What the library's texts share with ``texts``; siblings are told by ``wholes``, the stems of the phrases that

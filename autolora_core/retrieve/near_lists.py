@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ..library.array_file import open_arrays, save_arrays
+from .lexicon import packed, unpacked
 
 VERSION = 1
 # The longest list: more than are ever looked at, so that rows may go.
@@ -28,44 +29,50 @@ SPARE = 1e-9
 @dataclass
 class NearLists:
     """Of the contents ``hashes`` (n,), those with words ``worded`` (n,) bool: row r has ``rows[starts[r] : starts[r +
-    1]]``, all that are worded, other than itself, and at least ``down_to[r]`` near; ∞ where nothing is known."""
+    1]]``, all that are worded, other than itself, and at least ``down_to[r]`` near; ∞ where nothing is known.
+
+    ``scale`` (n,) is one over the rows' lengths: to work it out all rows would have to be read."""
 
     hashes: tuple[str, ...]
     worded: np.ndarray
     starts: np.ndarray
     rows: np.ndarray
     down_to: np.ndarray
+    scale: np.ndarray
 
     @classmethod
-    def empty(cls, hashes: Sequence[str], worded: np.ndarray) -> NearLists:
+    def empty(cls, hashes: Sequence[str], worded: np.ndarray, scale: np.ndarray) -> NearLists:
         """Nothing is known."""
-        count = len(hashes)
-        return cls(tuple(hashes), worded, np.zeros(count + 1, np.int64), np.zeros(0, np.int32), np.full(count, np.inf))
+        starts, unknown = np.zeros(len(hashes) + 1, np.int64), np.full(len(hashes), np.inf)
+        return cls(tuple(hashes), worded, starts, np.zeros(0, np.int32), unknown, scale)
 
     @classmethod
-    def open(cls, path: Path) -> NearLists | None:
-        """What was kept, of whatever state of the library; None when there is nothing."""
+    def open(cls, path: Path, kind: str) -> NearLists | None:
+        """What was kept of rows of this ``kind``, in whatever state of the library; None when there is nothing."""
         found = open_arrays(path)
-        if found is None or found[0] != {"near": VERSION}:
+        if found is None or found[0] != {"near": VERSION, "rows": kind}:
             return None
-        names = bytes(found[1]["hashes"]).decode().split("\n")
-        lists = cls(tuple(names), *(found[1][name] for name in ("worded", "starts", "rows", "down_to")))
+        names, own = unpacked(found[1]["hashes"]), ("worded", "starts", "rows", "down_to", "scale")
+        lists = cls(tuple(names), *(found[1][name] for name in own))
         return lists if lists._sound() else None
 
     def _sound(self) -> bool:
         """Whether the arrays fit each other: whoever wrote them may have had other ideas."""
         count, starts = len(self.hashes), self.starts
-        shapes = self.worded.shape == self.down_to.shape == (count,) and starts.shape == (count + 1,)
+        shapes = self.worded.shape == self.down_to.shape == self.scale.shape == (count,) and starts.shape == (
+            count + 1,
+        )
         return bool(
             shapes and starts[0] == 0 and starts[-1] == len(self.rows) and (np.diff(starts) >= 0).all()
             and (not len(self.rows) or (self.rows.min() >= 0 and self.rows.max() < count))
         )  # fmt: skip
 
-    def save(self, path: Path) -> bool:
+    def save(self, path: Path, kind: str) -> bool:
         """Keep it; False where nothing can be written."""
-        names = np.frombuffer("\n".join(self.hashes).encode(), np.uint8)
         arrays = {"worded": self.worded, "starts": self.starts, "rows": self.rows, "down_to": self.down_to}
-        return save_arrays(path, {"near": VERSION}, {"hashes": names, **arrays})
+        return save_arrays(
+            path, {"near": VERSION, "rows": kind}, {"hashes": packed(self.hashes), **arrays, "scale": self.scale}
+        )
 
     def are_of(self, hashes: Sequence[str], worded: np.ndarray) -> bool:
         """Whether it is of this very state of a library."""
@@ -95,9 +102,11 @@ class NearLists:
         flat[fresh] = np.concatenate([*found, np.zeros(0, np.int32)])
         lowest = self.down_to.copy()
         lowest[rows] = down_to
-        return NearLists(self.hashes, self.worded, starts, flat, lowest)
+        return NearLists(self.hashes, self.worded, starts, flat, lowest, self.scale)
 
-    def carried_over(self, hashes: Sequence[str], worded: np.ndarray) -> tuple[NearLists, np.ndarray]:
+    def carried_over(
+        self, hashes: Sequence[str], worded: np.ndarray, scale: np.ndarray
+    ) -> tuple[NearLists, np.ndarray]:
         """The lists of those contents that are still there, without those that went or lost their words; and the rows
         with words (ascending) that they were not compared with yet."""
         place = {digest: row for row, digest in enumerate(hashes)}
@@ -112,7 +121,7 @@ class NearLists:
         starts = np.searchsorted(owners[order], np.arange(len(hashes) + 1))
         down_to = np.full(len(hashes), np.inf)
         down_to[new[new >= 0]] = self.down_to[new >= 0]
-        lists = NearLists(tuple(hashes), worded, starts, rows[order].astype(np.int32), down_to)
+        lists = NearLists(tuple(hashes), worded, starts, rows[order].astype(np.int32), down_to, scale)
         return lists, np.flatnonzero(worded & ~seen)
 
     def joined(

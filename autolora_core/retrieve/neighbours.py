@@ -24,7 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from ..encode.threads import product
-from ..library.grid import Grid
+from ..library.grid import VERSION, Grid
+from ..library.sketches import sketch_id
 from ..library.table import Table
 from .near_lists import SPARE, NearLists, shortened
 from .sayings import Sayings
@@ -81,6 +82,8 @@ class Neighbourhood:
     @cached_property
     def _scale(self) -> np.ndarray:
         """One over the rows' lengths."""
+        if self._lists is not None:
+            return self._lists.scale
         rows = self.grid.rows
         norms = np.concatenate(
             [np.linalg.norm(rows[start : start + BLOCK], axis=1) for start in range(0, len(rows), BLOCK)]
@@ -173,12 +176,17 @@ class Neighbourhood:
     @cached_property
     def _lists(self) -> NearLists | None:
         """What was kept, when it is of this state of the library."""
-        lists = NearLists.open(self._kept) if self._kept is not None and self._listed else None
+        lists = NearLists.open(self._kept, self._kind) if self._kept is not None and self._listed else None
         return lists if lists is not None and lists.are_of(self.grid.hashes, self._worded) else None
 
     @property
     def _listed(self) -> bool:
         return len(self.grid.rows) >= LISTED_FROM
+
+    @property
+    def _kind(self) -> str:
+        """Changes when the rows of the same files would."""
+        return f"{VERSION} {sketch_id(self.grid.family)}"
 
     def keep_lists(self, tick: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Work out whose rows each row is nearest to, as far as that is not kept already; ``tick(done, total)`` may
@@ -197,7 +205,7 @@ class Neighbourhood:
                     lowest.append(low)
         finally:
             self._lists = lists.with_lists(todo[: len(found)], found, np.array(lowest))
-            self._lists.save(self._kept)
+            self._lists.save(self._kept, self._kind)
 
     def _all_near(self, rows: np.ndarray) -> list[tuple[np.ndarray, float]]:
         """Of each row its list, and down to what it has all."""
@@ -212,13 +220,13 @@ class Neighbourhood:
 
     def _brought_up_to_date(self) -> NearLists:
         """What was kept of another state of the library, with what came since."""
-        old = NearLists.open(self._kept)
+        old = NearLists.open(self._kept, self._kind)
         if old is None:
-            return NearLists.empty(self.grid.hashes, self._worded)
-        lists, new = old.carried_over(self.grid.hashes, self._worded)
+            return NearLists.empty(self.grid.hashes, self._worded, self._scale)
+        lists, new = old.carried_over(self.grid.hashes, self._worded, self._scale)
         known = np.flatnonzero(np.isfinite(lists.down_to))
         if 2 * len(new) > len(self._places):
-            return NearLists.empty(self.grid.hashes, self._worded)
+            return NearLists.empty(self.grid.hashes, self._worded, self._scale)
         # How much nearer than it need be: not below zero for what belongs into a row's list.
         table = Table(_Some(self.grid.rows, known), self._scale[known], -lists.down_to[known])
         owners, rows = [], []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -22,16 +23,16 @@ from .candidates import candidates, is_for
 from .near import Near, set_apart
 from .neighbours import Neighbourhood
 from .picture_part import PictureSource, learn
+from .ready import KEPT_FROM, Keeper, Ready
 from .responding import Responder
 from .sayings import phrases_of
 from .score import Scorer
-from .tune import Calibration, calibrate, near_groups
+from .tune import Calibration, calibrate, calibrated, calibration_json, near_groups
 from .view import EntryLike, LibraryView
 
+log = logging.getLogger(__name__)
 CACHED_LIBRARIES = 4
 WARM_BLOCK = 32
-# A smaller library is made ready in a second or two; nothing of that is kept.
-KEPT_FROM = 8192
 NAMED = 5  # files a note names; the report of Encode LoRA Library names them all
 # Which part of the work each step of preparing a library is, as progress shows it.
 WORDS, COMPARING, ASKING, CALIBRATING = (0.0, 0.4), (0.4, 0.5), (0.5, 0.75), (0.75, 1.0)
@@ -91,9 +92,11 @@ def prepare(
         if key in _cache:
             _cache.move_to_end(key)
             return _cache[key]
-    store = view.text_tower(tower)
-    _encode_words(store, candidates(view, family), _portion(progress, *WORDS))
-    prepared = _prepare_cold(view, family, store, encoder, use_weights, use_text, asking, progress, pictures)
+    store, chosen, kept = view.text_tower(tower), candidates(view, family), None
+    if use_weights and len(chosen) >= KEPT_FROM:
+        kept = Keeper.of(view, handle, family, tower.id, encoder.id if encoder else None)
+    work = _Work(view, family, store, chosen, encoder, use_weights, use_text, asking, progress, pictures, kept)
+    prepared = work.done()
     if key is not None:
         with _cache_lock:
             _cache[key] = prepared
@@ -102,46 +105,91 @@ def prepare(
     return prepared
 
 
-def _prepare_cold(
-    view, family, store: CachedTower, encoder: WeightEncoder | None, use_weights, use_text, asking, progress,
-    pictures: PictureSource | None = None,
-) -> Prepared:  # fmt: skip
-    notes = []
-    if use_weights and encoder is None:
-        notes.append("Weights were not used: no encoder has been fitted for this base model and text tower.")
-    elif use_weights and not encoder.usable:
-        notes.append("Weights were not used: too few LoRAs of this base model have words to learn their meaning from.")
-    reading = encoder if use_weights and encoder is not None and encoder.usable else None
-    vectors = view.vectors(family, reading.id) if reading is not None else None
-    scorer = Scorer(candidates(view, family), store, reading, vectors)
-    groups = near_groups(scorer, list(view.near_duplicates(family)))
-    weights = reading is not None and bool(scorer.has_vector.any())
-    near = None
-    if use_weights:
-        grid = view.grid(family, _ticking(_portion(progress, *COMPARING)))
-        near = Neighbourhood(scorer.entries, scorer.sayings, grid, view.kept(f"near-{file_stem(family)}"))
-    if asking is not None:
-        scorer.responder = Responder.measure(view, family, scorer.entries, asking, _portion(progress, *ASKING))
-        notes.append(_asked_note(scorer))
-    calibration = calibrate(scorer, groups, weights, use_text, asking, _portion(progress, *CALIBRATING))
-    if weights:
-        share = f"{scorer.weight_claim:.0%}"
-        notes.append(f"Weights count for at most {share}: so often they put the right LoRA first without its words.")
-    if use_weights:
-        notes += _unencoded_note(view, family)
-    if pictures is not None:
-        scorer.pictures, told = learn(scorer, groups, pictures)
-        notes.append(told)
-    heard = (scorer.has_vector & weights) | (scorer.has_text & use_text) | scorer.answers
-    silent = np.flatnonzero(~(heard | scorer.pictured))
-    if not (use_weights or use_text or scorer.pictured.any()):
-        notes.append("Weights and text are both switched off: only pinned LoRAs are chosen.")
-    elif len(silent):
+@dataclass
+class _Work:
+    """Making one family ready: what :func:`prepare` was given, ``chosen`` the entries, ``kept`` where the outcome is
+    kept (None: nowhere)."""
+
+    view: LibraryView
+    family: str
+    store: CachedTower
+    chosen: list[EntryLike]
+    encoder: WeightEncoder | None
+    use_weights: bool
+    use_text: bool
+    asking: CachedAnswers | None
+    progress: Progress | None
+    pictures: PictureSource | None
+    kept: Keeper | None
+
+    def done(self) -> Prepared:
+        """All of it."""
+        ready = self.kept.open() if self.kept is not None else None
+        if ready is not None:
+            try:
+                return self._made(ready)
+            except (ValueError, KeyError, TypeError, IndexError) as error:  # sound, but written by somebody else
+                log.warning("%s cannot be used (%s: %s)", self.kept.path, type(error).__name__, error)
+        _encode_words(self.store, self.chosen, _portion(self.progress, *WORDS))
+        return self._made(None)
+
+    def _made(self, ready: Ready | None) -> Prepared:
+        view, family, encoder, progress, notes = self.view, self.family, self.encoder, self.progress, []
+        if self.use_weights and encoder is None:
+            notes.append("Weights were not used: no encoder has been fitted for this base model and text tower.")
+        elif self.use_weights and not encoder.usable:
+            why = "too few LoRAs of this base model have words to learn their meaning from"
+            notes.append(f"Weights were not used: {why}.")
+        reading = encoder if self.use_weights and encoder is not None and encoder.usable else None
+        vectors = view.vectors(family, reading.id) if reading is not None else None
+        scorer = Scorer(self.chosen, self.store, reading, vectors, ready.arrays if ready else None)
+        groups = ready.groups if ready else near_groups(scorer, list(view.near_duplicates(family)))
+        if len(groups) != len(scorer.entries):
+            raise ValueError("groups of other LoRAs")
+        weights, near = reading is not None and bool(scorer.has_vector.any()), None
+        if self.use_weights:
+            grid = view.grid(family, _ticking(_portion(progress, *COMPARING)))
+            near = Neighbourhood(scorer.entries, scorer.sayings, grid, view.kept(f"near-{file_stem(family)}"))
+        if self.asking is not None:
+            asked = _portion(progress, *ASKING)
+            scorer.responder = Responder.measure(view, family, scorer.entries, self.asking, asked)
+            notes.append(_asked_note(scorer))
+        calibration = self._calibrated(scorer, groups, weights, ready)
+        if weights:
+            notes.append(
+                f"Weights count for at most {scorer.weight_claim:.0%}: so often they put the right LoRA first without "
+                "its words."
+            )
+        if self.use_weights:
+            notes += _unencoded_note(view, family)
+        if self.pictures is not None:
+            scorer.pictures, told = learn(scorer, groups, self.pictures)
+            notes.append(told)
+        notes += self._silent_note(scorer, weights)
+        reader = reading.id if reading else None
+        return Prepared(scorer, groups, calibration, weights, self.use_text, reader, tuple(notes), near)
+
+    def _calibrated(self, scorer: Scorer, groups: np.ndarray, weights: bool, ready: Ready | None) -> Calibration:
+        plain = self.use_text and self.asking is None  # as it is kept
+        if ready is not None and plain:
+            return calibrated(scorer, ready.calibration, weights, self.use_text)
+        progress = _portion(self.progress, *CALIBRATING)
+        arrays = scorer.to_arrays() if plain and self.kept is not None else None
+        found = calibrate(scorer, groups, weights, self.use_text, self.asking, progress)
+        if arrays is not None:
+            self.kept.save(arrays, groups, calibration_json(scorer, found))
+        return found
+
+    def _silent_note(self, scorer: Scorer, weights: bool) -> list[str]:
+        heard = (scorer.has_vector & weights) | (scorer.has_text & self.use_text) | scorer.answers
+        silent = np.flatnonzero(~(heard | scorer.pictured))
+        if not (self.use_weights or self.use_text or scorer.pictured.any()):
+            return ["Weights and text are both switched off: only pinned LoRAs are chosen."]
+        if not len(silent):
+            return []
         verb, names = "has" if len(silent) == 1 else "have", listed([scorer.entries[i].name for i in silent], NAMED)
         count = counted(len(silent), "LoRA")
-        notes.append(f"{count} {verb} neither words nor usable weights and could not be considered: {names}.")
-    reader = reading.id if reading else None
-    return Prepared(scorer, groups, calibration, weights, use_text, reader, tuple(notes), near)
+        return [f"{count} {verb} neither words nor usable weights and could not be considered: {names}."]
 
 
 def _portion(progress: Progress | None, low: float, high: float) -> Progress | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from itertools import zip_longest
 
@@ -12,7 +12,7 @@ from ..encode.calibrate import Logistic, Ruler, sigmoid
 from ..encode.text_cache import CachedTower
 from ..encode.threads import product
 from ..library.table import Table
-from .lexicon import Lexicon, Phrase, Shared
+from .lexicon import Lexicon, Phrase, Shared, packed, unpacked
 from .view import EntryLike
 from .words import content_stems, words_of
 
@@ -26,6 +26,7 @@ TEXT_FLOOR = 0.05
 # Log odds lost when phrase and caption share a word and each has one that the other lacks: purple heart, blue heart.
 SIBLING_PENALTY = 2.0
 RULER_BLOCK = 16384
+_ARRAYS = ("said", "owners", "fields", "starts", "vectors")
 
 
 def phrases_of(entry: EntryLike, owner: int) -> list[Phrase]:
@@ -83,6 +84,29 @@ class Sayings:
         self.vectors = tower.encode(self.texts)
         self.ruler = ruler_of(self.vectors, generic, TEXT_FLOOR)
         self.lexicon = Lexicon(self.texts, self.said, self.owners, len(entries))
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """All of it, for :meth:`of_arrays`."""
+        own = {name: getattr(self, name) for name in _ARRAYS}
+        ruler = {"ruler.mean": self.ruler.mean, "ruler.deviation": self.ruler.deviation}
+        return {"texts": packed(self.texts), **own, **ruler, **self.lexicon.to_arrays()}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, np.ndarray], model: Logistic) -> Sayings:
+        """Inverse of :meth:`to_arrays`. Raises ValueError or KeyError for arrays that do not fit each other."""
+        self = cls.__new__(cls)
+        self.texts, self.model = unpacked(arrays["texts"]), model
+        for name in _ARRAYS:
+            setattr(self, name, arrays[name])
+        self.count = len(self.starts) - 1
+        self.ruler = Ruler(arrays["ruler.mean"], arrays["ruler.deviation"])
+        self.lexicon = Lexicon.of_arrays(arrays)
+        texts, phrases = len(self.texts), len(self.said)
+        lengths = len(self.vectors), len(self.ruler.mean), len(self.ruler.deviation), len(self.lexicon)
+        inside = phrases == 0 or (0 <= self.said.min() and self.said.max() < texts and self.starts[-1] == phrases)
+        if {*lengths} != {texts} or len(self.owners) != phrases or len(self.fields) != phrases or not inside:
+            raise ValueError("words that do not fit each other")
+        return self
 
     def __len__(self) -> int:
         return len(self.said)

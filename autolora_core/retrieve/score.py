@@ -21,7 +21,7 @@ does not depend on which others are scored with it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -33,6 +33,7 @@ from ..encode.generic import GENERIC_PROMPTS
 from ..encode.text_cache import CachedTower, cached
 from ..encode.towers import LexicalTower, TextTower
 from ..library.answers import CachedAnswers
+from ..library.quick import Quick, quick_path
 from ..library.table import Table
 from .evidence import Asked, Evidence
 from .odds import UNKNOWN_HIT_RATE, bounded, combine, hit_rate, weight_prior
@@ -52,11 +53,14 @@ TEXT_MODELS = {
 }
 UNKNOWN_TOWER_MODEL = Logistic(-0.8 * 6.5, np.array([0.8, 0.0]))
 MAX_REMEMBERED = 4096
+# Texts of its own that an approximate search is tried with.
+TRIED = 100
 # Log odds that a phrase loses per word left out, for lacking its head, for being several phrases together, and for
 # being a time or place.
 PARTIAL_PENALTY, HEADLESS_PENALTY, JOINED_PENALTY, SETTING_PENALTY = 0.15, 1.5, 0.3, 1.0
 # Log odds won or lost when grammar says style or subject and the LoRA is clearly one of the two.
 ROLE_WEIGHT = 1.0
+_ARRAYS = ("row", "has_vector", "unseen", "_roles_by_words", "_roles_by_weights")
 
 
 class Scorer:
@@ -73,8 +77,10 @@ class Scorer:
     response_claim = 1.0
 
     def __init__(
-        self, entries: Sequence[EntryLike], tower: TextTower, encoder: WeightEncoder | None, vectors: VectorsLike | None
-    ):
+        self, entries: Sequence[EntryLike], tower: TextTower, encoder: WeightEncoder | None,
+        vectors: VectorsLike | None, kept: Mapping[str, np.ndarray] | None = None,
+    ):  # fmt: skip
+        """``kept``: what :meth:`to_arrays` of a scorer of the very same gave; then nothing is worked out."""
         self.entries = sorted(entries, key=lambda entry: (entry.hash, entry.name))
         self.everyone = np.arange(len(self.entries))
         self.tower, self.encoder = cached(tower), encoder
@@ -83,15 +89,36 @@ class Scorer:
         self._asking = CachedTower(self.tower.tower)
         generic = tower.encode(list(GENERIC_PROMPTS))
         model = TEXT_MODELS.get(self.tower.id.partition("-")[0], UNKNOWN_TOWER_MODEL)
-        self.sayings = Sayings(self.entries, self.tower, generic, model)
-        self.has_text = self.sayings.speaking
         self._generic_query = encoder.query(generic) if encoder is not None else generic
-        self.weight_table, self.row = self._weights(vectors)
-        self.has_vector = self._having()
-        self.unseen = self._unseen()
+        if kept is None:
+            self.sayings = Sayings(self.entries, self.tower, generic, model)
+            self.weight_table, self.row = self._weights(vectors)
+            self.has_vector = self._having()
+            self.unseen = self._unseen()
+            self._roles_by_words, self._roles_by_weights = self._roles(generic)
+        else:
+            self._take_over(kept, model, vectors)
+        self.has_text = self.sayings.speaking
         self.weight_model = weight_prior(int(self.has_vector.sum()))
         self.weight_claim = hit_rate(encoder) if encoder is not None else UNKNOWN_HIT_RATE
-        self._roles_by_words, self._roles_by_weights = self._roles(generic)
+        self.quick = self._quick(vectors)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """What was worked out of entries and vectors, without what a calibration sets."""
+        own = {name.lstrip("_"): getattr(self, name) for name in _ARRAYS}
+        return {**own, "scale": self.weight_table.scale, "shift": self.weight_table.shift, **self.sayings.to_arrays()}
+
+    def _take_over(self, kept: Mapping[str, np.ndarray], model: Logistic, vectors: VectorsLike | None) -> None:
+        """Inverse of :meth:`to_arrays`. Raises ValueError or KeyError for arrays that do not fit."""
+        rows = np.zeros((0, self.tower.dim), np.float32) if vectors is None else vectors.matrix
+        self.sayings = Sayings.of_arrays(kept, model)
+        self.weight_table = Table(rows, kept["scale"], kept["shift"])
+        for name in _ARRAYS:
+            setattr(self, name, kept[name.lstrip("_")])
+        lengths = {self.sayings.count, *(len(getattr(self, name)) for name in _ARRAYS)}
+        table = {len(rows), len(kept["scale"]), len(kept["shift"])}
+        if lengths != {len(self.entries)} or len(table) > 1 or self.row.max(initial=-1) >= len(rows):
+            raise ValueError("numbers of LoRAs that do not fit each other")
 
     def _weights(self, vectors: VectorsLike | None) -> tuple[Table, np.ndarray]:
         """z-scores of each content's vector, and each LoRA's row there, −1 where it has none."""
@@ -102,6 +129,20 @@ class Scorer:
         ruler = ruler_of(vectors.matrix, self._generic_query, WEIGHT_FLOOR)
         deviation = ruler.deviation.astype(np.float64)
         return Table(vectors.matrix, 1 / deviation, -ruler.mean / deviation), row
+
+    def _quick(self, vectors: VectorsLike | None) -> Quick:
+        """Approximate search of the weights, tried with the library's own texts; with generic ones where it has few."""
+        generic = np.ascontiguousarray(self._generic_query)
+
+        def texts() -> np.ndarray:
+            count = len(self.sayings.texts)
+            some = np.unique(np.linspace(0, count - 1, min(count, TRIED)).astype(int))
+            own = self.query(self.sayings.vectors[some]) if count else generic[:0]
+            return own if 2 * len(own) >= TRIED else np.concatenate([own, generic])
+
+        if vectors is None or self.encoder is None:
+            return Quick(self.weight_table, (), texts)
+        return Quick(self.weight_table, vectors.hashes, texts, quick_path(vectors.folder, self.encoder.id, generic))
 
     def _having(self) -> np.ndarray:
         """(N,) bool: LoRAs with a vector that is not zero."""

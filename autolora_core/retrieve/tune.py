@@ -10,12 +10,13 @@ strangers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from ..encode.calibrate import NoneFits, fit_logistic
+from ..encode.calibrate import Logistic, NoneFits, fit_logistic
 from ..encode.generic import GENERIC_PROMPTS
 from ..library.answers import CachedAnswers
 from ..library.linked import linked_groups
@@ -42,6 +43,26 @@ class Calibration:
     none_fits: NoneFits
     ruler: Usual
     examples: tuple[int, int]
+
+
+def calibration_json(scorer: Scorer, calibration: Calibration) -> dict:
+    """What :func:`calibrate` found without a base model, for :func:`calibrated`."""
+    fitted, model = scorer.weight_model, calibration.none_fits.model
+    return {
+        "weight_model": [fitted.bias, fitted.slope.tolist(), fitted.examples], "weight_claim": scorer.weight_claim,
+        "none_fits": [model.bias, model.slope.tolist(), model.examples], "examples": calibration.examples,
+    }  # fmt: skip
+
+
+def calibrated(scorer: Scorer, said: Mapping[str, Any], use_weights: bool, use_text: bool) -> Calibration:
+    """``scorer`` as :func:`calibrate` left it when it found ``said``."""
+    model, none_fits = (
+        Logistic(float(bias), np.array(slope, np.float64), tuple(examples))
+        for bias, slope, examples in (said["weight_model"], said["none_fits"])
+    )
+    scorer.weight_model, scorer.weight_claim = model, float(said["weight_claim"])
+    generic = Asking.of(scorer, list(GENERIC_PROMPTS), use_weights, use_text, None)
+    return Calibration(NoneFits(none_fits), Usual(scorer, generic.asked(slice(None))), tuple(said["examples"]))
 
 
 def near_groups(scorer: Scorer, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
