@@ -57,6 +57,11 @@ class Bounds:
 
     values: np.ndarray
     tops: np.ndarray
+    trusted = -np.inf  # down to which level all rows are known; an approximate search knows them down to some place
+
+    def of(self, rows: np.ndarray) -> np.ndarray:
+        """No score of ``rows`` is above these."""
+        return self.values[rows]
 
     def reaching(self, level: float) -> np.ndarray:
         """The rows whose bound is at least ``level``, ascending."""

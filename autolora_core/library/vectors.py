@@ -44,10 +44,10 @@ def _faiss() -> ModuleType | None:
 
 class VectorIndex:
     """Row i of ``matrix`` (n, d) float32, unit rows, belongs to the content ``hashes[i]`` (sorted); ``load`` reads it
-    when it is first asked for."""
+    when it is first asked for. ``folder`` is the library's."""
 
-    def __init__(self, encoder_id: str, hashes: tuple[str, ...], load: Callable[[], np.ndarray]):
-        self.encoder_id, self.hashes, self._load = encoder_id, hashes, load
+    def __init__(self, folder: Path, encoder_id: str, hashes: tuple[str, ...], load: Callable[[], np.ndarray]):
+        self.folder, self.encoder_id, self.hashes, self._load = folder, encoder_id, hashes, load
 
     @cached_property
     def matrix(self) -> np.ndarray:
@@ -89,17 +89,17 @@ def open_vectors(store: Store, encoder_id: str) -> VectorIndex:
         return matrix
 
     if faiss is None or not hashes:
-        return VectorIndex(encoder_id, hashes, made)
+        return VectorIndex(store.folder, encoder_id, hashes, made)
     found = _footer(path, hashes)
     if found is None:
         matrix = made()
-        return VectorIndex(encoder_id, hashes, lambda: matrix)
+        return VectorIndex(store.folder, encoder_id, hashes, lambda: matrix)
 
     def load() -> np.ndarray:
         matrix = _rows(path, *found)
         return made() if matrix is None else matrix
 
-    return VectorIndex(encoder_id, hashes, load)
+    return VectorIndex(store.folder, encoder_id, hashes, load)
 
 
 def vectors_path(folder: Path, encoder_id: str) -> Path:

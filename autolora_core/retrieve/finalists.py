@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..encode.calibrate import Logistic, sigmoid
-from ..library.table import Bounds
+from ..library.approximate import Approximate, Found
+from ..library.table import Bounds, Table
 from .odds import MAX_LOGIT, bounded
 from .sayings import LEXICAL_MODEL, distinct, ranges, without
 from .score import Asked, Scorer
@@ -24,6 +25,10 @@ WHOLE = 1024
 BEGIN = 6
 # Of a text that many LoRAs say so many are proposed.
 TELLERS = 2
+# Words that claim less than this part of what they would have to are many: then weights are searched exactly.
+FEWER_WORDS = 0.5
+# Words that share nothing still have the odds of that.
+_FLOOR = float(sigmoid(LEXICAL_MODEL.bias)) * (1 + 1e-9)
 # More candidates than these are looked at by their bounds before they are scored.
 MANY = 256
 
@@ -31,11 +36,12 @@ MANY = 256
 class Finalists:
     """``asked`` are the phrases; ``hint`` (S,) is the most that a LoRA's role can add to its log odds for each,
     ``loss`` (S,) what the phrase itself costs. ``begin``: how many LoRAs each part proposes at first. ``shut`` (N,)
-    bool are not looked for."""
+    bool are not looked for. ``quick``: weights may be searched approximately where the library is that large; what is
+    said of levels then holds as far as that search finds what it should."""
 
     def __init__(
         self, scorer: Scorer, asked: Asked, hint: np.ndarray, loss: np.ndarray, begin: int = BEGIN,
-        shut: np.ndarray | None = None,
+        shut: np.ndarray | None = None, quick: bool = False,
     ):  # fmt: skip
         self.scorer, self.asked, self.hint, self.loss, self.begin = scorer, asked, hint, loss, begin
         self.count = len(scorer.entries)
@@ -47,7 +53,9 @@ class Finalists:
         speaks = asked.use_text and len(scorer.sayings)
         self._words = scorer.sayings.table.bounds(asked.vectors) if speaks else None
         self._weighed = asked.use_weights
-        self._weights: list[Bounds] | None = None
+        self._weights: list[Bounds] | list[Found] | None = None
+        self._table: Table | Approximate = scorer.weight_table
+        self._quick = quick
         self.whole = not self._weighed and self._words is None and asked.answers is None
         self._told = np.full(len(asked.texts), np.inf)
         if self._weighed and not self._words_decide():
@@ -61,7 +69,14 @@ class Finalists:
         return most > _logit(self.scorer.weight_claim)
 
     def _scan_weights(self) -> None:
-        self._weights = self.scorer.weight_table.bounds(self.asked.query)
+        self._table = (self.scorer.quick.ready() if self._quick else None) or self._table
+        self._weights = self._table.bounds(self.asked.query)
+
+    def note(self) -> str | None:
+        """How weights were searched, where that is to be told."""
+        if self.whole or self._weights is None:
+            return None
+        return self.scorer.quick.note(self._table if isinstance(self._table, Approximate) else None)
 
     def first(self) -> np.ndarray:
         """LoRAs to begin with, ascending."""
@@ -132,9 +147,10 @@ class Finalists:
         if not parts:
             return np.zeros(0, np.int64)
         words, others = parts
-        found = []
+        found, z = [], _z_of(self.scorer.weight_model, self.scorer.weight_claim, others)
         if self._weighed:
-            found.append(self._by_weights(row, others))
+            words, z = self._known_by_weights(row, self._wanted(row, level), words, z)
+            found.append(self._by_weights(row, z))
         if self.asked.answers is not None:
             z = _z_of(self.scorer.response_model, self.scorer.response_claim, others)
             found.append(np.flatnonzero(np.nan_to_num(self.asked.answers[row], nan=-np.inf) >= z))
@@ -148,19 +164,29 @@ class Finalists:
         others = self._weighed + (self.asked.answers is not None)
         if self._words is None:
             return 1.0, 1 - (1 - wanted) ** (1 / max(others, 1))
-        # Words that share nothing still have the odds of that.
-        floor = float(sigmoid(LEXICAL_MODEL.bias)) * (1 + 1e-9)
-        if wanted <= floor:
+        if wanted <= _FLOOR:
             return None
-        words = max(1 - (1 - wanted) ** (1 / (1 + others)), floor)
+        words = max(1 - (1 - wanted) ** (1 / (1 + others)), _FLOOR)
         return words, 1 - ((1 - wanted) / (1 - words)) ** (1 / max(others, 1))
 
-    def _by_weights(self, row: int, least: float) -> np.ndarray:
+    def _known_by_weights(self, row: int, wanted: float, words: float, z: float) -> tuple[float, float]:
+        """Probability of words and z-score of weights that a LoRA must stay below as in :meth:`_least`, if need be with
+        less of words, so that the z-score lies where an approximate search knows all LoRAs."""
+        known = self._weights[row].trusted if self._weights is not None else -np.inf
+        if z >= known or self._words is None or self.asked.answers is not None:
+            return words, z
+        model, claim = self.scorer.weight_model, self.scorer.weight_claim
+        fewer = 1 - float((1 - sigmoid(wanted)) / (1 - bounded(model.probability(np.array([known])), claim)))
+        return (fewer, known) if fewer > max(FEWER_WORDS * words, _FLOOR) else (words, z)
+
+    def _by_weights(self, row: int, z: float) -> np.ndarray:
         scorer = self.scorer
-        z = _z_of(scorer.weight_model, scorer.weight_claim, least)
         if not np.isfinite(z):
             return scorer.everyone if z < 0 else np.zeros(0, np.int64)
-        return scorer.loras_of(scorer.weight_table.at_least(self._weights[row], self.asked.query[row], z))
+        query = self.asked.query[row]
+        if z < self._weights[row].trusted:
+            self._weights[row] = self._table.exact(query)
+        return scorer.loras_of(self._table.at_least(self._weights[row], query, z))
 
     def _by_words(self, row: int, least: float) -> np.ndarray:
         sayings, logit = self.scorer.sayings, _logit(least)
@@ -178,7 +204,7 @@ class Finalists:
             z = np.full(len(loras), 1e9)
             if self._weights is not None:
                 at = scorer.row[loras]
-                z = np.where(at >= 0, self._weights[row].values[at], -np.inf)
+                z = np.where(at >= 0, self._weights[row].of(at), -np.inf)
             miss *= 1 - bounded(scorer.weight_model.probability(z[:, None]), scorer.weight_claim)
         if self.asked.answers is not None:
             z = np.nan_to_num(self.asked.answers[row, loras], nan=-np.inf)

@@ -80,7 +80,7 @@ def retrieve(
     apart, told = prepared.apart(family, near)
     spans = decompose(prompt)
     asked = scorer.ask(spans, prepared.use_weights, prepared.use_text, asking, progress)
-    evidence, chosen = _chosen(prepared, spans, asked, shut | apart, pins, max(0, top_k - len(taken)), threshold)
+    evidence, chosen, how = _chosen(prepared, spans, asked, shut | apart, pins, max(0, top_k - len(taken)), threshold)
     shown = [*pins, *(int(evidence.loras[choice.lora]) for choice in [*chosen.picks, *chosen.misses])]
     neighbours = prepared.neighbourhood.nearest(shown) if prepared.neighbourhood is not None else [()] * len(shown)
     nearest = dict(zip(shown, neighbours, strict=True))
@@ -96,19 +96,20 @@ def retrieve(
             none = "No LoRA was added: the prompt has no words to match."
     return Selection(
         prompt, family, tuple(picks), tuple(misses), none, handle, prepared.encoder, scorer.tower.id,
-        (*notes, *said, *told, *answer.together(pins, chosen.picks), *prepared.notes),
+        (*notes, *said, *told, *answer.together(pins, chosen.picks), *prepared.notes,
+         *([how] if how else [])),
     )  # fmt: skip
 
 
 def _chosen(
     prepared: Prepared, spans: Sequence[Span], asked: Asked, shut: np.ndarray, pins: Sequence[int], top_k: int,
     threshold: float,
-) -> tuple[Evidence, Chosen]:  # fmt: skip
-    """The choice among all LoRAs that are not ``shut``, and the evidence it was made on: LoRAs are added until no
-    decision depends on one that is missing."""
+) -> tuple[Evidence, Chosen, str | None]:  # fmt: skip
+    """The choice among all LoRAs that are not ``shut``, the evidence it was made on, and a note on how weights were
+    searched: LoRAs are added until no decision depends on one that is missing."""
     scorer = prepared.scorer
     begin = MOST_AT_FIRST if top_k + len(pins) + MISSES > FEW_PICKS else BEGIN
-    finalists = Finalists(scorer, asked, ROLE_WEIGHT * hints(spans), losses(spans), begin, shut)
+    finalists = Finalists(scorer, asked, ROLE_WEIGHT * hints(spans), losses(spans), begin, shut, quick=True)
     # What the bounds of the other parts say nothing of is scored: all LoRAs with previews.
     first = distinct(np.concatenate([finalists.first(), np.array(pins, int), np.flatnonzero(scorer.pictured)]))
     evidence = scorer.evidence_of(asked, spans, first)
@@ -120,7 +121,7 @@ def _chosen(
         )  # fmt: skip
         missing = finalists.missing(chosen.levels, evidence.loras)
         if not len(missing):
-            return evidence, chosen
+            return evidence, chosen, finalists.note()
         evidence = evidence.joined(scorer.evidence_of(asked, spans, missing))
 
 

@@ -33,11 +33,11 @@ from ..encode.generic import GENERIC_PROMPTS
 from ..encode.text_cache import CachedTower, cached
 from ..encode.towers import LexicalTower, TextTower
 from ..library.answers import CachedAnswers
-from ..library.quick import Quick, quick_path
 from ..library.table import Table
 from .evidence import Asked, Evidence
 from .odds import UNKNOWN_HIT_RATE, bounded, combine, hit_rate, weight_prior
 from .picture_part import PicturePart
+from .quick_weights import quick_weights
 from .responding import MAX_PHRASES, RESPONSE_PRIOR, Progress, Responder, either
 from .roles import along_kinds, said_role
 from .sayings import RULER_BLOCK, Sayings, ranges, ruler_of, whole_stems
@@ -53,8 +53,6 @@ TEXT_MODELS = {
 }
 UNKNOWN_TOWER_MODEL = Logistic(-0.8 * 6.5, np.array([0.8, 0.0]))
 MAX_REMEMBERED = 4096
-# Texts of its own that an approximate search is tried with.
-TRIED = 100
 # Log odds that a phrase loses per word left out, for lacking its head, for being several phrases together, and for
 # being a time or place.
 PARTIAL_PENALTY, HEADLESS_PENALTY, JOINED_PENALTY, SETTING_PENALTY = 0.15, 1.5, 0.3, 1.0
@@ -101,7 +99,7 @@ class Scorer:
         self.has_text = self.sayings.speaking
         self.weight_model = weight_prior(int(self.has_vector.sum()))
         self.weight_claim = hit_rate(encoder) if encoder is not None else UNKNOWN_HIT_RATE
-        self.quick = self._quick(vectors)
+        self.quick = quick_weights(self, self._generic_query, vectors)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """What was worked out of entries and vectors, without what a calibration sets."""
@@ -129,20 +127,6 @@ class Scorer:
         ruler = ruler_of(vectors.matrix, self._generic_query, WEIGHT_FLOOR)
         deviation = ruler.deviation.astype(np.float64)
         return Table(vectors.matrix, 1 / deviation, -ruler.mean / deviation), row
-
-    def _quick(self, vectors: VectorsLike | None) -> Quick:
-        """Approximate search of the weights, tried with the library's own texts; with generic ones where it has few."""
-        generic = np.ascontiguousarray(self._generic_query)
-
-        def texts() -> np.ndarray:
-            count = len(self.sayings.texts)
-            some = np.unique(np.linspace(0, count - 1, min(count, TRIED)).astype(int))
-            own = self.query(self.sayings.vectors[some]) if count else generic[:0]
-            return own if 2 * len(own) >= TRIED else np.concatenate([own, generic])
-
-        if vectors is None or self.encoder is None:
-            return Quick(self.weight_table, (), texts)
-        return Quick(self.weight_table, vectors.hashes, texts, quick_path(vectors.folder, self.encoder.id, generic))
 
     def _having(self) -> np.ndarray:
         """(N,) bool: LoRAs with a vector that is not zero."""

@@ -43,10 +43,12 @@ class EntryLike(Protocol):
 
 
 class VectorsLike(Protocol):
-    """``matrix`` (n, d) float32, unit rows; row i belongs to the content ``hashes[i]``."""
+    """``matrix`` (n, d) float32, unit rows; row i belongs to the content ``hashes[i]``. ``folder``: where an
+    approximate search of them may be kept, or None."""
 
     hashes: Sequence[str]
     matrix: np.ndarray
+    folder: Path | None
 
 
 class LibraryView(Protocol):
@@ -129,6 +131,7 @@ class ViewVectors:
 
     hashes: tuple[str, ...]
     matrix: np.ndarray
+    folder: Path | None = None
 
 
 @dataclass
