@@ -6,9 +6,12 @@ ran, how fast our kernels moved what they moved, and what reading the base's out
 
 from __future__ import annotations
 
+import torch
+
 from benchmarks.results_file import read_results
 
-from .shapes import MODELS, WIDEST
+from .shapes import MODELS, WIDEST, Shape
+from .work import work_rows
 
 CARD, PEAK = "H100 80GB HBM3", 3.35e12  # bytes a second, by NVIDIA's data sheet; not measured
 OF_PEAK = 0.8  # what a plain copy reaches of it, about
@@ -21,13 +24,32 @@ def measure(quick: bool) -> tuple[dict[str, float], list[dict]]:
     card = next(row for row in kept["rows"] if row["what"] == "card")
     about = {"what": "card", "card": card["card"], "driver": card["driver"], "date": kept["date"]}
     rows = [{**about, "measured_at": kept["commit"], "command": kept["command"]}]
-    return kept["figures"] | (widest(kept["rows"]) if CARD in card["card"] else {}), rows
+    if CARD not in card["card"]:
+        return kept["figures"], rows
+    return kept["figures"] | widest(kept["rows"]), rows + widest_rows(kept["rows"])
+
+
+def _widest(rows: list[dict]) -> tuple[Shape, dict]:
+    """Three LoRAs of rank 16 at the widest layer: its shape and its row."""
+    shape = next(one for one in MODELS["flux"] if one.name == WIDEST)
+    return shape, next(r for r in rows if r["what"] == "layer" and (r["shape"], r["k"], r["rank"]) == (WIDEST, 3, 16))
+
+
+def widest_rows(rows: list[dict]) -> list[dict]:
+    """Operations, bytes and milliseconds of each way there. Ours moved what ``ncu`` counted, and what the down factors'
+    product reads and writes."""
+    shape, layer = _widest(rows)
+    found = [{"on": "gpu", **row, "ms": layer[row["way"]]} for row in work_rows(shape, 3, 16, torch.bfloat16)]
+    bare, ours = (next(row for row in found if row["way"] == way) for way in ("base", "ours"))
+    for row in rows:
+        if row["what"] == "bytes":
+            ours["bytes"] = bare["bytes"] + row["moved"] + 2 * shape.tokens * (shape.n_in + 3 * 16)
+    return found
 
 
 def widest(rows: list[dict]) -> dict[str, float]:
-    """Of three LoRAs of rank 16 at the widest layer."""
-    shape = next(one for one in MODELS["flux"] if one.name == WIDEST)
-    layer = next(r for r in rows if r["what"] == "layer" and (r["shape"], r["k"], r["rank"]) == (shape.name, 3, 16))
+    """What follows for the widest layer."""
+    shape, layer = _widest(rows)
     base, added = layer["base"] / 1e3, (layer["ours"] - layer["base"]) / 1e3
     found = {
         "gpu_widest_ours_over_base": layer["ours"] / layer["base"],

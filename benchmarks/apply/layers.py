@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import linear
 
+from benchmarks import in_comfy
+
 from .node_layer import NodeLayer, running
 from .shapes import MODELS, Shape
 from .turns import in_turns, threads
@@ -71,7 +73,7 @@ def measured(shape: Shape, ranks: Sequence[int], dtype: torch.dtype, turns: int)
 
 
 def merged_weight(layer: Layer) -> torch.Tensor:
-    total = layer.weight.float()
+    total = layer.weight.to(torch.float32, copy=True)
     for down, up, scale in zip(layer.downs, layer.ups, layer.scales, strict=True):
         total += scale * (up.float() @ down.float())
     return total.to(layer.weight.dtype)
@@ -121,6 +123,7 @@ def figures(rows: Sequence[dict], share: dict[str, float] | None = None) -> dict
 
 
 def measure(quick: bool) -> tuple[dict[str, float], list[dict]]:
+    in_comfy.start()
     count, rows = threads(), []
     for one in sets(quick):
         rows += [{"threads": count, **row} for row in one.rows()]

@@ -1,4 +1,4 @@
-"""Part ``memory``: bytes that each way allocates at a layer, counted and not sampled, and what training keeps.
+"""Part ``memory``: bytes that each way allocates and moves at a layer, counted and not sampled; what training keeps.
 
 Every allocation and release of PyTorch's own allocator is noted by its profiler. ``peak_extra``: the most that was
 there at once, less the base's output and the result, which every way needs.
@@ -15,12 +15,14 @@ from torch.autograd.graph import saved_tensors_hooks
 from autolora_core.fusion.branches import Branch
 from autolora_core.fusion.training.fused import FusedLoras
 from autolora_core.fusion.training.parameters import GateParameters, hooked_update
+from benchmarks import in_comfy
 
 from .layers import DTYPES, name_of
 from .node_layer import NodeLayer, running
 from .shapes import MODELS, Shape
 from .turns import threads
 from .ways import Layer
+from .work import work_rows
 
 WHERE = ("sdxl", "64.ff.0")
 QUICK_SHARE = 1 / 16
@@ -92,13 +94,15 @@ def saved_bytes(run: Callable[[], Tensor]) -> int:
 
 
 def measure(quick: bool) -> tuple[dict[str, float], list[dict]]:
+    in_comfy.start()
     count, figures, rows = threads(), {}, []
     shape = next(one for one in MODELS[WHERE[0]] if one.name == WHERE[1]).at(QUICK_SHARE if quick else 1)
     for dtype in DTYPES:
         for k in (3,) if quick else (1, 3, 8):
             rows += layer_rows(shape, dtype, k, 16)
+        rows += [{"on": "cpu", **row} for row in work_rows(shape, 3, 16, dtype)]
     for row in rows:
-        if (row["k"], row["dtype"]) == (3, "float32"):
+        if (row["what"], row["k"], row["dtype"]) == ("layer", 3, "float32"):
             figures[f"peak_extra_over_one_branch_{row['way']}"] = row["peak_extra_over_one_branch"]
     figures["peak_extra_over_one_branch"] = figures["peak_extra_over_one_branch_node"]
     for k in (1, 3, 8):

@@ -7,16 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import in_comfy
-
 from .ways import Layer
 
 
 class NodeLayer:
-    """``FusionLayer`` for the LoRAs and the gate of ``layer``, called as ComfyUI calls it, with a batch of one."""
+    """``FusionLayer`` for the LoRAs and the gate of ``layer``, called as ComfyUI calls it, with a batch of one.
+
+    ComfyUI must be importable: see :func:`benchmarks.in_comfy.start`."""
 
     def __init__(self, layer: Layer):
-        in_comfy.start()
         self.layer = layer
         base = nn.Linear(layer.shape.n_in, layer.shape.out, device="meta")
         self.fusion = _module("nodes.bridge_bank").FusionLayer(module_plan(layer), base)
