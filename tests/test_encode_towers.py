@@ -41,6 +41,23 @@ def test_minilm_same_bits_in_any_batch(tower):
     assert tower.encode([]).shape == (0, 384)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("tower", INSTALLED)
+def test_minilm_gives_the_bits_of_each_text_alone(monkeypatch, tower, threads):
+    """Many texts share the fetching of weights, in blocks and by two threads; the plain forward pass of one is the
+    reference."""
+    monkeypatch.setattr(towers, "TOGETHER", 3)
+    texts = [*TEXTS, *(f"{text} {i}" for i, text in enumerate(TEXTS))]
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        expected = np.concatenate([tower._forward([ids])[1].numpy() for ids in tower._tokens(texts, 256)])
+        torch.set_num_threads(threads)
+        assert np.array_equal(tower.encode(texts), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("tower", INSTALLED)
 def test_minilm_knows_meaning(tower):
     cat, near, far = tower.encode(["a kitten", "a cat playing", "a fire engine"])

@@ -6,6 +6,7 @@ another package. Post-norm layers, absolute positions, erf GELU, no pooler.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,43 @@ def bert_forward(weights: dict[str, Tensor], ids: Tensor, mask: Tensor, size: Be
     for layer in range(size.layers):
         x = _layer(weights, f"encoder.layer.{layer}.", x, bias, size)
     return x
+
+
+def bert_each(weights: dict[str, Tensor], tokens: Sequence[Sequence[int]], size: BertSize) -> list[Tensor]:
+    """Of each text of some its hidden states (length, width), bit for bit those of :func:`bert_forward` of it alone.
+
+    Every product has one text's rows, so that no text's numbers change with its company; but a layer's weights are
+    fetched once for all texts, which is what takes the time with short ones, and what goes row by row is done together.
+    """
+    lengths = [len(ids) for ids in tokens]
+    x = torch.cat([_embed(weights, torch.tensor([ids]), size)[0] for ids in tokens])
+    for layer in range(size.layers):
+        x = _layer_each(weights, f"encoder.layer.{layer}.", x, lengths, size)
+    return list(x.split(lengths))
+
+
+def _layer_each(weights: dict[str, Tensor], at: str, x: Tensor, lengths: list[int], size: BertSize) -> Tensor:
+    """As :func:`_layer`, of the rows of several texts one after the other."""
+
+    def linear(name: str, rows: Tensor) -> Tensor:
+        weight, bias = weights[f"{at}{name}.weight"].T, weights[f"{at}{name}.bias"]
+        out = rows.new_empty(len(rows), weight.shape[1])
+        for own, found in zip(rows.split(lengths), out.split(lengths), strict=True):
+            torch.addmm(bias, own, weight, out=found)
+        return out
+
+    def heads(rows: Tensor) -> Tensor:
+        return rows.view(1, len(rows), size.heads, size.width // size.heads).transpose(1, 2)
+
+    asked = [linear(f"attention.self.{name}", x).split(lengths) for name in ("query", "key", "value")]
+    mixed = torch.empty_like(x)
+    for query, key, value, found in zip(*asked, mixed.split(lengths), strict=True):
+        nothing = query.new_zeros(1, 1, 1, len(query))  # as a mask: without one another kernel runs
+        own = F.scaled_dot_product_attention(heads(query), heads(key), heads(value), attn_mask=nothing)
+        found.copy_(own.transpose(1, 2).reshape(found.shape))
+    x = _norm(weights, f"{at}attention.output.LayerNorm", x + linear("attention.output.dense", mixed), size)
+    inner = F.gelu(linear("intermediate.dense", x))
+    return _norm(weights, f"{at}output.LayerNorm", x + linear("output.dense", inner), size)
 
 
 def _embed(weights: dict[str, Tensor], ids: Tensor, size: BertSize) -> Tensor:
