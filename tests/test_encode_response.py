@@ -128,15 +128,32 @@ def test_input_rows_have_the_gram_matrix_of_the_update():
     assert torch.allclose(rows.T @ rows, dense.T @ dense, atol=1e-9)
 
 
-def test_large_stacks_give_the_same_leading_rows(monkeypatch):
+def test_large_stacks_give_nearly_the_same_leading_rows(monkeypatch):
     g = seeded(2)
     matrix = torch.randn(90, 70, generator=g, dtype=torch.float64) * torch.logspace(0, -2, 70, dtype=torch.float64)
     exact = leading_rows(matrix, 5)
     monkeypatch.setattr(module, "EXACT_SIDE", 16)
     found = leading_rows(matrix, 5)
-    assert torch.allclose(found, exact, atol=1e-6)
+    assert (found - exact).abs().max() < 0.003 and (found.T @ found - exact.T @ exact).abs().max() < 3e-4
     _, sigma, _ = torch.linalg.svd(matrix)
     assert torch.allclose(torch.linalg.vector_norm(exact, dim=1), sigma[:5] / torch.linalg.vector_norm(sigma))
+
+
+@pytest.mark.parametrize("decay", [0.5, 1.0])
+def test_rows_of_a_large_stack_answer_as_the_best_ones(decay):
+    """Many layers that read along common directions: 0.99 of what the best rows hold, and answers move by less than
+    what keeping the rows in eight bits costs (0.03)."""
+    g = seeded(3)
+    common = torch.linalg.qr(torch.randn(640, 200, generator=g, dtype=torch.float64)).Q.T
+    fade = torch.arange(1, 201, dtype=torch.float64) ** -decay
+    matrix = torch.randn(900, 200, generator=g, dtype=torch.float64) * fade @ common
+    matrix += 0.01 * torch.randn(900, 640, generator=g, dtype=torch.float64)
+    found, (_, sigma, vt) = leading_rows(matrix, 48), torch.linalg.svd(matrix / torch.linalg.matrix_norm(matrix))
+    best = sigma[:48, None] * vt[:48]
+    assert 0.99 < found.square().sum() / best.square().sum() <= 1
+    tokens = torch.randn(30, 77, 200, generator=g, dtype=torch.float64) @ common
+    answers = [(tokens @ rows.T).square().sum(dim=(1, 2)).log() for rows in (found, best)]
+    assert (answers[0] - answers[1]).abs().max() < 0.03 and (answers[0] - answers[1]).std() < 0.005
 
 
 def test_zero_absent_and_damaged_layers_are_no_response():
