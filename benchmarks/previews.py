@@ -1,13 +1,13 @@
 """What previews add to retrieval without words, on the demo world: weights, pictures, and both.
 
-    python -m benchmarks.previews [--train 150]
+    python -m benchmarks.previews [--train 150] [--prompts 2]
 
 writes ``benchmarks/results/previews.json``. Every trained LoRA of the large zoo (``python -m zoo.train_scale``) that
 the retrieval benchmark knows is rendered on four neutral prompts, with and without it (:mod:`.previews_render`, about
 ten minutes on one quiet core; a run that was stopped goes on). ``--train`` takes only so many of the training part, the
-first in the plan's order, which is by hash. Splits, prompts, pools and measures are those of :mod:`.retrieval`:
-subjects, styles and creators of the test part were seen by nothing that is learnt, combinations are fitted on the
-validation part, second copies are left out.
+first in the plan's order, which is by hash, ``--prompts`` only the first prompts. Splits, prompts, pools and measures
+are those of :mod:`.retrieval`: subjects, styles and creators of the test part were seen by nothing that is learnt,
+combinations are fitted on the validation part, second copies are left out.
 
 Pictures have two ways to words, as in the product. *Learned*: kernel ridge on directions of the training part's
 differences, embedded as pooled latents (what the node does without a CLIP) or by the judge. *Judge's own words*: its
@@ -30,20 +30,21 @@ from autolora_core.encode.generic import GENERIC_PROMPTS
 from autolora_core.encode.set_encoder import MODULES
 from autolora_core.errors import AutoLoRAError
 from autolora_core.previews.difference import Difference, difference, latent_vector
+from autolora_core.previews.settings import NEUTRAL_PROMPTS
 from autolora_core.train.steps import joined
 from benchmarks.previews_render import Rendering, chosen, rendered, seen_by_judge
 from benchmarks.results_file import write_results
+from benchmarks.retrieval import texts_of_run
 from benchmarks.retrieval_measure import ABSENT, Asked, Combination, by_prompt, interval, ranks, shares
 from benchmarks.retrieval_methods import Learner, controls, standardised
 from benchmarks.retrieval_study import ask, prompts_of
 from benchmarks.retrieval_texts import HEADLINE
-from zoo.encoder_data import encoder_data, texts_of
+from zoo.encoder_data import encoder_data
 from zoo.features_pack import Pack, read
 from zoo.judge import Judge
 from zoo.responses_pack import read_responses
 from zoo.scale_data import rows
-from zoo.text_bank import tower
-from zoo.text_side import Texts, unit_rows, z_scores
+from zoo.text_side import unit_rows, z_scores
 
 log = logging.getLogger("benchmarks.previews")
 SEED = 0
@@ -66,15 +67,12 @@ class Study:
     def __init__(self, whole: Pack, kept: np.ndarray):
         self.pack = part_of(whole, kept)
         self.asked = {part: ask(self.pack, part, prompts_of(self.pack, part)) for part in ("validation", "test")}
-        phrases = [phrase for asked in self.asked.values() for prompt in asked.prompts for phrase in prompt.phrases]
-        own = [texts_of(row, self.pack.info["keywords"].get(row["subject"], ())) for row in self.pack.rows]
-        texts = list(dict.fromkeys([*GENERIC_PROMPTS, *phrases, *(text for some in own for text in some)]))
-        self.texts = Texts(texts, tower().encode(texts), None, np.zeros((len(texts), 0)))
+        self.texts = texts_of_run(whole)  # what the retrieval benchmark reads, too: kept in the cache
         self.generic = self.texts.rows(GENERIC_PROMPTS)
         data = encoder_data(self.pack, np.full((len(self.pack), 1), np.nan))
         self.train = data.train
         self.learner = Learner(self.pack, self.texts, data.texts, data.train)
-        answers = read_responses(whole, texts)[:, kept]
+        answers = read_responses(whole, self.texts.texts)[:, kept]
         self.scores = {RESPONSE: answers, FILE: self.z(self.learner.ridge(joined(data.groups, (MODULES,))))}
         for name, x in controls(self.pack, self.train).items():
             self.scores[name] = self.z(self.learner.ridge(standardised(x, self.train)))
@@ -101,15 +99,16 @@ def directions(changes: np.ndarray) -> tuple[np.ndarray, list[Difference]]:
     return np.stack([one.direction for one in found]).astype(np.float32), found
 
 
-def add_pictures(study: Study, ids: Sequence[str]) -> list[Difference]:
+def add_pictures(study: Study, rendering: Rendering) -> list[Difference]:
     """Scores of every way from pictures to words; returns what the latents say of each LoRA."""
-    plain, latents = rendered(ids, Rendering())
+    ids = list(study.pack.column("id"))
+    plain, latents = rendered(ids, rendering)
     pooled = np.stack([[latent_vector(torch.from_numpy(x)[None]) for x in own] for own in [plain, *latents]])
     seen, said = directions(pooled[1:] - pooled[0])
     study.scores[LATENT] = study.z(study.learner.ridge(seen))
     strangers = np.random.default_rng(SEED).permutation(len(seen))
     study.scores[SHUFFLED] = study.z(study.learner.ridge(seen[strangers]))
-    without, found = seen_by_judge(ids, Rendering())
+    without, found = seen_by_judge(ids, rendering)
     seen, _ = directions(found - without)
     study.scores[JUDGED] = study.z(study.learner.ridge(seen))
     words = Judge.load().text_embeddings(study.texts.texts).numpy()
@@ -183,22 +182,26 @@ def figures_of(table: dict[str, dict], said: Sequence[Difference], pack: Pack) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--train", type=int, help="LoRAs of the training part; default: all")
+    parser.add_argument("--prompts", type=int, default=len(NEUTRAL_PROMPTS), help="how many of the neutral prompts")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     whole, trained = read("retrieval"), chosen(rows(copies=False), args.train)
     if not trained:
         raise AutoLoRAError("the large zoo is not trained", fix="run `python -m zoo.train_scale` first")
+    rendering = Rendering(prompts=NEUTRAL_PROMPTS[: args.prompts])
+    rendered(trained, rendering)
+    seen_by_judge(trained, rendering)  # in this order: those that are asked for come first
     kept = np.isin(whole.column("id").astype(str), trained)
     study = Study(whole, kept)
-    said = add_pictures(study, list(study.pack.column("id")))
+    said = add_pictures(study, rendering)
     table = {name: row_of(study, name, against) for name, against in methods_of(study)}
     parts = study.pack.column("part")
     figures = figures_of(table, said, study.pack)
     figures |= {f"{part}_loras": float((parts == part).sum()) for part in ("train", "validation", "test")}
     asked = study.asked["test"]
-    figures |= {"pool": float(asked.pool.sum()), "prompts": float(cells(asked)["zs_all"].sum()),
-                "style_prompts": float(cells(asked)["zs_style"].sum())}  # fmt: skip
+    figures |= {f"{cell}_prompts": float(which.sum()) for cell, which in cells(asked).items()}
+    figures |= {"pool": float(asked.pool.sum()), "neutral_prompts": float(args.prompts)}
     command = " ".join(["python -m benchmarks.previews", *sys.argv[1:]])
     log.info("%s", write_results("previews", command, SEED, figures, list(table.values())))
     for name, row in table.items():

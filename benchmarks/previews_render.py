@@ -1,7 +1,5 @@
 """Pictures of the demo world's LoRAs on neutral prompts, with and without each: what Render LoRA Previews renders.
 
-    python -m benchmarks.previews_render
-
 Latents are kept in the zoo's cache, a file a LoRA, in a folder named after how they were rendered; a run that was
 stopped goes on.
 """
@@ -30,7 +28,6 @@ from zoo.train_loras import base_tag, load_base
 
 log = logging.getLogger("benchmarks.previews")
 SAY_EVERY = 16
-FEW = 150  # of the training part, where rendering all takes too long
 
 
 @dataclass(frozen=True)
@@ -126,14 +123,3 @@ def chosen(rows: Sequence[dict], train: int | None = None) -> list[str]:
     order, which is by hash."""
     apart = [[row["id"] for row in rows if (row["part"] == "train") == wanted] for wanted in (False, True)]
     return [*apart[0], *apart[1][:train]]
-
-
-if __name__ == "__main__":
-    from zoo.scale_data import rows
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(1)
-    for train in (FEW, None):
-        wanted = chosen(rows(copies=False), train)
-        rendered(wanted, Rendering())
-        seen_by_judge(wanted, Rendering())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,18 +55,19 @@ class ModelCamera:
         self.base, self.vae, self.settings, self.tower, self.show = (model, clip), vae, settings, tower, show
         self.towers = {LATENTS: LATENTS} | ({CLIP: tower.id} if tower is not None else {})
         self._plain: dict[str, list] = {}  # what the base's own text encoder makes of a text
-        self.model, self.clip = self.base
+        self.model, self.clip, self.who = model, clip, "the model alone"
 
     def put_in(self, request: Request | None) -> None:
         """Raises ``AutoLoRAError`` for a LoRA that is for another base, or nobody can apply."""
         self.model, self.clip = self.base
+        self.who = "the model alone" if request is None else "it"
         if request is not None:
-            with _blamed():
+            with _blamed(self.who):
                 applied = apply_loras(*self.base, [request], Wishes(mode="sum"))
             self.model, self.clip = applied.model, applied.clip
 
     def shoot(self, number: int) -> Shot:
-        with _blamed():
+        with _blamed(self.who):
             sampled = self._sample(number)
             picture = self._decoded(sampled)
         vectors = {LATENTS: latent_vector(self.model.model.process_latent_in(sampled.float()))}
@@ -100,18 +102,18 @@ class ModelCamera:
         return self._plain[text]
 
 
-class _blamed:
-    """What goes wrong with one LoRA becomes an error that names it and lets the others go on; cancelling and a lack of
-    memory end the run."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None or isinstance(error, (AutoLoRAError, comfy.model_management.InterruptProcessingException)):
-            return
-        if isinstance(error, BLAMED) and not is_out_of_memory(error):
-            raise AutoLoRAError(f"it could not be sampled ({error!s:.200})") from error
+@contextmanager
+def _blamed(who: str) -> Iterator[None]:
+    """What goes wrong with one LoRA becomes an error that lets the others go on; cancelling and a lack of memory end
+    the run."""
+    try:
+        yield
+    except AutoLoRAError:
+        raise
+    except BLAMED as error:
+        if is_out_of_memory(error):
+            raise
+        raise AutoLoRAError(f"{who} could not be sampled ({error!s:.200})") from error
 
 
 @dataclass

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from ..autolora_core.errors import TowerError
-from ..autolora_core.previews.shelf import PreviewShelf, preview_vectors
+from ..autolora_core.previews.shelf import PreviewShelf, PreviewVectors, preview_vectors
 from ..autolora_core.retrieve.picture_part import PictureSource
 
 OFF, LEARNED = "off", "learned"
+# Directions read last, by folder and tower: thousands of small files are read once.
+_held: dict[tuple[str, str | None], tuple[str, PreviewVectors]] = {}
+MOST_HELD = 4
 
 
 def picture_source(library: Any, choice: str) -> PictureSource | None:
@@ -17,7 +20,7 @@ def picture_source(library: Any, choice: str) -> PictureSource | None:
         return None
     shelf = PreviewShelf(library.folder)
     if choice == LEARNED:
-        return PictureSource(preview_vectors(shelf))
+        return PictureSource(_vectors(shelf, None))
     tower = clip_tower(choice, "previews")
     if tower.text is None:
         raise TowerError(
@@ -25,7 +28,17 @@ def picture_source(library: Any, choice: str) -> PictureSource | None:
             key="previews",
             fix=f"choose a whole CLIP model, or {LEARNED}",
         )
-    return PictureSource(preview_vectors(shelf, tower.id), tower.text)
+    return PictureSource(_vectors(shelf, tower.id), tower.text)
+
+
+def _vectors(shelf: PreviewShelf, tower: str | None) -> PreviewVectors:
+    key, state = (str(shelf.folder), tower), shelf.state
+    if key not in _held or _held[key][0] != state:
+        _held.pop(key, None)
+        while len(_held) >= MOST_HELD:
+            del _held[next(iter(_held))]
+        _held[key] = state, preview_vectors(shelf, tower)
+    return _held[key][1]
 
 
 def clip_tower(choice: str, key: str) -> Any:
