@@ -11,7 +11,7 @@ import { VIEW as RETRIEVE, retrieveCards } from "./cards/retrieve.js";
 const FORMAT = "autolora-cards/1";
 const KEPT_AFTER = 200; // milliseconds
 // Text inputs beside the cards keep a few lines: the room of a taller node goes to the cards.
-const LINES = { prompt: 130, pinned: 60, banned: 60 };
+const LINES = { prompt: 90, pinned: 50, banned: 50 };
 
 function pictures(library, hash) {
   if (!library || !/^[0-9a-f]{64}$/.test(hash ?? "")) return null;

@@ -37,6 +37,12 @@ function keyOf(choices, name) {
   return [...choices.keys()].find((key) => plain(key) === plain(name)) ?? name;
 }
 
+// Whether a trigger word goes into the prompt; `usual`: whether it would by itself.
+export function hasTrigger(choice, word, usual) {
+  const words = choice.triggers ?? {};
+  return Object.hasOwn(words, word) ? words[word] === true : usual; // a word may be "constructor"
+}
+
 // A copy with `field` of a LoRA's choice set, or forgotten where `value` is undefined.
 export function withChoice(choices, name, field, value) {
   const changed = new Map(choices);

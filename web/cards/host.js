@@ -6,14 +6,15 @@ const HEADER = 26;
 const CLOSED = "autolora_cards";
 
 // Adds the cards' widget to `node`. `view` has `title` and `height` (what the cards need at least). Returns
-// { body, headline(text), say(text, seen) }; `body` takes the cards.
+// { body, tools, headline(text), say(text, seen) }; `body` takes the cards, `tools` buttons beside the headline.
 export function addHost(node, view) {
   const head = el("span", { class: "al-headline" });
   const sign = el("span", { class: "al-fold" }, icon("open"));
   const fold = el("button", { type: "button", class: "al-head", "aria-expanded": "true" }, sign, head);
   const status = el("div", { class: "al-status", role: "status", "aria-live": "polite" });
   const body = el("div", { class: "al-body", role: "region", "aria-label": view.title });
-  const root = el("div", { class: "al-cards" }, fold, body, status);
+  const tools = el("div", { class: "al-tools" });
+  const root = el("div", { class: "al-cards" }, el("div", { class: "al-top" }, fold, tools), body, status);
   let closed = false;
 
   const widget = node.addDOMWidget("cards", "autolora_cards", root, {
@@ -53,7 +54,7 @@ export function addHost(node, view) {
   keepEvents(root, body);
   return {
     body,
-    widget,
+    tools,
     headline: (text) => (head.textContent = text),
     // Said aloud by a screen reader; shown too, unless the cards say it already.
     say(text, seen = false) {

@@ -14,12 +14,20 @@ const PARTS = [
   ["lexical", "words"],
 ];
 const FIRST_TRIGGERS = 3;
+const MOST_KEPT = 40; // names shown before a run; all are counted
+const UNREADABLE = " · the choices cannot be read";
+const SETTLED = 300; // milliseconds after a change, for ComfyUI's undo
 
 // `host` from addHost, `pictures(library, hash)` → address of a preview or null. Returns show(card).
 export function retrieveCards(node, host, pictures) {
   const inputs = nodeInputs(node);
   const shownLists = [];
   let card = null;
+  const clear = iconButton("undo", "Forget everything that was chosen on cards", () => {
+    inputs.choose(() => new Map());
+    changed("Nothing is chosen any more.");
+  });
+  host.tools.append(clear);
 
   function refresh() {
     if (!card) return waiting();
@@ -28,16 +36,20 @@ export function retrieveCards(node, host, pictures) {
   }
 
   function headline() {
-    const chosen = inputs.choices()?.size ?? 0;
-    const kept = chosen ? ` · choices for ${counted(chosen, "LoRA")}` : "";
+    const chosen = inputs.choices();
+    clear.hidden = chosen?.size === 0;
+    const kept = chosen?.size ? ` · choices for ${counted(chosen.size, "LoRA")}` : chosen ? "" : UNREADABLE;
     const found = card.picks.length ? `${card.picks.length} picked` : "none fits";
     host.headline(`${found} · ${shown(card.family)}${kept}`);
   }
 
   function waiting() {
-    const chosen = [...(inputs.choices()?.keys() ?? [])];
-    host.headline(chosen.length ? `Cards · choices kept for ${counted(chosen.length, "LoRA")}` : "Cards");
-    const kept = chosen.map((name) => el("li", { text: shortName(name), title: shown(name) }));
+    const choices = inputs.choices();
+    const chosen = [...(choices?.keys() ?? [])];
+    clear.hidden = choices?.size === 0;
+    const told = chosen.length ? ` · choices kept for ${counted(chosen.length, "LoRA")}` : choices ? "" : UNREADABLE;
+    host.headline(`Cards${told}`);
+    const kept = chosen.slice(0, MOST_KEPT).map((name) => el("li", { text: shortName(name), title: shown(name) }));
     host.body.replaceChildren(
       el("p", { class: "al-empty", text: "Run to see which LoRAs fit the prompt, and why." }),
       kept.length ? el("ul", { class: "al-kept", "aria-label": "LoRAs with choices" }, ...kept) : "",
@@ -83,18 +95,25 @@ function plainSentence(reason) {
   return shown(reason).split(" Nearest: ")[0];
 }
 
+// For undo: the front end looks at the graph after keys and clicks of its own, and ours do not reach it.
+function noteChange() {
+  globalThis.app?.extensionManager?.workflow?.activeWorkflow?.changeTracker?.checkState?.();
+}
+
 // What stands in the node's inputs, and a way to write there that ComfyUI notices.
 function nodeInputs(node) {
   const find = (name) => node.widgets?.find((widget) => widget.name === name);
   const linked = (name) => node.inputs?.some((input) => input.widget?.name === name && input.link !== null);
   const read = (name) => find(name)?.value ?? "";
+  let noted = 0;
   function write(name, value) {
     const widget = find(name);
     if (!widget || linked(name)) return;
     widget.value = value;
     widget.callback?.(value);
     node.graph?.setDirtyCanvas?.(true, true);
-    globalThis.app?.extensionManager?.workflow?.activeWorkflow?.changeTracker?.checkState?.();
+    clearTimeout(noted);
+    noted = setTimeout(noteChange, SETTLED);
   }
   return {
     choices: () => wish.readChoices(read("choices")),
@@ -137,7 +156,11 @@ function scores(one) {
     el(
       "div",
       { class: `al-part al-part-${key}` },
-      el("span", { class: "al-label", "aria-hidden": "true", text: `${label} ${percent(one.parts[key])}` }),
+      el("span", {
+        class: "al-label",
+        "aria-hidden": "true",
+        text: `${label} ${percent(one.parts[key]).replace("%", "")}`,
+      }),
       bar(one.parts[key], label),
     ),
   );
@@ -192,7 +215,7 @@ function pickCard(pick, url, inputs, changed) {
       chosen: Object.keys(chosen).length > 0,
       strength: typeof chosen.strength === "number" ? chosen.strength : pick.found.strength,
       role: chosen.role ?? pick.found.role,
-      on: pick.triggers.filter((word, at) => chosen.triggers?.[word] ?? at < FIRST_TRIGGERS),
+      on: pick.triggers.filter((word, at) => wish.hasTrigger(chosen, word, at < FIRST_TRIGGERS)),
     };
   }
 

@@ -1,0 +1,339 @@
+// The cards in ComfyUI's own front end, as a person uses them: runs, looks, chooses by keys alone, saves, loads again.
+// Usage: node cards.mjs '{"url", "workflow": file, "profile", "screenshots"?: folder}'; prints what was seen as JSON.
+
+import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+
+const { chromium } = createRequire(import.meta.url)("playwright-core");
+const MINUTE = 60_000;
+const FLAGS = [
+  "--headless",
+  "--no-sandbox",
+  "--disable-gpu",
+  "--disable-software-rasterizer",
+  "--disable-gpu-rasterization",
+  "--disable-quic",
+  "--no-first-run",
+  "--disable-background-networking",
+  "--disable-component-update",
+  "--disable-sync",
+];
+
+const job = JSON.parse(process.argv[2]);
+const seen = { errors: [], alerts: [] };
+const context = await chromium.launchPersistentContext(job.profile, {
+  executablePath: process.env.AUTOLORA_BROWSER,
+  args: FLAGS,
+  ignoreDefaultArgs: ["--enable-unsafe-swiftshader"],
+  viewport: { width: 1300, height: 1000 },
+});
+const page = context.pages()[0] ?? (await context.newPage());
+try {
+  page.setDefaultTimeout(MINUTE);
+  page.on("pageerror", (error) => seen.errors.push(String(error)));
+  page.on("dialog", (dialog) => seen.alerts.push(dialog.message()) && dialog.dismiss());
+  const home = new URL(job.url).host;
+  await page.route(
+    (url) => url.host !== home && /^https?:$/.test(url.protocol),
+    (route) => route.abort(),
+  );
+  await step("open the front end", openFrontEnd);
+  await step("open the workflow", () => load(JSON.parse(readFileSync(job.workflow, "utf8"))));
+  await step("run", async () => (seen.first = await run()));
+  await step("look", async () => (seen.cards = await cards()));
+  await step("palettes", palettes);
+  await step("keys alone", keys);
+  await step("export", async () => Object.assign(seen, await page.evaluate(exported)));
+  await step("load again", () => load(seen.saved));
+  await step("look again", async () =>
+    Object.assign(seen, { waiting: await bodyText(), again: (await page.evaluate(exported)).api }),
+  );
+  await step("run again", async () => (seen.second = await run()));
+  await step("look at it", async () => (seen.chosen = await cards()));
+  await step("take back", takeBack);
+  await step("nothing fits", nothingFits);
+  await step("many", many);
+  await step("an older layout", olderLayout);
+  seen.ran = await page.evaluate(() => globalThis.autoloraRan ?? 0);
+  seen.planted = await page.evaluate(() =>
+    Array.from(document.querySelectorAll("[onerror], [onload]"), (one) => one.outerHTML),
+  );
+} finally {
+  await context.close();
+}
+process.stdout.write(JSON.stringify(seen) + "\n");
+
+async function step(name, act) {
+  const start = Date.now();
+  process.stderr.write(`${name} … `);
+  await act();
+  process.stderr.write(`${((Date.now() - start) / 1000).toFixed(1)} s\n`);
+}
+
+async function openFrontEnd() {
+  await page.goto(job.url, { waitUntil: "domcontentloaded" });
+  await page.getByTestId("queue-button").waitFor();
+  await page.waitForFunction(() => globalThis.app?.graph?.nodes && !document.querySelector(".p-blockui-mask"));
+  await page.evaluate(() => {
+    globalThis.told = { "autolora.progress": [], "autolora.heat": [] };
+    for (const kind of Object.keys(globalThis.told))
+      globalThis.app.api.addEventListener(kind, ({ detail }) => globalThis.told[kind].push(detail));
+    globalThis.our = (type) => globalThis.app.graph.nodes.find((node) => node.type === type);
+    globalThis.widget = (name) => globalThis.our("AutoLoRARetrieve").widgets.find((one) => one.name === name);
+    globalThis.rootOf = (type) => globalThis.our(type).widgets.find((one) => one.name === "cards").element;
+  });
+}
+
+async function load(workflow) {
+  await page.evaluate((graph) => globalThis.app.loadGraphData(graph), workflow);
+  await page.waitForFunction((count) => globalThis.app.graph.nodes.length === count, workflow.nodes.length);
+  await showNode("AutoLoRARetrieve");
+  await page.waitForFunction(() => globalThis.rootOf("AutoLoRARetrieve").isConnected);
+}
+
+// A node in the middle of the view, as large as it is: widgets are elements of the page.
+async function showNode(type) {
+  await page.evaluate((type) => {
+    const { canvas } = globalThis.app;
+    const node = globalThis.our(type);
+    canvas.ds.scale = Math.min(1, 860 / (node.size[1] + 60));
+    canvas.ds.offset[0] = 500 / canvas.ds.scale - node.pos[0];
+    canvas.ds.offset[1] = 150 / canvas.ds.scale - node.pos[1];
+    canvas.setDirty(true, true);
+  }, type);
+  await page.waitForTimeout(300);
+}
+
+async function run() {
+  await page.evaluate(() => {
+    globalThis.ended = new Promise((resolve) => {
+      for (const kind of ["execution_success", "execution_error", "execution_interrupted"])
+        globalThis.app.api.addEventListener(kind, (event) => resolve({ kind, detail: event.detail }), { once: true });
+    });
+  });
+  await page.getByTestId("queue-button").click();
+  const limit = page.waitForTimeout(2 * MINUTE).then(() => ({ kind: "nothing", detail: "no end in two minutes" }));
+  const ended = await Promise.race([page.evaluate(() => globalThis.ended), limit]);
+  await page.waitForTimeout(500);
+  return ended;
+}
+
+// What every card shows, and whether pictures came.
+async function cards() {
+  const found = {};
+  for (const type of ["AutoLoRARetrieve", "AutoLoRAGatedApply", "AutoLoRAEncodeLibrary"]) {
+    await showNode(type);
+    if (job.screenshots) await page.screenshot({ path: `${job.screenshots}/${type}_${Date.now()}.png` });
+    found[type] = await page.evaluate((type) => {
+      const root = globalThis.rootOf(type);
+      return {
+        text: root.textContent,
+        cards: Array.from(root.querySelectorAll("article"), (card) => ({
+          name: card.getAttribute("aria-label"),
+          miss: card.classList.contains("al-miss"),
+          text: card.textContent,
+          pressed: Array.from(
+            card.querySelectorAll('[aria-pressed="true"]'),
+            (one) => one.getAttribute("aria-label") ?? one.textContent,
+          ),
+          strength: card.querySelector('input[type="range"]')?.value,
+          picture: card.querySelector(".al-tile img")?.naturalWidth ?? 0,
+          heat: card.querySelector("canvas")?.getAttribute("aria-label") ?? null,
+        })),
+        // All that can be pressed or moved has a name for those who do not see it.
+        nameless: Array.from(
+          root.querySelectorAll("button, input"),
+          (one) => one.getAttribute("aria-label") || one.textContent,
+        ).filter((name) => !name.trim()).length,
+        hidden: globalThis
+          .our(type)
+          .widgets.filter((one) => one.hidden)
+          .map((one) => one.name),
+        said: root.querySelector('[role="status"]').textContent,
+      };
+    }, type);
+  }
+  found.told = await page.evaluate(() => globalThis.told);
+  await showNode("AutoLoRARetrieve");
+  return found;
+}
+
+function bodyText() {
+  return page.evaluate(() => globalThis.rootOf("AutoLoRARetrieve").textContent);
+}
+
+// Contrast of the text of a card with the node behind it, in both palettes.
+async function palettes() {
+  seen.contrast = {};
+  for (const palette of ["light", "dark"]) {
+    await page.evaluate(
+      (palette) => globalThis.app.extensionManager.setting.set("Comfy.ColorPalette", palette),
+      palette,
+    );
+    await page.waitForTimeout(400);
+    if (job.screenshots) await page.screenshot({ path: `${job.screenshots}/palette_${palette}.png` });
+    seen.contrast[palette] = await page.evaluate(() => {
+      const light = (colour) => {
+        const [red, green, blue] = colour
+          .match(/[\d.]+/g)
+          .map(Number)
+          .map((one) => (one / 255 <= 0.03928 ? one / 255 / 12.92 : ((one / 255 + 0.055) / 1.055) ** 2.4));
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+      };
+      const probe = document.createElement("i");
+      document.body.append(probe);
+      probe.style.color = globalThis.LiteGraph.NODE_DEFAULT_BGCOLOR;
+      const behind = light(getComputedStyle(probe).color);
+      probe.remove();
+      const of = (selector) => {
+        const text = light(getComputedStyle(globalThis.rootOf("AutoLoRARetrieve").querySelector(selector)).color);
+        return (Math.max(text, behind) + 0.05) / (Math.min(text, behind) + 0.05);
+      };
+      return { name: of(".al-name"), reason: of(".al-reason") };
+    });
+  }
+}
+
+// From the fold down to every control of the card of the otter, without a pointer. Keys that mean something to the canvas
+// (Delete, r) do nothing to it from here.
+async function keys() {
+  seen.keys = {};
+  const press = async (...names) => {
+    for (const name of names) await page.keyboard.press(name);
+  };
+  const focused = () =>
+    page.evaluate(() => document.activeElement.getAttribute("aria-label") ?? document.activeElement.textContent);
+  const tabTo = async (label) => {
+    for (let tries = 0; tries < 30; tries += 1) {
+      if ((await focused())?.startsWith(label)) return;
+      await press("Tab");
+    }
+    throw new Error(`Tab never came to ${label}, but to ${await focused()}`);
+  };
+  const state = () =>
+    page.evaluate(() =>
+      Object.fromEntries(["choices", "pinned", "banned"].map((name) => [name, globalThis.widget(name).value])),
+    );
+  await page.evaluate(() => {
+    globalThis.app.canvas.selectNode(globalThis.our("AutoLoRARetrieve"));
+    globalThis.rootOf("AutoLoRARetrieve").querySelector(".al-head").focus();
+  });
+  await press("Enter");
+  seen.keys.folded = await page.evaluate(() => globalThis.rootOf("AutoLoRARetrieve").classList.contains("al-closed"));
+  await press("Space", "Tab");
+  seen.keys.firstCard = await page.evaluate(() =>
+    document.activeElement.querySelector("article")?.getAttribute("aria-label"),
+  );
+  await press("End", "Home", "Delete", "Backspace", "r");
+  while (
+    (await page.evaluate(() => document.activeElement.querySelector("article")?.getAttribute("aria-label"))) !==
+    "otter.safetensors"
+  )
+    await press("ArrowDown");
+  await tabTo("Role: subject");
+  await press("Enter");
+  await tabTo("Pin otter");
+  await press("Space");
+  await tabTo("brown fur");
+  await press("Space");
+  await tabTo("whiskers");
+  await press("Enter");
+  await tabTo("Strength of otter");
+  await press("ArrowLeft", "ArrowLeft", "ArrowLeft", "ArrowLeft");
+  await press("Tab", "ArrowUp", "Tab");
+  seen.keys.after = await state();
+  seen.keys.said = await page.evaluate(
+    () => globalThis.rootOf("AutoLoRARetrieve").querySelector('[role="status"]').textContent,
+  );
+  // The other one is banned, and taken back.
+  await page.evaluate(() => globalThis.rootOf("AutoLoRARetrieve").querySelector('[aria-label^="Ban pixel"]').focus());
+  await press("Enter");
+  seen.keys.banned = await state();
+  await press("Enter");
+  seen.keys.unbanned = await state();
+  seen.keys.nodes = await page.evaluate(() => globalThis.app.graph.nodes.length);
+}
+
+async function exported() {
+  const { output } = await globalThis.app.graphToPrompt();
+  const id = String(globalThis.our("AutoLoRARetrieve").id);
+  return { saved: globalThis.app.graph.serialize(), api: output, inputs: output[id].inputs };
+}
+
+async function takeBack() {
+  await page.evaluate(() =>
+    globalThis.rootOf("AutoLoRARetrieve").querySelector('[aria-label^="Forget what was chosen for otter"]').click(),
+  );
+  seen.takenBack = await page.evaluate(() => globalThis.widget("choices").value);
+}
+
+async function nothingFits() {
+  await page.evaluate(() => {
+    globalThis.widget("pinned").value = "";
+    globalThis.widget("prompt").value = "a bowl of noodle soup";
+  });
+  seen.third = await run();
+  seen.none = (await cards()).AutoLoRARetrieve;
+}
+
+// Ten thousand cards: only what is near the view is built.
+async function many() {
+  seen.many = await page.evaluate(async () => {
+    const parts = { weights: 0.1, text: 0.5, lexical: 0.9, response: null };
+    const one = (number) => ({
+      name: `many/${number}.safetensors`,
+      hash: "",
+      score: 0.5,
+      parts,
+      reason: "made up",
+      triggers: ["a"],
+      role: "subject",
+      strength: 1,
+      on: ["a"],
+      found: { role: "subject", strength: 1 },
+      pinned: false,
+    });
+    const picks = Array.from({ length: 10_000 }, (_, number) => one(number));
+    const start = performance.now();
+    globalThis
+      .our("AutoLoRARetrieve")
+      .autoloraCards.show({
+        format: "autolora-cards/1",
+        kind: "retrieve",
+        library: "",
+        family: "emoji",
+        picks,
+        misses: [],
+        none_reason: null,
+        notes: [],
+        added: [],
+      });
+    const root = globalThis.rootOf("AutoLoRARetrieve");
+    const settle = () => new Promise((resolve) => setTimeout(resolve, 500));
+    await settle();
+    const took = performance.now() - start - 500;
+    const built = () => Array.from(root.querySelectorAll("article"), (card) => card.getAttribute("aria-label"));
+    const first = built();
+    root.querySelector(".al-row").focus();
+    root.querySelector(".al-row").dispatchEvent(new KeyboardEvent("keydown", { key: "End", bubbles: true }));
+    await settle();
+    return { took, first, last: built(), focused: document.activeElement.getAttribute("aria-posinset") };
+  });
+}
+
+// A workflow saved before there were cards keeps its sizes: they are folded.
+async function olderLayout() {
+  const before = structuredClone(seen.saved);
+  for (const node of before.nodes) {
+    if (node.type === "AutoLoRARetrieve") [node.size[1], node.properties] = [560, {}];
+  }
+  await load(before);
+  await page.waitForTimeout(500);
+  seen.older = await page.evaluate(() => {
+    const node = globalThis.our("AutoLoRARetrieve");
+    const folded = globalThis.rootOf("AutoLoRARetrieve").classList.contains("al-closed");
+    const height = node.size[1];
+    globalThis.rootOf("AutoLoRARetrieve").querySelector(".al-head").click();
+    return { folded, height, unfolded: node.size[1] };
+  });
+}
