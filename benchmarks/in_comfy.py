@@ -35,8 +35,13 @@ def demo_model() -> Any:
 
 def node(name: str) -> Any:
     """An instance, by module and class: ``gated_apply.AutoLoRAGatedApply``."""
-    start()
-    from comfy_local import pack_module
-
     module, _, kind = name.partition(".")
     return getattr(pack_module(f"nodes.{module}"), kind)()
+
+
+def pack_module(name: str) -> Any:
+    """A module of the pack as ComfyUI has it, ``nodes.bridge_bank``: another copy than the one imported by its path."""
+    start()
+    import comfy_local
+
+    return comfy_local.pack_module(name)

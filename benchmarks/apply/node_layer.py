@@ -6,22 +6,34 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from .ways import Layer
 
 
 class NodeLayer:
-    """``FusionLayer`` for the LoRAs and the gate of ``layer``, called as ComfyUI calls it, with a batch of one.
+    """``FusionLayer`` for the LoRAs and the gate of ``layer``, in the forward of a layer as ComfyUI's injection puts it
+    there; called with a batch of one.
 
     ComfyUI must be importable: see :func:`benchmarks.in_comfy.start`."""
 
     def __init__(self, layer: Layer):
-        self.layer = layer
-        base = nn.Linear(layer.shape.n_in, layer.shape.out, device="meta")
-        self.fusion = _module("nodes.bridge_bank").FusionLayer(module_plan(layer), base)
+        base = _Linear(layer)
+        fusion = _module("nodes.bridge_bank").FusionLayer(module_plan(layer), base, dtype=layer.x.dtype)
+        base.forward = _module("nodes.bridge_inject").FusedForward(base, fusion).run
+        self.input, self.base = layer.x[None], base
 
     def __call__(self) -> Tensor:
-        return self.fusion(self.layer.x[None], self.layer.base()[None])[0]
+        return self.base(self.input)[0]
+
+
+class _Linear(nn.Module):
+    def __init__(self, layer: Layer):
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
 
 def module_plan(layer: Layer) -> Any:

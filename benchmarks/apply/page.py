@@ -25,6 +25,7 @@ PICTURES = {
     "gate_k1": "one, a gate that listens to everything",
     "gate_k3": "three, the same gate",
     "gate_k8": "eight, the same gate",
+    "written_k3": "three, the same gate as it is written down",
 }
 AIM = 1.08  # of the whole set of FLUX's linear layers on a GPU, three LoRAs of rank 16, over no LoRA
 Rows = Sequence[Mapping[str, Any]]

@@ -51,7 +51,7 @@ class NodeNetwork(Network):
         in_comfy.start()
         from comfy_local import pack_module
 
-        fusion = pack_module("nodes.bridge_bank").FusionLayer(plan, self.layers[name], moment)
+        fusion = pack_module("nodes.bridge_bank").FusionLayer(plan, self.layers[name], moment, self.dtype)
 
         def hook(_: object, args: tuple, y0: Tensor) -> Tensor:
             with torch.autocast("cpu", enabled=False):  # ComfyUI runs models without
