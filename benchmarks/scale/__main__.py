@@ -13,6 +13,7 @@ PARTS: dict[str, str] = {
     "headers": "benchmarks.scale.headers",
     "ray": "benchmarks.scale.ray_cluster",
     "batch": "benchmarks.scale.batch",
+    "panel": "benchmarks.scale.panel",
 }
 
 if __name__ == "__main__":
