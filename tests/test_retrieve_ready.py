@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from retrieve_worlds import TopicTower, weights_world
 
+from autolora_core.library import table
 from autolora_core.library.array_file import open_arrays, save_arrays
-from autolora_core.retrieve import prepare, ready, sayings, score
+from autolora_core.retrieve import finalists, prepare, ready, sayings, score
 from autolora_core.retrieve.retrieve import retrieve
 from autolora_core.retrieve.view import ViewEntry, ViewText
 
@@ -21,7 +22,9 @@ OPTIONS = [{}, {"top_k": 6, "threshold": 0.05}, {"use_text": False}, {"pinned": 
 
 @pytest.fixture(autouse=True)
 def large(monkeypatch):
-    monkeypatch.setattr(prepare, "KEPT_FROM", 0)
+    """A library of some dozen files is treated as a large one."""
+    for place, name in ((prepare, "KEPT_FROM"), (finalists, "WHOLE"), (table, "FRONT")):
+        monkeypatch.setattr(place, name, 0 if name != "FRONT" else 32)
     prepare._cache.clear()
     yield
     prepare._cache.clear()
@@ -54,7 +57,8 @@ def kept(folder):
 
 
 def nothing_is_worked_out(monkeypatch):
-    for place, name in ((sayings.Sayings, "__init__"), (score, "ruler_of"), (prepare, "calibrate")):
+    makers = (sayings.Sayings, "__init__"), (score, "ruler_of"), (prepare, "calibrate"), (table.Codes, "__init__")
+    for place, name in makers:
         monkeypatch.setattr(place, name, None)
 
 
@@ -113,7 +117,8 @@ def test_what_is_damaged_or_of_something_else_is_made_again(tmp_path, monkeypatc
     assert made == [1], "it was kept anew"
 
 
-@pytest.mark.parametrize("name", ["row", "said", "starts", "scale", "lexicon.starts", "ruler.mean", "texts", "groups"])
+@pytest.mark.parametrize("name", ["row", "said", "starts", "scale", "lexicon.starts", "ruler.mean", "texts", "groups",
+                                  "words_fine_codes", "weights_coarse_steps", "weights_fine_own"])  # fmt: skip
 def test_arrays_that_do_not_fit_are_refused(tmp_path, name):
     """Sound to its checksums, but written by somebody else."""
     view = world(tmp_path)

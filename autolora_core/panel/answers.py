@@ -12,9 +12,10 @@ from ..encode.towers import TextTower
 from ..errors import LibraryError
 from ..library.index import Library
 from ..library.linked import linked_groups
+from ..retrieve.evidence import hints, losses
 from ..retrieve.finalists import Finalists
 from ..retrieve.prepare import prepare
-from ..retrieve.score import ROLE_WEIGHT, Evidence, hints, losses
+from ..retrieve.score import ROLE_WEIGHT, Evidence
 from ..retrieve.spans import Span, decompose
 from .asked import Asked
 from .catalogue import Catalogue, Found, catalogue_of

@@ -8,6 +8,11 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from .lexicon import Shared
+from .spans import Span
+
+# Log odds that a phrase loses per word left out, for lacking its head, for being several phrases together, and for
+# being a time or place.
+PARTIAL_PENALTY, HEADLESS_PENALTY, JOINED_PENALTY, SETTING_PENALTY = 0.15, 1.5, 0.3, 1.0
 
 
 @dataclass(frozen=True)
@@ -48,3 +53,17 @@ class Evidence:
         order = np.argsort(np.concatenate([self.loras, other.loras]), kind="stable")
         pairs = [(getattr(self, field.name), getattr(other, field.name)) for field in fields(self)]
         return Evidence(*(None if pair[0] is None else np.concatenate(pair, axis=-1)[..., order] for pair in pairs))
+
+
+def hints(spans: Sequence[Span]) -> np.ndarray:
+    """(S,) 1 for phrases that grammar calls a style, −1 for subjects, 0 for others."""
+    return np.array([{"style": 1.0, "subject": -1.0, None: 0.0}[span.hint] for span in spans])
+
+
+def losses(spans: Sequence[Span]) -> np.ndarray:
+    """(S,) log odds lost for incomplete phrases."""
+    return np.array([
+        PARTIAL_PENALTY * span.partial + HEADLESS_PENALTY * span.headless + JOINED_PENALTY * span.joined
+        + SETTING_PENALTY * span.setting
+        for span in spans
+    ])  # fmt: skip

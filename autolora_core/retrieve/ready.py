@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from ..library.array_file import open_arrays, said_of, save_arrays
+from ..library.table_state import processor
 from ..portable import file_stem
 from .view import LibraryView
 
@@ -30,9 +31,9 @@ KEPT_FROM = 8192
 
 @cache
 def _program() -> str:
-    """Changes with every line that may have a say in what is kept."""
+    """Changes with every line that may have a say in what is kept, and with what this processor scans quickly."""
     core = Path(__file__).resolve().parents[1]
-    digest = hashlib.sha256(f"{np.__version__} {torch.__version__}".encode())
+    digest = hashlib.sha256(f"{np.__version__} {torch.__version__} {processor()}".encode())
     for part in ("encode", "library", "retrieve"):
         for path in sorted((core / part).glob("*.py")):
             digest.update(path.name.encode() + path.read_bytes())

@@ -13,13 +13,14 @@ from ..encode.towers import TextTower, default_tower
 from ..errors import SelectionError
 from ..library.answers import StateSource
 from . import explain
+from .evidence import hints, losses
 from .finalists import BEGIN, Finalists
 from .near import Near, mixed, pick_note, refuse_other_sizes
 from .picture_part import PictureSource
 from .prepare import Prepared, Progress, prepare
 from .roles import said_role
 from .sayings import distinct
-from .score import ROLE_WEIGHT, Asked, Evidence, Scorer, hints, losses
+from .score import ROLE_WEIGHT, Asked, Evidence, Scorer
 from .select import MISSES, Choice, Chosen, choose
 from .selection import Neighbour, Parts, Pick, Selection
 from .spans import Span, decompose

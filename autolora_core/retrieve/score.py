@@ -34,7 +34,8 @@ from ..encode.text_cache import CachedTower, cached
 from ..encode.towers import LexicalTower, TextTower
 from ..library.answers import CachedAnswers
 from ..library.table import Table
-from .evidence import Asked, Evidence
+from ..library.table_state import codes_of_arrays, codes_to_arrays
+from .evidence import Asked, Evidence, hints, losses
 from .odds import UNKNOWN_HIT_RATE, bounded, combine, hit_rate, weight_prior
 from .picture_part import PicturePart
 from .quick_weights import quick_weights
@@ -53,9 +54,6 @@ TEXT_MODELS = {
 }
 UNKNOWN_TOWER_MODEL = Logistic(-0.8 * 6.5, np.array([0.8, 0.0]))
 MAX_REMEMBERED = 4096
-# Log odds that a phrase loses per word left out, for lacking its head, for being several phrases together, and for
-# being a time or place.
-PARTIAL_PENALTY, HEADLESS_PENALTY, JOINED_PENALTY, SETTING_PENALTY = 0.15, 1.5, 0.3, 1.0
 # Log odds won or lost when grammar says style or subject and the LoRA is clearly one of the two.
 ROLE_WEIGHT = 1.0
 _ARRAYS = ("row", "has_vector", "unseen", "_roles_by_words", "_roles_by_weights")
@@ -103,8 +101,9 @@ class Scorer:
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """What was worked out of entries and vectors, without what a calibration sets."""
-        own = {name.lstrip("_"): getattr(self, name) for name in _ARRAYS}
-        return {**own, "scale": self.weight_table.scale, "shift": self.weight_table.shift, **self.sayings.to_arrays()}
+        own, table = {name.lstrip("_"): getattr(self, name) for name in _ARRAYS}, self.weight_table
+        codes = codes_to_arrays(table, "weights") | codes_to_arrays(self.sayings.table, "words")
+        return {**own, "scale": table.scale, "shift": table.shift, **codes, **self.sayings.to_arrays()}
 
     def _take_over(self, kept: Mapping[str, np.ndarray], model: Logistic, vectors: VectorsLike | None) -> None:
         """Inverse of :meth:`to_arrays`. Raises ValueError or KeyError for arrays that do not fit."""
@@ -113,10 +112,12 @@ class Scorer:
         self.weight_table = Table(rows, kept["scale"], kept["shift"])
         for name in _ARRAYS:
             setattr(self, name, kept[name.lstrip("_")])
-        lengths = {self.sayings.count, *(len(getattr(self, name)) for name in _ARRAYS)}
-        table = {len(rows), len(kept["scale"]), len(kept["shift"])}
-        if lengths != {len(self.entries)} or len(table) > 1 or self.row.max(initial=-1) >= len(rows):
+        counts = {len(self.entries), self.sayings.count, *(len(getattr(self, name)) for name in _ARRAYS)}
+        lengths = {len(rows), len(kept["scale"]), len(kept["shift"])}
+        if len(counts) > 1 or len(lengths) > 1 or self.row.max(initial=-1) >= len(rows):
             raise ValueError("numbers of LoRAs that do not fit each other")
+        codes_of_arrays(self.weight_table, "weights", kept)
+        codes_of_arrays(self.sayings.table, "words", kept)
 
     def _weights(self, vectors: VectorsLike | None) -> tuple[Table, np.ndarray]:
         """z-scores of each content's vector, and each LoRA's row there, −1 where it has none."""
@@ -283,17 +284,3 @@ class Scorer:
         at = silent & (first < 0) & self.has_vector
         weights[at] = along_kinds(self.weight_table.rows[self.row[at]], self._generic_query)
         return words, weights
-
-
-def hints(spans: Sequence[Span]) -> np.ndarray:
-    """(S,) 1 for phrases that grammar calls a style, −1 for subjects, 0 for others."""
-    return np.array([{"style": 1.0, "subject": -1.0, None: 0.0}[span.hint] for span in spans])
-
-
-def losses(spans: Sequence[Span]) -> np.ndarray:
-    """(S,) log odds lost for incomplete phrases."""
-    return np.array([
-        PARTIAL_PENALTY * span.partial + HEADLESS_PENALTY * span.headless + JOINED_PENALTY * span.joined
-        + SETTING_PENALTY * span.setting
-        for span in spans
-    ])  # fmt: skip
