@@ -198,14 +198,15 @@ class AutoLoRAEncodeLibrary:
             families = sorted({entry.family for entry in view.entries()} - {"unknown"})
             near = {family: view.compare_duplicates(family, bar) for family in families}
             bar.step = 3
-            words = opened.text_tower(tower)  # one open text store, closed with the library
+            words, searches = opened.text_tower(tower), {}  # one open text store, closed with the library
             if weights == NOW:
-                for family in families:
-                    warm(view, family, words, bar)
+                searches = {family: how for family in families if (how := warm(view, family, words, bar))}
             elif scan.added or scan.changed:
                 note_words(opened, "")
             bar.finish()
-            summary = Summary(scan, fitted, view.entries(), view.exact_copies(), near, str(place), view.unencoded())
+            summary = Summary(
+                scan, fitted, view.entries(), view.exact_copies(), near, str(place), view.unencoded(), searches
+            )
             report = encode_report(summary)
             handle = view.handle
             read_later(view)

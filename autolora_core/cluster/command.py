@@ -94,11 +94,10 @@ def _finish(library: Library, scope: Scope, scan: ScanReport, tower: TextTower, 
     near = {family: view.compare_duplicates(family, tick) for family in families}
     bar.begin("Words")
     words = library.text_tower(tower)
-    for family in families:
-        warm(view, family, words, tick)
+    searches = {family: how for family in families if (how := warm(view, family, words, tick))}
     bar.end()
     entries, place = view.entries(), str(library.folder)
-    return encode_report(Summary(scan, fitted, entries, view.exact_copies(), near, place, view.unencoded()))
+    return encode_report(Summary(scan, fitted, entries, view.exact_copies(), near, place, view.unencoded(), searches))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -254,7 +254,8 @@ def _bring_up_to_date(store: Store, encoder: WeightEncoder, hashes: list[str], i
             )
         dropped = drop_old(store, fit.family, encoder.tower)
     for old in dropped:
-        for stale in (encoder_path(store.folder, old), vectors_path(store.folder, old)):
+        searches = store.folder.glob(f"search-{old}-*.arrays")
+        for stale in (encoder_path(store.folder, old), vectors_path(store.folder, old), *searches):
             remove(stale)
 
 

@@ -3,6 +3,7 @@
     library.sqlite                     the truth (see store.py)
     encoder-<encoder id>.safetensors   the fitted encoders (see fit.py)
     vectors-<encoder id>.faiss         a cache of one encoder's vectors (see vectors.py)
+    search-<encoder id>-….arrays       a cache: an approximate search of many vectors (see quick.py)
     texts.sqlite                       a cache of text vectors (see texts.py)
     answers.sqlite                     a cache of what LoRAs answer inside a base model (see answers.py)
     *.arrays                           caches of what a view of it was made ready by (see array_file.py)

@@ -22,7 +22,8 @@ MAX_UNENCODED = 100
 @dataclass(frozen=True)
 class Summary:
     """Everything the report speaks of. ``near`` maps a family to its pairs of near-duplicates; ``unencoded`` are files
-    without a vector and why (:func:`.unencoded.why_not_encoded`)."""
+    without a vector and why (:func:`.unencoded.why_not_encoded`); ``searches`` maps a large family to how its weights
+    are searched."""
 
     scan: ScanReport
     fit: FitReport
@@ -31,6 +32,7 @@ class Summary:
     near: dict[str, list[Pair]] = field(default_factory=dict)
     folder: str = ""
     unencoded: list[tuple[Entry, str]] = field(default_factory=list)
+    searches: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def families(self) -> list[FamilyCount]:
@@ -52,7 +54,7 @@ def encode_report(summary: Summary) -> str:
     sections = [
         _counts(summary),
         _families(summary),
-        _encoders(summary.fit),
+        [*_encoders(summary.fit), *(f"Search of weights for {name}: {how}" for name, how in summary.searches.items())],
         _unencoded(summary),
         _problems(summary),
         _markup(summary),

@@ -218,19 +218,23 @@ def _asked_note(scorer: Scorer) -> str:
 
 
 @one_thread()
-def warm(view: LibraryView, family: str, tower: TextTower, progress: Progress | None = None) -> None:
+def warm(view: LibraryView, family: str, tower: TextTower, progress: Progress | None = None) -> str | None:
     """Encode every text the retriever will need into the library's text store, and make the rows that LoRAs are
     compared by, both in blocks; of a large library also what else can be kept on disk.
 
     Six milliseconds a text with MiniLM, once per library: call it after encoding a library, so that the first prompt
-    need not wait. ``progress(done, total, text)`` may raise to interrupt; finished blocks are kept.
+    need not wait. ``progress(done, total, text)`` may raise to interrupt; finished blocks are kept. Returns how weights
+    are searched, for a library so large that it is to be told.
     """
     chosen = candidates(view, family)
     _encode_words(view.text_tower(tower), chosen, _portion(progress, 0.0, 0.5))
     view.grid(family, _ticking(_portion(progress, 0.5, 0.6)))
     if len(chosen) >= KEPT_FROM:
         prepared = prepare(view, family, tower, progress=_portion(progress, 0.6, 0.7))
-        prepared.neighbourhood.keep_lists(_ticking(_portion(progress, 0.7, 1.0)))
+        prepared.scorer.quick.make(_ticking(_portion(progress, 0.7, 0.75)))
+        prepared.neighbourhood.keep_lists(_ticking(_portion(progress, 0.75, 1.0)))
+        return prepared.scorer.quick.line()
+    return None
 
 
 def _encode_words(store: CachedTower, entries: list[EntryLike], progress: Progress | None) -> None:
