@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import layer_norm
 
 from .packed import Packed
 
-CACHE_BYTES = 128 << 10  # of one buffer, a thread: five of them are in use, and processors have 512 kB and more
+CACHE_BYTES = 160 << 10  # of one buffer, a thread: five of them are in use, and processors have 512 kB and more
 LEAST_BYTES = 32 << 10  # a thread: below, calling PyTorch costs more than the work
 SHARE = 28  # of all tokens at most this part at a time, as far as LEAST_BYTES allows
 Knobs = Sequence[tuple[float, float, float]]
@@ -24,7 +23,7 @@ Knobs = Sequence[tuple[float, float, float]]
 
 @dataclass(frozen=True)
 class _Lora:
-    """``hidden`` (T, r) with scale, ``factor`` (r, d); the norm of its output is ``slope·y − off``, each (T, 1)."""
+    """``hidden`` (T, r), ``factor`` (r, d) with scale; the norm of its output is ``slope·y − off``, each (T, 1)."""
 
     hidden: Tensor
     factor: Tensor
@@ -47,7 +46,7 @@ def add_gated(
     coefficients = coefficients.to(wide)
     loras = list(_loras(hidden.to(wide), packed, knobs, eps))
     count = min(tokens or tokens_at_once(*out.shape), max(len(out), 1))
-    buffers = [out.new_empty(count, out.shape[1], dtype=wide) for _ in range(3)]
+    buffers = [out.new_empty(count, out.shape[1], dtype=wide) for _ in range(5)]
     for start in range(0, len(out), count):
         rows = slice(start, min(start + count, len(out)))
         _piece(out[rows], rows, loras, coefficients, eps, [buffer[: rows.stop - start] for buffer in buffers])
@@ -61,24 +60,28 @@ def tokens_at_once(tokens: int, channels: int) -> int:
 
 
 def _loras(hidden: Tensor, packed: Packed, knobs: Knobs, eps: float) -> Iterator[_Lora]:
-    factors = packed.up.to(hidden.dtype).t().contiguous()  # its products are quicker than those of the other layout
+    # A copy, also because it is written to; products with rows a rank are quicker than with rows a channel.
+    factors = hidden.new_empty(packed.up.shape[::-1]).copy_(packed.up.t())
     for (first, last), (scale, shift, gain) in zip(packed.bounds, knobs, strict=True):
-        own = hidden[:, first:last] * scale
-        middle = own @ packed.mean[first:last, None].to(own.dtype)
-        coordinates = own @ packed.root[first:last, : last - first].to(own.dtype)
-        spread = coordinates.square_().sum(1, keepdim=True).add_(eps).rsqrt_()
+        own, wide = hidden[:, first:last], hidden.dtype
+        middle = own @ packed.mean[first:last, None].to(wide)
+        coordinates = own @ packed.root[first:last, : last - first].to(wide)
+        spread = coordinates.square_().sum(1, keepdim=True).mul_(scale * scale).add_(eps).rsqrt_()
         # The gain acts behind the gate: it makes the output louder, and the norm's slope as much smaller.
-        yield _Lora(own.mul_(gain), factors[first:last], spread / gain, middle.mul_(spread), shift)
+        yield _Lora(own, factors[first:last].mul_(scale * gain), spread / gain, middle.mul_(scale).mul_(spread), shift)
 
 
 def _piece(
     out: Tensor, rows: slice, loras: Sequence[_Lora], coefficients: Tensor, eps: float, buffers: Sequence[Tensor]
 ) -> None:
     constant, slope, lora, cross, w_out = coefficients
-    output, logits, update = buffers
+    output, logits, update, still, heard = buffers  # new ones every time would be new pages every time
     base = out.to(output.dtype)
-    size = base.shape[-1:]
-    still, heard = layer_norm(base, size, slope, constant, eps), layer_norm(base, size, cross, lora, eps)
+    torch.sub(base, base.mean(1, keepdim=True), out=logits)
+    spread = torch.linalg.vector_norm(logits, dim=1, keepdim=True).square_().div_(base.shape[1]).add_(eps).rsqrt_()
+    logits.mul_(spread)
+    torch.addcmul(constant, slope, logits, out=still)
+    torch.addcmul(lora, cross, logits, out=heard)
     for number, one in enumerate(loras):
         torch.mm(one.hidden[rows], one.factor, out=output)
         torch.mul(output, one.slope[rows], out=logits)
