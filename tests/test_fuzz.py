@@ -29,6 +29,7 @@ QUICK = {
     "pictures": 60,
     "handle": 60,
     "library": 15,
+    "previews": 60,
 }
 # Inputs that failed once, by target: what was mended stays so.
 ONCE = {
