@@ -221,3 +221,17 @@ def test_only_the_first_named_peft_adapter_is_used(tmp_path: Path) -> None:
     assert len(lora.keys.ignored) == 2 and len(lora.keys.used) == 2
     (entry,) = lora.modules.values()
     assert {key.split(".")[-2] for key in entry.keys.values()} in ({"a"}, {"b"})  # never one factor of each
+
+
+def test_a_table_of_tensors_that_was_seen_before_is_read_the_same(tmp_path: Path) -> None:
+    """What one file's table said is kept for the next one: with its own metadata, and nobody's changes."""
+    made = {f"lora_unet_double_blocks_0_img_attn_proj.lora_{side}.weight": torch.ones(shape)
+            for side, shape in (("down", (2, 3072)), ("up", (3072, 2)))}  # fmt: skip
+    for name, metadata in (("a", {}), ("b", {"ss_base_model_version": "flux1"}), ("c", {})):
+        save_file(made, tmp_path / f"{name}.safetensors", metadata=metadata)
+    first = LoraFile.open(tmp_path / "a.safetensors")
+    said = list(first.family.evidence), set(first.keys.used), list(first.problems)
+    first.family.evidence.append("x"), first.keys.used.clear(), first.problems.append("x"), first.entries.clear()
+    told, again = (LoraFile.open(tmp_path / f"{name}.safetensors") for name in "bc")
+    assert (list(again.family.evidence), set(again.keys.used), list(again.problems)) == said and again.entries
+    assert len(told.family.evidence) == len(said[0]) + 1

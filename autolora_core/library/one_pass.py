@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -82,11 +83,7 @@ class Pass:
                 space = bytearray(stop - start)
             buffer = memoryview(space)[: stop - start]
             self._fill(buffer, start)
-            view = torch.frombuffer(space, dtype=torch.uint8)
-            found = {}
-            for key, info in portion:
-                if key in wanted:
-                    found[key] = _tensor(view, header, key, info, start)
+            found = {key: _tensor(space, header, key, info, start) for key, info in portion if key in wanted}
             if found:
                 take(found)
 
@@ -112,7 +109,7 @@ class Pass:
             self.tick(0)
         if at < len(buffer):
             raise OSError(BEING_WRITTEN)
-        return _tensor(torch.frombuffer(space, dtype=torch.uint8), header, key, info, info.start)
+        return _tensor(space, header, key, info, info.start)
 
     def _fill(self, buffer: memoryview, start: int) -> None:
         """The bytes from ``start`` on; the first of them may have come with the header's."""
@@ -158,14 +155,15 @@ def _portions(header: Header) -> Iterator[list[tuple[str, TensorInfo]]]:
         yield run
 
 
-def _tensor(view: Tensor, header: Header, key: str, info: TensorInfo, base: int) -> Tensor:
+def _tensor(space: bytearray, header: Header, key: str, info: TensorInfo, base: int) -> Tensor:
+    """A view of ``space``, which begins at ``base``."""
     dtype = torch_dtype(header, key)
     if info.start == info.stop:
         return torch.zeros(info.shape, dtype=dtype)
-    own = view[info.start - base : info.stop - base]
-    if (info.start - base) % dtype.itemsize:
-        own = own.clone()  # torch views start at a multiple of their size
-    return own.view(dtype).reshape(info.shape)
+    at = info.start - base
+    if at % dtype.itemsize:  # torch views start at a multiple of their size
+        space, at = space[at : info.stop - base], 0
+    return torch.frombuffer(space, dtype=dtype, count=math.prod(info.shape), offset=at).view(info.shape)
 
 
 class _Room(threading.local):

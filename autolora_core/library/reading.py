@@ -138,7 +138,7 @@ class _Weights:
         if encode and lora.kind in ENCODABLE_KINDS and self.family != "unknown":
             self.whole = WholeFile(self.family, _widths(lora))
         self._values: dict[str, tuple[list[str], bool]] = {}
-        self._alphas: dict[str, Tensor] = {}
+        self._alphas: dict[str, float | None] = {}
         self._unscaled: list[str] = []
         self._failure: Exception | None = None
 
@@ -154,9 +154,10 @@ class _Weights:
         entries, plain = self.lora.entries, []
         for name, tensors in ready.items():
             entry = entries[name]
+            alpha = scalar(tensors["alpha"]) if "alpha" in tensors else None
             if "alpha" in tensors:
-                self._alphas[entry.keys["alpha"]] = tensors["alpha"].clone()
-            if self.whole is not None and _is_plain(entry, tensors):
+                self._alphas[entry.keys["alpha"]] = alpha
+            if self.whole is not None and _is_plain(entry, tensors) and math.isfinite(alpha or 0.0):
                 plain.append(Factors(name, tensors["up"], tensors["down"]))
             else:
                 self._values[name] = values_of(entry, tensors)
@@ -228,5 +229,4 @@ def _is_plain(entry: ModuleEntry, tensors: Mapping[str, Tensor]) -> bool:
     if up is None or down is None or up.ndim < 2 or down.ndim < 2 or up[0].numel() != down.shape[0]:
         return False
     kinds = (up.dtype, down.dtype)
-    sound = "alpha" not in tensors or math.isfinite(scalar(tensors["alpha"]) or 0.0)
-    return sound and all(kind.is_floating_point and kind.itemsize <= 4 for kind in kinds)
+    return all(kind.is_floating_point and kind.itemsize <= 4 for kind in kinds)

@@ -40,7 +40,7 @@ class LoraFile:
         self._stock_scale = stock_scale
         self._all_zero = False
         self._not_finite: list[str] = []
-        self._alphas: Mapping[str, Tensor] = {}
+        self._alphas: Mapping[str, float | None] = {}
 
     @classmethod
     def open(cls, path: str | os.PathLike, stock_scale: bool = False) -> LoraFile:
@@ -99,7 +99,7 @@ class LoraFile:
         keys = [entry.keys["alpha"] for entry in self._entries.values() if "alpha" in entry.keys]
         unread = [key for key in keys if key not in self._alphas]
         read = read_tensors(self.header, unread) if unread else {}
-        alphas = {key: scalar(tensor) for key, tensor in {**self._alphas, **read}.items()}
+        alphas = {**self._alphas, **{key: scalar(tensor) for key, tensor in read.items()}}
         configs = configs_of(self.path, self.metadata, "peft" in self.forms or "diffusers" in self.forms)
         noted: set[str] = set()
         result = {}
@@ -115,7 +115,8 @@ class LoraFile:
                     self.problems.append(
                         f"{config.source} sets scale {scale:g}; ComfyUI's stock loader would use {stock:g}"
                     )
-            result[name] = replace(entry, alpha=alpha, scale=scale, stock_scale=stock)
+            plain = alpha is None and scale == stock == 1.0
+            result[name] = entry if plain else replace(entry, alpha=alpha, scale=scale, stock_scale=stock)
         return result
 
     @property
@@ -163,9 +164,9 @@ class LoraFile:
         self.problems += [line for line in self._not_finite if line not in self.problems]
         return list(self._not_finite)
 
-    def take_alphas(self, tensors: Mapping[str, Tensor]) -> None:
-        """Alphas (key → tensor) that were read already; :attr:`modules` reads the others."""
-        self._alphas = tensors
+    def take_alphas(self, numbers: Mapping[str, float | None]) -> None:
+        """Alphas (key → :func:`scalar`) that were read already; :attr:`modules` reads the others."""
+        self._alphas = numbers
 
     def require_usable(self) -> None:
         """Raises NoUpdatesError, UnsupportedAdapterError or LoraError when the file cannot be applied as a LoRA."""
@@ -202,7 +203,9 @@ def stock_scale(entry: ModuleEntry, alpha: float | None) -> float:
 
 def scalar(tensor: Tensor) -> float | None:
     """The number in a tensor of one number, None for others."""
-    return float(tensor.double().reshape(-1)[0]) if tensor.numel() == 1 else None
+    if tensor.numel() != 1:
+        return None
+    return float(tensor.real if tensor.is_complex() else tensor)
 
 
 def _comparable(tensor: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ MAX_TENSORS = 100_000  # real LoRAs have up to about 5,000, whole checkpoints ab
 # memory by their number, thirty times that of the text where they are small.
 _MAX_SIGNS = 16 * MAX_TENSORS
 _TEXTS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_FIELDS = {"dtype", "shape", "data_offsets"}
 _MAX_SHOWN = 200  # characters of a key in a message
 
 # dtype name -> (bits a value, torch dtype or None where torch cannot hold it)
@@ -229,21 +230,24 @@ def _metadata(value: object, path: str | os.PathLike) -> dict[str, str]:
     return value
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _are_counts(values: list) -> bool:
+    for value in values:
+        if type(value) is not int or value < 0:  # not a bool either
+            return False
+    return True
 
 
 def _tensor_info(key: str, entry: object, data_start: int, size: int, path: str | os.PathLike) -> TensorInfo:
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(entry, dict) or entry.keys() != _FIELDS:
         raise _bad(path, "a tensor must have exactly dtype, shape and data_offsets", key=key)
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise _bad(path, f"unknown dtype {dtype!r}", key=key)
-    if not isinstance(shape, list) or len(shape) > _MAX_RANK or not all(_is_count(n) for n in shape):
+    if not isinstance(shape, list) or len(shape) > _MAX_RANK or not _are_counts(shape):
         raise _bad(path, f"the shape {str(shape)[:80]} is not a list of at most {_MAX_RANK} sizes", key=key)
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(n) for n in offsets):
+    if not isinstance(offsets, list) or len(offsets) != 2 or not _are_counts(offsets):
         raise _bad(path, f"the offsets {str(offsets)[:80]} are not two byte positions", key=key)
-    start, stop = (data_start + n for n in offsets)
+    start, stop = data_start + offsets[0], data_start + offsets[1]
     if start > stop or stop > size:
         raise _bad(path, f"bytes {offsets[0]} to {offsets[1]} lie outside the file of {size:,} bytes (truncated?)", key)
     bits = math.prod(shape) * DTYPES[dtype][0]

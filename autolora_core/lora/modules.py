@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .families import Family, Layers, recognise
 from .header import Header
@@ -12,6 +14,7 @@ from .names import find_module, table
 from .names_text import clip_by_width, find_text_module
 from .names_unet import cloneofsimo_order, cloneofsimo_text_order, unet_kernel
 from .shapes import AdapterShape, ShapeError, describe
+from .stated_base import stated_family
 
 _DOTTED_FORMS = (
     "native",
@@ -19,6 +22,11 @@ _DOTTED_FORMS = (
     "peft",
     "bare",
 )  # spellings that keep the dots, so an unknown name still says all
+
+
+KEPT_TENSORS = 30_000  # of tables of tensors that were sorted: a dozen of SDXL
+_tables: OrderedDict[tuple, Sorted] = OrderedDict()
+_lock = threading.Lock()
 
 
 @dataclass
@@ -85,7 +93,25 @@ class Sorted:
 
 
 def sort_modules(header: Header) -> Sorted:
-    """Groups keys, recognises the family, and names every module after the base."""
+    """Groups keys, recognises the family, and names every module after the base.
+
+    Files of one trainer and one set of options have one table of tensors: what it says is worked out once.
+    """
+    table = (tuple(header.shapes.items()), stated_family(header.metadata))
+    with _lock:
+        found = _tables.get(table)
+    if found is None:
+        found = _sorted(header)
+        with _lock:
+            _tables[table] = found
+            while sum(len(shapes) for shapes, _ in _tables) > KEPT_TENSORS:
+                _tables.popitem(last=False)
+    report = KeyReport(set(found.report.used), dict(found.report.ignored), set(found.report.unknown))
+    family = replace(found.family, evidence=list(found.family.evidence))
+    return Sorted(family, dict(found.entries), report, list(found.problems), list(found.forms))
+
+
+def _sorted(header: Header) -> Sorted:
     report, problems = KeyReport(), []
     groups = _group(header, report)
     shapes = header.shapes
