@@ -10,6 +10,7 @@ the text that the file is asked for by, the text seen through the same covarianc
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -109,10 +110,18 @@ def _encoded(tower: TextTower, centre: np.ndarray) -> np.ndarray:
 def many_vectors(parts: Parts, count: int, seed: int) -> np.ndarray:
     """(count, d) float32 vectors of files, in blocks: a million are 1.5 GB."""
     out = np.empty((count, parts.things.shape[1]), np.float32)
-    for start in range(0, count, BLOCK):
-        rng = np.random.default_rng([seed, start])
-        size = min(BLOCK, count - start)
-        thing = rng.integers(len(parts.things), size=size)
-        manner = rng.integers(len(parts.manners), size=size)
-        out[start : start + size] = parts.vectors(rng, parts.texts(rng, thing, manner))
+    for start, rng, thing, manner in _blocks(parts, count, seed):
+        out[start : start + len(thing)] = parts.vectors(rng, parts.texts(rng, thing, manner))
     return out
+
+
+def shown(parts: Parts, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(count,) each: which thing, and in which manner, the files of :func:`many_vectors` show."""
+    blocks = [(thing, manner) for _, _, thing, manner in _blocks(parts, count, seed)]
+    return tuple(np.concatenate(part) for part in zip(*blocks, strict=True))
+
+
+def _blocks(parts: Parts, count: int, seed: int) -> Iterator[tuple[int, np.random.Generator, np.ndarray, np.ndarray]]:
+    for start in range(0, count, BLOCK):
+        rng, size = np.random.default_rng([seed, start]), min(BLOCK, count - start)
+        yield start, rng, rng.integers(len(parts.things), size=size), rng.integers(len(parts.manners), size=size)
