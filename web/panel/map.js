@@ -4,6 +4,7 @@ import { make, plain } from "./dom.js";
 import { nearest } from "./points.js";
 
 const REACH = 10; // pixels around the pointer
+const FEW = 3000; // points that are drawn round
 const HUES = [210, 25, 130, 330, 50, 270, 175, 0, 90, 300, 230, 15, 155, 350, 70, 190];
 
 export class LibraryMap {
@@ -76,8 +77,10 @@ export class LibraryMap {
     const context = canvas.getContext("2d");
     context.clearRect(0, 0, width, height);
     if (!points) return;
-    this.#paint(context, width, height, ratio);
+    this.light = isLight(canvas);
+    if (points.count > FEW) this.#paint(context, width, height, ratio);
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    if (points.count <= FEW) this.#discs(context);
     this.#names(context);
     if (this.picked >= 0) {
       const [x, y] = this.#toScreen(points.xy[2 * this.picked], points.xy[2 * this.picked + 1]);
@@ -90,15 +93,28 @@ export class LibraryMap {
     context.setTransform(1, 0, 0, 1, 0, 0);
   }
 
+  #discs(context) {
+    const { xy, home, count } = this.points;
+    const radius = Math.min(9, (count < 300 ? 5 : 3) * this.view.zoom ** 0.25);
+    for (let i = 0; i < count; i++) {
+      const [x, y] = this.#toScreen(xy[2 * i], xy[2 * i + 1]);
+      context.globalAlpha = this.only < 0 || this.only === home[i] ? 1 : 0.2;
+      context.fillStyle = this.colour(home[i]);
+      context.beginPath();
+      context.arc(x, y, radius, 0, 7);
+      context.fill();
+    }
+    context.globalAlpha = 1;
+  }
+
   // Pixels written one by one: a hundred thousand of them take a millisecond or two, as many rectangles twenty.
   #paint(context, width, height, ratio) {
     const { points, only } = this;
     const { xy, home, count } = points;
     const image = context.createImageData(width, height);
     const pixels = new Uint32Array(image.data.buffer);
-    this.light = isLight(this.canvas);
     const inks = this.#inks(context);
-    const side = Math.max(2, Math.round(ratio * Math.min(8, (count < 3000 ? 5 : count < 20000 ? 3 : 1.5) * this.view.zoom ** 0.35)));
+    const side = Math.max(2, Math.round(ratio * Math.min(8, (count < 20000 ? 3 : 1.5) * this.view.zoom ** 0.35)));
     const [scale, half] = [this.#scale * ratio, side >> 1];
     const [left, top] = [width / 2 - this.view.x * scale - half, height / 2 - this.view.y * scale - half];
     for (let pass = only < 0 ? 1 : 0; pass < 2; pass++) // the chosen group over the others
