@@ -158,3 +158,36 @@ def test_a_few_step_lora_by_its_norms_is_not_learnt_from(world, monkeypatch):
     report = train(world, 2)[1]
     assert f"{NAMES[2]} is left out: its norms" in report and "2 steps on 2 LoRAs" in report
     assert heard == [(name, world.kind, True, True) for name in NAMES]
+
+
+@pytest.mark.parametrize("convolution", [False, True])
+def test_hooks_take_the_fused_way_and_get_the_gate_s_gradients(comfy, convolution):
+    """What a layer puts out in training, and every gradient, is what the branches' outputs through the gate give."""
+    studio, branches = pack_module("nodes.bridge_studio"), pack_module("autolora_core.fusion.branches")
+    parameters = pack_module("autolora_core.fusion.training.parameters")
+    dice, more = torch.Generator().manual_seed(0), (3, 3) if convolution else ()
+
+    def random(*size: int) -> torch.Tensor:
+        return torch.randn(*size, generator=dice)
+
+    layer = torch.nn.Conv2d(6, 10, 3, padding=1) if convolution else torch.nn.Linear(6, 10)
+    loras = {
+        lora: [branches.Branch("a", lora, down=random(rank, 6, *more), up=random(10, rank), scale=0.5 + lora)]
+        for lora, rank in ((0, 4), (2, 3))
+    }
+    x = random(2, 6, 5, 5) if convolution else random(2, 7, 6)
+    gate = parameters.GateParameters({"a": 10})
+    with torch.no_grad():
+        for parameter in gate.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=dice))
+    material = studio.Material(torch.zeros(1), {}, {}, {0: "style"}, {"a": 10})
+    hook = studio._Beside(studio._Now((0, 2, 5), gate, 0.3), material, "a", layer, loras)
+    assert hook.fused is not None
+    found = []
+    for fused in (hook.fused, None):
+        hook.fused = fused
+        asked = [x.clone().requires_grad_(), *gate.parameters()]
+        out = hook(layer, (asked[0],), layer(asked[0]))
+        found.append([out.detach(), *torch.autograd.grad(out.square().sum(), asked)])
+    for one, other in zip(*found, strict=True):
+        assert other.abs().max() > 0 and (one - other).abs().max() < 1e-4 * max(1.0, other.abs().max())

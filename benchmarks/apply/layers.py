@@ -91,7 +91,7 @@ def sets(quick: bool) -> list[Set]:
         return [Set(model, 3, 16, dtype, QUICK, 1) for model in ("sd15", "sdxl") for dtype in DTYPES]
     out = []
     for model, dtype in itertools.product(MODELS, DTYPES):
-        out.append(Set(model, 3, 16, dtype, OWN_SIZE[model], 3 if model == "flux" else 5))
+        out.append(Set(model, 3, 16, dtype, OWN_SIZE[model], 2 if model == "flux" else 5))
         out += [Set(model, 3, 16, dtype, share, 5) for share in SMALLER[model]]
         out += [
             Set(model, count, rank, dtype, SWEEP, 1 if model == "flux" else 3)

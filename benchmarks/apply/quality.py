@@ -38,7 +38,7 @@ from zoo.train_loras import load_base
 from .layers import DTYPES, name_of
 from .turns import threads
 
-PAIRS, SEEDS, LORAS, COMPARED = 48, 2, 3, 3  # COMPARED: pairs whose latents are compared in every dtype
+PAIRS, SEEDS, LORAS, COMPARED = 40, 2, 3, 3  # COMPARED: pairs whose latents are compared in every dtype
 PATHS = ("eager", "node")
 PUBLISHED = "paper"
 Plan = Callable[[Workbench, Sequence[str]], FusionPlan]
