@@ -103,7 +103,9 @@ def _apply_model(model: Any, ready: Prepared, made: Blend, wishes: Wishes) -> An
         for patches, strength in forwarded:
             new.add_patches(patches, strength)
         names = [lora.name for lora in ready.loras] if wishes.record else None
-        attach_blend(new, made, ready.terms, names, wishes.node)
+        as_stored = made.plan.mode in ("gate", "sum")
+        stamps = {number: lora.stamp for number, lora in enumerate(ready.loras) if as_stored and lora.stamp}
+        attach_blend(new, made, ready.terms, names, wishes.node, stamps)
     return new
 
 

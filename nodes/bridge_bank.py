@@ -22,24 +22,24 @@ from ..autolora_core.fusion.gate import GateVectors
 from ..autolora_core.fusion.moment import Moment
 from ..autolora_core.fusion.plan import FusionPlan, ModulePlan
 from .bridge_features import computes_in_bfloat16
-from .bridge_packed import Factors, held
+from .bridge_packed import Contents, Factors, held
 
 _CONVOLUTIONS = {1: "Conv1d", 2: "Conv2d", 3: "Conv3d"}
 
 
 class FusionBank(nn.Module):
     """All layers of one node application. ``layers[i]`` belongs to ``names[i]``; all go by one ``moment``. ``dtype``:
-    what the model computes in, None where nobody knows."""
+    what the model computes in, None where nobody knows; ``contents``: see :class:`.bridge_packed.Factors`."""
 
     def __init__(
         self, plan: FusionPlan, modules: dict[str, nn.Module], moment: Moment | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None, contents: Contents | None = None,
     ):  # fmt: skip
         super().__init__()
         self.names = tuple(plan.modules)
         moment = moment or Moment()
         self.layers = nn.ModuleList(
-            [FusionLayer(plan.modules[name], modules[name], moment, dtype) for name in self.names]
+            [FusionLayer(plan.modules[name], modules[name], moment, dtype, contents) for name in self.names]
         )
 
 
@@ -51,14 +51,15 @@ class FusionLayer(nn.Module):
     """
 
     def __init__(
-        self, plan: ModulePlan, base: nn.Module, moment: Moment | None = None, dtype: torch.dtype | None = None
-    ):
+        self, plan: ModulePlan, base: nn.Module, moment: Moment | None = None, dtype: torch.dtype | None = None,
+        contents: Contents | None = None,
+    ):  # fmt: skip
         super().__init__()
         self.moment = moment or Moment()
         convolution = hasattr(base, "kernel_size")
         self.dim = 1 if convolution else -1
         packed = not convolution and can_be_packed(plan)
-        self.factors = Factors(plan, _common_dtype(plan.branches, dtype)) if packed else None
+        self.factors = Factors(plan, _common_dtype(plan.branches, dtype), contents) if packed else None
         self.branches = nn.ModuleList([] if packed else [branch_module(branch, base) for branch in plan.branches])
         self.gates = nn.ModuleList([] if packed else [Gate(group.vectors) for group in plan.groups])
         self.plan = plan.skeleton()

@@ -21,6 +21,7 @@ from ..autolora_core.fusion.moment import Moment
 from ..autolora_core.fusion.plan import FusionPlan
 from .bridge_bank import FusionBank
 from .bridge_features import compute_dtype, patcher_class
+from .bridge_packed import Contents
 
 
 class FusedForward:
@@ -101,15 +102,18 @@ class FusionInjection:
         return owner is not None and owner is not patcher and owner.is_injected
 
 
-def attach(patcher: Any, plan: FusionPlan, prefix: str, moment: Moment | None = None) -> str:
+def attach(
+    patcher: Any, plan: FusionPlan, prefix: str, moment: Moment | None = None, contents: Contents | None = None
+) -> str:
     """Give ``patcher`` (a clone of ours) the fused layers of ``plan``; returns the key they are filed under.
 
-    ``moment``: where the layers read the step of sampling, for rules that depend on it.
+    ``moment``: where the layers read the step of sampling, for rules that depend on it. ``contents``:
+    LoRA number → what stands for its file, where the plan's factors are the file's own.
 
     The key is new each time: ComfyUI replaces injections that share a key, so two of our nodes in a row would be one.
     """
     modules = {name: comfy.utils.get_attr(patcher.model, prefix + name) for name in plan.modules}
-    bank = FusionBank(plan, modules, moment, compute_dtype(patcher))
+    bank = FusionBank(plan, modules, moment, compute_dtype(patcher), contents)
     aux = patcher_class()(bank, load_device=patcher.load_device, offload_device=patcher.offload_device)
     key = f"autolora_fuse_{uuid.uuid4().hex}"
     injection = FusionInjection(key, prefix)

@@ -17,6 +17,7 @@ from ..autolora_core.errors import FamilyError, NothingMatchesError, SelectionEr
 from ..autolora_core.fusion.branches import Branch
 from ..autolora_core.fusion.file_names import ENDINGS, find_names, namesakes
 from ..autolora_core.fusion.requests import Request
+from ..autolora_core.library.hashes import stamp
 from ..autolora_core.lora.base_match import mismatch
 from ..autolora_core.lora.comfy_keys import comfy_stem, unreadable_kinds
 from ..autolora_core.lora.families import Family
@@ -35,12 +36,14 @@ _PART_BIAS = "the bias of q, k or v alone"
 
 @dataclass
 class LoadedLora:
-    """One file: what it says about itself, its tensors as stored, and under ComfyUI's keys where those differ."""
+    """One file: what it says about itself, its tensors as stored, and under ComfyUI's keys where those differ.
+    ``stamp``: of the file before it was read, () if unknown."""
 
     request: Request
     file: LoraFile
     stored: dict[str, Any]
     renamed: dict[str, Any] | None = None
+    stamp: tuple = ()
 
     @property
     def name(self) -> str:
@@ -161,10 +164,18 @@ def load(path: str, request: Request, file: LoraFile | None = None) -> LoadedLor
     that writes over it meanwhile would end the whole process (SIGBUS), or on Windows not be let.
     """
     file = file or LoraFile.open(path)
+    before = _stamp(path)
     file.check_values()
     if file.kind != "all_zero":
         file.require_usable()
-    return LoadedLora(request, file, read_tensors(file.header, file.header.tensors), file.comfy_state_dict())
+    return LoadedLora(request, file, read_tensors(file.header, file.header.tensors), file.comfy_state_dict(), before)
+
+
+def _stamp(path: str) -> tuple:
+    try:
+        return stamp(path)
+    except OSError:  # a drive that went offline: reading says so
+        return ()
 
 
 def model_half(lora: LoadedLora, model: Any, key_map: Mapping[str, Any], lora_index: int) -> ModelHalf:

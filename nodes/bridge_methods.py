@@ -94,14 +94,16 @@ def attach_blend(
     terms: Mapping[int, Term] | None = None,
     names: Sequence[str] | None = None,
     node: str = "",
+    contents: Mapping[int, tuple] | None = None,
 ) -> None:
     """Give ``patcher`` (a clone of ours) everything that ``made`` asks for; ``terms``: LoRA number → when and where;
-    ``names`` of all LoRAs, if what passes of them is to be recorded, and told to ``node`` of the page."""
+    ``names`` of all LoRAs, if what passes of them is to be recorded, and told to ``node`` of the page; ``contents``:
+    LoRA number → stamp of its file, where branches are as their files have them."""
     passing = {index: Presence(term) for index, term in (terms or {}).items() if term.passing}
     recorder = None if names is None else record(patcher, made, names, node)
     moment = Moment(presences=passing, recorder=recorder)
     if made.plan.modules:
-        attach(patcher, made.plan, PREFIX, moment)
+        attach(patcher, made.plan, PREFIX, moment, contents)
     if made.dense:
         patcher.add_patches(dense_patches(made.dense, PREFIX), 1.0)
     key = f"autolora_{made.plan.mode}_{uuid.uuid4().hex}"

@@ -7,6 +7,8 @@ Everything is a weight of ComfyUI's own casting layers: it counts, moves, stream
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping
 
 import comfy.ops
 import torch
@@ -26,15 +28,22 @@ from .bridge_features import is_out_of_memory
 HALVED = (0.5, 0.5, 0.5, 0.5, 1.0)  # rows of the gate's table: the kernel takes half the logits, which is exact
 
 
-class Factors(nn.Module):
-    """The packed branches of a linear layer. ``dtype``: what the model computes in, so that nothing is cast later."""
+MOST_KEPT = 64 << 20  # bytes
+Contents = Mapping[int, Hashable]  # LoRA number → what stands for the content of its file
+# What the norms of a gated span need to know, which takes longest to work out: another strength needs the same again.
+_measured: OrderedDict[tuple, tuple[Tensor, Tensor]] = OrderedDict()
 
-    def __init__(self, plan: ModulePlan, dtype: torch.dtype):
+
+class Factors(nn.Module):
+    """The packed branches of a linear layer. ``dtype``: what the model computes in, so that nothing is cast later.
+    ``contents`` of all LoRAs whose factors are as their files have them."""
+
+    def __init__(self, plan: ModulePlan, dtype: torch.dtype, contents: Contents | None = None):
         super().__init__()
         self.name = plan.name
         self.layout = layout = arrange(plan)
         self.down = held(stacked_down(plan, layout, dtype))
-        self.spans = nn.ModuleList([Span(plan, layout, section, dtype) for section in layout.sections])
+        self.spans = nn.ModuleList([Span(plan, layout, section, dtype, contents) for section in layout.sections])
         self.ups = nn.ModuleList([held(plan.branches[index].up.to(dtype)) for index in layout.plain])
         # A compiled graph takes strengths as inputs, so that another strength is no other graph.
         scales = torch.tensor([piece.scale for piece in layout.pieces], dtype=torch.float32)
@@ -117,10 +126,12 @@ class Span(nn.Module):
     """The LoRAs of one gated group, and its gate: ``up`` (d, R), and ``numbers``, float32 whatever the model computes
     in: means and roots of the LoRAs' statistics, what each LoRA's knobs are, the gate's table."""
 
-    def __init__(self, plan: ModulePlan, layout: Layout, section: Section, dtype: torch.dtype):
+    def __init__(
+        self, plan: ModulePlan, layout: Layout, section: Section, dtype: torch.dtype, contents: Contents | None = None
+    ):
         super().__init__()
         self.section = section
-        packed = pack(whole_ups(plan, layout, section), dtype)
+        packed = _packed(plan, layout, section, dtype, contents or {})
         tilts = section.tilts or (Tilt(),) * len(section.bounds)
         knobs = torch.tensor([[s, *t.shift, *t.gain] for s, t in zip(section.scales, tilts, strict=True)])
         table = coefficients(plan.groups[section.group].vectors) * torch.tensor(HALVED)[:, None]
@@ -196,6 +207,22 @@ class Span(nn.Module):
     @staticmethod
     def _whole(table: Tensor) -> Tensor:
         return torch.cat([table[:4] * 2, table[4:]])
+
+
+def _packed(plan: ModulePlan, layout: Layout, section: Section, dtype: torch.dtype, contents: Contents) -> Packed:
+    """A section's factors; their statistics are looked up where the files were measured before."""
+    pieces = [layout.pieces[index] for lora in section.members for index in lora]
+    key = (plan.name, section.span, section.bounds, dtype) + tuple(
+        (contents.get(piece.lora), piece.columns, piece.span, piece.louder) for piece in pieces
+    )
+    known = None if any(piece.lora not in contents for piece in pieces) else _measured.get(key)
+    packed = pack(whole_ups(plan, layout, section), dtype, known)
+    if all(piece.lora in contents for piece in pieces):
+        _measured[key] = packed.mean, packed.root
+        _measured.move_to_end(key)
+        while sum(mean.nbytes + root.nbytes for mean, root in _measured.values()) > MOST_KEPT:
+            _measured.popitem(last=False)
+    return packed
 
 
 def _filled(part: Tensor) -> Tensor:

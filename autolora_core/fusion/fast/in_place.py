@@ -15,9 +15,7 @@ from torch import Tensor
 
 from .packed import Packed
 
-CACHE_BYTES = 160 << 10  # of one buffer, a thread: five of them are in use, and processors have 512 kB and more
-LEAST_BYTES = 32 << 10  # a thread: below, calling PyTorch costs more than the work
-SHARE = 28  # of all tokens at most this part at a time, as far as LEAST_BYTES allows
+CACHE_BYTES = 160 << 10  # of one buffer, a thread: five of them are in use, and a core's cache is 512 kB or more
 Knobs = Sequence[tuple[float, float, float]]
 
 
@@ -45,18 +43,16 @@ def add_gated(
     wide = torch.promote_types(out.dtype, torch.float32)
     coefficients = coefficients.to(wide)
     loras = list(_loras(hidden.to(wide), packed, knobs, eps))
-    count = min(tokens or tokens_at_once(*out.shape), max(len(out), 1))
+    count = min(tokens or tokens_at_once(out.shape[1]), max(len(out), 1))
     buffers = [out.new_empty(count, out.shape[1], dtype=wide) for _ in range(5)]
     for start in range(0, len(out), count):
         rows = slice(start, min(start + count, len(out)))
         _piece(out[rows], rows, loras, coefficients, eps, [buffer[: rows.stop - start] for buffer in buffers])
 
 
-def tokens_at_once(tokens: int, channels: int) -> int:
-    """So many that each thread's part fits its cache, and buffers stay small beside the output."""
-    threads = torch.get_num_threads()
-    room = min(CACHE_BYTES * threads, max(LEAST_BYTES * threads, 4 * channels * tokens // SHARE))
-    return max(8, room // (4 * channels))
+def tokens_at_once(channels: int) -> int:
+    """So many that each thread's part fits its cache: what is in memory besides the output does not grow with it."""
+    return max(8, CACHE_BYTES * torch.get_num_threads() // (4 * channels))
 
 
 def _loras(hidden: Tensor, packed: Packed, knobs: Knobs, eps: float) -> Iterator[_Lora]:

@@ -55,18 +55,21 @@ class Packed:
         )
 
 
-def pack(ups: Sequence[Tensor], dtype: torch.dtype | None = None) -> Packed:
-    """From the up factors (d, r_k), each over the whole span: rows that a LoRA does not reach are zero."""
+def pack(ups: Sequence[Tensor], dtype: torch.dtype | None = None, known: tuple[Tensor, Tensor] | None = None) -> Packed:
+    """From the up factors (d, r_k), each over the whole span: rows that a LoRA does not reach are zero. ``known``: mean
+    and root of the same factors, from before."""
     bounds, start = [], 0
     for up in ups:
         bounds.append((start, start + filled(up.shape[1])))
         start = bounds[-1][1]
     channels, widest = ups[0].shape[0], max(stop - first for first, stop in bounds)
     up_all = ups[0].new_zeros(channels, start, dtype=dtype or ups[0].dtype)
-    mean, root = torch.zeros(start), torch.zeros(start, widest)
+    mean, root = known or (torch.zeros(start), torch.zeros(start, widest))
     for (first, _), up in zip(bounds, ups, strict=True):
         rank = up.shape[1]
         up_all[:, first : first + rank] = up
+        if known is not None:
+            continue
         middle, triangle = moments_of(up_all[:, first : first + rank])
         mean[first : first + rank] = middle
         root[first : first + rank, : triangle.shape[0]] = triangle.T
