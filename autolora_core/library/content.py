@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -132,8 +133,18 @@ def modules_of(db: sqlite3.Connection, digest: str) -> tuple[tuple[str, str, int
     return tuple(tuple(module) for module in read_layout(db, row[0] if row else None))
 
 
-def read_entries(db: sqlite3.Connection) -> Iterator[Entry]:
+def read_entries(db: sqlite3.Connection) -> list[Entry]:
     """Every row of the files table as an :class:`Entry`, sorted by name, then root."""
+    collecting = gc.isenabled()
+    gc.disable()  # entries are no garbage, and a hundred thousand of them would be looked through again and again
+    try:
+        return list(_entries(db))
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _entries(db: sqlite3.Connection) -> Iterator[Entry]:
     rows = db.execute(
         "SELECT name, path, f.hash, f.size, mtime_ns, family, variant, kind, partial, rank, missing, f.problems,"
         " c.problems, text, root, halves, autov3, base_model, preview, shadowed"

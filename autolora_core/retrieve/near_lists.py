@@ -24,6 +24,7 @@ VERSION = 1
 MOST = 32
 # A list promises this much more than it was made for, so that rounding decides nothing.
 SPARE = 1e-9
+_ARRAYS = ("worded", "starts", "rows", "down_to", "scale", "usual")
 
 
 @dataclass
@@ -31,7 +32,8 @@ class NearLists:
     """Of the contents ``hashes`` (n,), those with words ``worded`` (n,) bool: row r has ``rows[starts[r] : starts[r +
     1]]``, all that are worded, other than itself, and at least ``down_to[r]`` near; ∞ where nothing is known.
 
-    ``scale`` (n,) is one over the rows' lengths: to work it out all rows would have to be read."""
+    ``scale`` (n,) is one over the rows' lengths: to work it out all rows would have to be read. ``usual`` (n, 2) is
+    what is usual for each row, NaN where it is not known for this state."""
 
     hashes: tuple[str, ...]
     worded: np.ndarray
@@ -39,12 +41,13 @@ class NearLists:
     rows: np.ndarray
     down_to: np.ndarray
     scale: np.ndarray
+    usual: np.ndarray
 
     @classmethod
     def empty(cls, hashes: Sequence[str], worded: np.ndarray, scale: np.ndarray) -> NearLists:
         """Nothing is known."""
         starts, unknown = np.zeros(len(hashes) + 1, np.int64), np.full(len(hashes), np.inf)
-        return cls(tuple(hashes), worded, starts, np.zeros(0, np.int32), unknown, scale)
+        return cls(tuple(hashes), worded, starts, np.zeros(0, np.int32), unknown, scale, _unusual(hashes))
 
     @classmethod
     def open(cls, path: Path, kind: str) -> NearLists | None:
@@ -52,8 +55,7 @@ class NearLists:
         found = open_arrays(path)
         if found is None or found[0] != {"near": VERSION, "rows": kind}:
             return None
-        names, own = unpacked(found[1]["hashes"]), ("worded", "starts", "rows", "down_to", "scale")
-        lists = cls(tuple(names), *(found[1][name] for name in own))
+        lists = cls(tuple(unpacked(found[1]["hashes"])), *(found[1][name] for name in _ARRAYS))
         return lists if lists._sound() else None
 
     def _sound(self) -> bool:
@@ -69,10 +71,8 @@ class NearLists:
 
     def save(self, path: Path, kind: str) -> bool:
         """Keep it; False where nothing can be written."""
-        arrays = {"worded": self.worded, "starts": self.starts, "rows": self.rows, "down_to": self.down_to}
-        return save_arrays(
-            path, {"near": VERSION, "rows": kind}, {"hashes": packed(self.hashes), **arrays, "scale": self.scale}
-        )
+        arrays = {"hashes": packed(self.hashes), **{name: getattr(self, name) for name in _ARRAYS}}
+        return save_arrays(path, {"near": VERSION, "rows": kind}, arrays)
 
     def are_of(self, hashes: Sequence[str], worded: np.ndarray) -> bool:
         """Whether it is of this very state of a library."""
@@ -88,6 +88,11 @@ class NearLists:
         """The rows that have no list yet, ascending."""
         return np.flatnonzero(np.isinf(self.down_to))
 
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to be worked out."""
+        return not len(self.unknown) and not np.isnan(self.usual).any()
+
     def with_lists(self, rows: np.ndarray, found: Sequence[np.ndarray], down_to: np.ndarray) -> NearLists:
         """The same with other lists for ``rows`` (ascending, each once)."""
         counts = np.diff(self.starts)
@@ -102,7 +107,7 @@ class NearLists:
         flat[fresh] = np.concatenate([*found, np.zeros(0, np.int32)])
         lowest = self.down_to.copy()
         lowest[rows] = down_to
-        return NearLists(self.hashes, self.worded, starts, flat, lowest, self.scale)
+        return NearLists(self.hashes, self.worded, starts, flat, lowest, self.scale, self.usual)
 
     def carried_over(
         self, hashes: Sequence[str], worded: np.ndarray, scale: np.ndarray
@@ -119,9 +124,10 @@ class NearLists:
         owners, rows = new[owners[stays]], new[self.rows[stays]]
         order = np.argsort(owners, kind="stable")
         starts = np.searchsorted(owners[order], np.arange(len(hashes) + 1))
+        usual = self.usual if self.hashes == tuple(hashes) else _unusual(hashes)
         down_to = np.full(len(hashes), np.inf)
         down_to[new[new >= 0]] = self.down_to[new >= 0]
-        lists = NearLists(tuple(hashes), worded, starts, rows[order].astype(np.int32), down_to, scale)
+        lists = NearLists(tuple(hashes), worded, starts, rows[order].astype(np.int32), down_to, scale, usual)
         return lists, np.flatnonzero(worded & ~seen)
 
     def joined(
@@ -148,3 +154,8 @@ def shortened(rows: np.ndarray, cosines: np.ndarray, down_to: float) -> tuple[np
         down_to = max(down_to, float(cosines[order[MOST]]) + SPARE)
         order = order[cosines[order] >= down_to]  # of equals all or none
     return rows[order].astype(np.int32), down_to
+
+
+def _unusual(hashes: Sequence[str]) -> np.ndarray:
+    """What is usual is not known."""
+    return np.full((len(hashes), 2), np.nan)

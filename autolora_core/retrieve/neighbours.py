@@ -16,9 +16,12 @@ libraries of 4 to 40 files drawn from it, 447 of the pairs that stand out show o
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -72,10 +75,8 @@ class Neighbourhood:
 
     def __init__(self, entries: Sequence[EntryLike], sayings: Sayings, grid: Grid, kept: Path | None = None):
         self.entries, self.sayings, self.grid, self._kept = entries, sayings, grid, kept
-        self._named: dict[str, list[int]] = {}
-        for i in np.flatnonzero(sayings.speaking).tolist():
-            self._named.setdefault(entries[i].hash, []).append(i)
-        self._worded = np.array([digest in self._named for digest in grid.hashes], bool)
+        speaking = {entries[i].hash for i in np.flatnonzero(sayings.speaking).tolist()}
+        self._worded = np.array([digest in speaking for digest in grid.hashes], bool)
         self._known: dict[int, tuple[Neighbour, ...]] = {}
         self._usually: dict[int, tuple[float, float]] = {}
 
@@ -124,11 +125,16 @@ class Neighbourhood:
         places = {lora: self.grid.places[self.entries[lora].hash] for lora in new if self._has_row(lora)}
         near = self._standing_out(sorted(set(places.values())))
         for lora in new:
-            twins = [self._neighbour(i, 1.0) for i in self._named.get(self.entries[lora].hash, ()) if i != lora]
+            twins = [self._neighbour(i, 1.0) for i in self._named(self.entries[lora].hash) if i != lora]
             found = near.get(places.get(lora), ())
-            others = [self._neighbour(i, c) for row, c in found for i in self._named[self.grid.hashes[row]]]
+            others = [self._neighbour(i, c) for row, c in found for i in self._named(self.grid.hashes[row])]
             self._known[lora] = _different([*twins, *others])[:MOST]
         return [self._known[lora] for lora in loras]
+
+    def _named(self, digest: str) -> list[int]:
+        """The LoRAs of a content that have words; ``entries`` are sorted by content."""
+        start, stop = (side(self.entries, digest, key=attrgetter("hash")) for side in (bisect_left, bisect_right))
+        return [i for i in range(start, stop) if self.sayings.starts[i + 1] > self.sayings.starts[i]]
 
     def _has_row(self, lora: int) -> bool:
         return self.entries[lora].hash in self.grid.places
@@ -191,21 +197,30 @@ class Neighbourhood:
     def keep_lists(self, tick: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Work out whose rows each row is nearest to, as far as that is not kept already; ``tick(done, total)`` may
         raise to interrupt: what was done is kept."""
-        if self._kept is None or not self._listed or self._lists is not None and not len(self._lists.unknown):
+        if self._kept is None or not self._listed or self._lists is not None and self._lists.complete:
             return
         lists = self._brought_up_to_date()
         todo = lists.unknown[: max(int(MOST_PAIRS / max(len(self._places), 1)), LISTED_BLOCK)]
-        found: list[np.ndarray] = []
-        lowest: list[float] = []
+        found, lowest = [], []
         try:
             for start in range(0, len(todo), LISTED_BLOCK):
                 tick(start, len(todo))
-                for near, low in self._all_near(todo[start : start + LISTED_BLOCK]):
+                some = todo[start : start + LISTED_BLOCK]
+                lists.usual[some] = self._usual(some.tolist())
+                for near, low in self._all_near(some):
                     found.append(near)
                     lowest.append(low)
+            self._note_usual(lists)
         finally:
             self._lists = lists.with_lists(todo[: len(found)], found, np.array(lowest))
             self._lists.save(self._kept, self._kind)
+
+    def _note_usual(self, lists: NearLists) -> None:
+        """What is usual for the rows of which ``lists`` do not know it: it changes with every file that comes."""
+        rows = np.flatnonzero(np.isnan(lists.usual[:, 0]))
+        for start in range(0, len(rows), SAMPLED):
+            some = rows[start : start + SAMPLED]
+            lists.usual[some] = self._usual(some.tolist())
 
     def _all_near(self, rows: np.ndarray) -> list[tuple[np.ndarray, float]]:
         """Of each row its list, and down to what it has all."""
@@ -253,6 +268,10 @@ class Neighbourhood:
         if len(self._usually) > MAX_KNOWN:
             self._usually.clear()
         new = [row for row in rows if row not in self._usually]
+        if new and self._lists is not None:
+            kept = self._lists.usual[new].tolist()
+            self._usually |= {row: (m, d) for row, (m, d) in zip(new, kept, strict=True) if not math.isnan(m)}
+            new = [row for row in new if row not in self._usually]
         if new:
             cosines = product(self._units(new).astype(np.float32), self._sampled.T)
             inside = np.array([row in self._sampled_rows for row in new])
