@@ -173,6 +173,10 @@ def test_the_same_choices_give_the_same_picture(seen):
     assert furthest(first, again) == 0 < furthest(first, seen["not chosen"])
 
 
+def test_what_the_server_does_not_run_again_is_shown_again(seen):
+    assert seen["known"]["run"]["kind"] == "execution_success" and seen["known"]["apply"] == 3
+
+
 def test_none_fits_is_a_plain_sentence_with_the_nearest_paler(seen):
     found = seen["none"]
     assert "No LoRA was added: none of the" in found["text"] and found["said"] == "No LoRA fits this prompt."

@@ -4,12 +4,14 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { VIEW as APPLY, applyCards } from "./cards/apply.js";
+import { cachedCard } from "./cards/cached.js";
 import { VIEW as ENCODE, encodeCards } from "./cards/encode.js";
 import { addHost, chain } from "./cards/host.js";
 import { VIEW as RETRIEVE, retrieveCards } from "./cards/retrieve.js";
 
 const FORMAT = "autolora-cards/1";
 const KEPT_AFTER = 200; // milliseconds
+let reused = []; // ids of the nodes that the running prompt did not run again
 // Text inputs beside the cards keep a few lines: the room of a taller node goes to the cards.
 const LINES = { prompt: 90, pinned: 50, banned: 50 };
 
@@ -68,6 +70,10 @@ app.registerExtension({
       api.addEventListener(event, ({ detail }) =>
         guarded(event, () => nodeOf(detail?.node)?.autoloraCards?.[method]?.(detail)),
       );
+    api.addEventListener("execution_cached", ({ detail }) => (reused = detail?.nodes ?? []));
+    api.addEventListener("execution_success", ({ detail }) =>
+      guarded("showing reused results", () => showReused(detail)),
+    );
   },
   // The front end keeps what nodes gave when it goes from one workflow to another and back, a moment after the graph.
   loadedGraphNode(node) {
@@ -84,6 +90,16 @@ app.registerExtension({
     });
   },
 });
+
+function showReused({ prompt_id: promptId }) {
+  for (const id of reused) {
+    const node = nodeOf(id);
+    if (!node?.autoloraCards?.isEmpty?.()) continue;
+    cachedCard(api, promptId, String(id))
+      .then((card) => card && showOutput(node, { autolora: [card] }))
+      .catch(() => {}); // it was shown once, and is in the report
+  }
+}
 
 // Inside a subgraph an id is a path, "12:3".
 function nodeOf(id) {

@@ -50,6 +50,7 @@ try {
   );
   await step("run again", async () => (seen.second = await run()));
   await step("look at it", async () => (seen.chosen = await cards()));
+  await step("load and run once more, all of it known", known);
   await step("take back", takeBack);
   await step("nothing fits", nothingFits);
   await step("many", many);
@@ -258,6 +259,17 @@ async function exported() {
   const { output } = await globalThis.app.graphToPrompt();
   const id = String(globalThis.our("AutoLoRARetrieve").id);
   return { saved: globalThis.app.graph.serialize(), api: output, inputs: output[id].inputs };
+}
+
+// A page loaded anew, while the server still has every result.
+async function known() {
+  await load(seen.saved);
+  seen.known = { run: await run() };
+  await page.waitForFunction(() => globalThis.rootOf("AutoLoRARetrieve").querySelector("article"));
+  await showNode("AutoLoRAGatedApply");
+  await page.waitForFunction(() => globalThis.rootOf("AutoLoRAGatedApply").querySelector("article"));
+  seen.known.apply = await page.evaluate(() => globalThis.rootOf("AutoLoRAGatedApply").querySelectorAll(".al-row").length);
+  await showNode("AutoLoRARetrieve");
 }
 
 async function takeBack() {

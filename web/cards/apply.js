@@ -6,7 +6,7 @@ import { lazyList } from "./list.js";
 
 export const VIEW = { title: "LoRAs applied", height: 130 };
 
-// Returns { show(card), heat(message) }.
+// Returns { show(card), heat(message), isEmpty() }.
 export function applyCards(host, pictures) {
   const record = heatRecord();
   let [card, list, drawn] = [null, null, 0];
@@ -44,7 +44,7 @@ export function applyCards(host, pictures) {
     if (message.step !== undefined) host.headline(`${card.mode} · step ${record.done()} of ${record.steps()}`);
     if (message.end) host.say("What passed of each LoRA is drawn on its card.");
   }
-  return { show, heat };
+  return { show, heat, isEmpty: () => card === null };
 }
 
 function loraCard(one, url, record) {

@@ -12,7 +12,9 @@ const PARTS = [
   ["weights", "weights"],
   ["text", "text"],
   ["lexical", "words"],
+  ["picture", "previews"],
 ];
+const OPTIONAL = ["response", "picture"]; // told only where there was something to go on
 const FIRST_TRIGGERS = 3;
 const MOST_KEPT = 40; // names shown before a run; all are counted
 const UNREADABLE = " · the choices cannot be read";
@@ -151,7 +153,7 @@ function pinButtons(one, inputs, changed) {
 }
 
 function scores(one) {
-  const told = PARTS.filter(([key]) => key !== "response" || one.parts.response !== null);
+  const told = PARTS.filter(([key]) => !OPTIONAL.includes(key) || typeof one.parts[key] === "number");
   const row = told.map(([key, label]) =>
     el(
       "div",

@@ -1,0 +1,33 @@
+// What a node showed in an earlier run: ComfyUI does not tell it again of a node whose result it still has, so that a page
+// that was loaded in between would have nothing to show.
+
+const RUNS = 16; // that are looked through
+const WRITTEN_AFTER = 500; // milliseconds from the end of a run until it is in the history
+
+// The card of node `id` from the newest run that had the same node with the same nodes before it as run `promptId`; null
+// where there is none.
+export async function cachedCard(api, promptId, id) {
+  await new Promise((resolve) => setTimeout(resolve, WRITTEN_AFTER));
+  const history = await (await api.fetchApi(`/history?max_items=${RUNS}`)).json();
+  const now = history[promptId]?.prompt?.[2];
+  if (!now?.[id]) return null;
+  const wanted = before(now, id);
+  for (const run of Object.values(history).reverse()) {
+    const card = run.outputs?.[id]?.autolora?.[0];
+    if (card && before(run.prompt[2], id) === wanted) return card;
+  }
+  return null;
+}
+
+// A node and everything it depends on, as text.
+function before(graph, id, known = new Map()) {
+  if (!known.has(id)) {
+    known.set(id, ""); // a loop would not end
+    const inputs = Object.entries(graph[id]?.inputs ?? {}).map(([name, value]) => {
+      const linked = Array.isArray(value) && value.length === 2 && String(value[0]) in graph;
+      return [name, linked ? [before(graph, String(value[0]), known), value[1]] : value];
+    });
+    known.set(id, JSON.stringify([id, graph[id]?.class_type, inputs]));
+  }
+  return known.get(id);
+}
