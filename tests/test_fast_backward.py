@@ -51,7 +51,7 @@ def inputs() -> list[torch.Tensor]:
 def fused(packed):
     def run(y0, hidden, knobs, *vectors):
         table = coefficients(GateVectors.from_named(dict(zip(VECTORS, vectors, strict=True))), torch.float64)
-        return backward.gated(y0, hidden, packed, table, knobs, EPS, tokens=1)  # chunks of four on the way back
+        return backward.gated(y0, hidden, packed, table, knobs, EPS, tokens=4)
 
     return run
 

@@ -17,9 +17,9 @@ from torch.autograd.function import once_differentiable
 from . import chunked
 from .packed import Packed
 
-LONGER = 4  # chunks of the way back: sums over tokens are added up once a chunk, as large as the coefficients
+CHUNK_BYTES = 1 << 19  # of one branch's piece in float32 on the way back: half and twice as much are slower
+DEVICE_BYTES = 1 << 26  # the same where launches cost more than memory
 ROWS = 2  # how many of the tensors below have a row a token
-DEVICE_BYTES = 1 << 26  # of one branch's piece where launches cost more than memory
 
 
 def gated(
@@ -28,14 +28,16 @@ def gated(
 ) -> Tensor:  # fmt: skip
     """As :func:`.chunked.gated`, with gradients for whatever asks for them, the factors of ``packed`` too.
 
-    ``knobs`` (K, 3): scale, shift, exp(gain). Gradients of gradients are not there (``RuntimeError``).
+    ``knobs`` (K, 3): scale, shift, exp(gain). ``tokens``: how many at a time, both ways. Gradients of gradients are not
+    there (``RuntimeError``).
     """
     tensors = (y0, hidden, coefficients, knobs, packed.up, packed.mean, packed.root)
-    return _Gated.apply(*tensors, packed.bounds, eps, tokens or _tokens(y0))
+    return _Gated.apply(*tensors, packed.bounds, eps, tokens)
 
 
 def _tokens(y0: Tensor) -> int:
-    room = chunked.CHUNK_BYTES if y0.device.type == "cpu" else DEVICE_BYTES
+    """At a time, on the way back."""
+    room = CHUNK_BYTES if y0.device.type == "cpu" else DEVICE_BYTES
     return max(16, room // (4 * y0.shape[1]))
 
 
@@ -58,9 +60,10 @@ class _Gated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         tensors, wanted = ctx.saved_tensors, ctx.needs_input_grad
+        many = ctx.tokens or _tokens(tensors[0])
         totals = [torch.zeros_like(t) if w else None for t, w in zip(tensors, wanted, strict=False)]
-        for start in range(0, grad.shape[0], LONGER * ctx.tokens):
-            rows = slice(start, start + LONGER * ctx.tokens)
+        for start in range(0, grad.shape[0], many):
+            rows = slice(start, start + many)
             parts = [t[rows] if i < ROWS else t for i, t in enumerate(tensors)]
             found = iter(_gradients(parts, wanted, grad[rows], ctx.bounds, ctx.eps))
             for i, total in enumerate(totals):
