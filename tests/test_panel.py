@@ -165,11 +165,11 @@ def test_a_preview_is_what_its_first_bytes_say(world):
 def test_a_drawn_sample_is_shown_where_no_preview_lies(world):
     digest, _ = preview(world, "blue")
     catalogue = catalogue_of(world[1])
-    assert not catalogue.row(catalogue.by_hash[digest][0])["preview"]
+    assert not catalogue.rows(catalogue.by_hash[digest])[0]["preview"]
     (world[1].folder / "previews").mkdir()
     Image.new("RGB", (9, 9), "blue").save(world[1].folder / "previews" / f"{digest}.png")
     assert preview_of(world[1], digest, [str(world[0])])[1] == "image/png"
-    assert catalogue.row(catalogue.by_hash[digest][0])["preview"]
+    assert catalogue.rows(catalogue.by_hash[digest])[0]["preview"]
 
 
 def test_a_preview_that_leads_elsewhere_is_not_read(world, tmp_path):

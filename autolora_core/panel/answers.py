@@ -43,7 +43,7 @@ def ticking(stop: Stop) -> Callable[..., None]:
 def page(catalogue: Catalogue, found: Found, asked: Asked, extra: Sequence[dict] = (), **more: object) -> dict:
     """One page of ``found``; ``extra`` (n) is added to the rows, ``more`` to the answer."""
     places = found.rows[asked.offset : asked.offset + asked.limit].tolist()
-    rows = [catalogue.row(at) for at in places]
+    rows = catalogue.rows(places)
     for row, said in zip(rows, extra[asked.offset : asked.offset + asked.limit], strict=False):
         row |= said
     return {
@@ -69,7 +69,9 @@ def duplicates(library: Library, asked: Asked, stop: Stop) -> dict:
     """Files of one content, or nearly one LoRA by their weights as Encode compared them, group by group. Rows say their
     ``group`` and whether another file of it is the same to the byte."""
     catalogue = catalogue_of(library)
-    rows, said = _groups(catalogue, library)
+    if "groups" not in catalogue.kept:
+        catalogue.kept["groups"] = _groups(catalogue, library)
+    rows, said = catalogue.kept["groups"]
     found = catalogue.select(asked.query, asked.family, asked.kind, rows)
     extra = [said[at] for at in found.rows.tolist()]
     return page(catalogue, found, asked, extra, groups=len({one["group"] for one in extra}))

@@ -11,7 +11,7 @@ import threading
 import time
 import unicodedata
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -50,6 +50,7 @@ class Catalogue:
     took: float = 0.0
     made: float = field(default_factory=time.monotonic)
     _drawn: tuple[int, frozenset[str]] = (0, frozenset())
+    kept: dict = field(default_factory=dict)  # what else was worked out of this state
     _searches: OrderedDict = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -135,15 +136,19 @@ class Catalogue:
             rows = rows[codes == self.families.index(family)] if family in self.families else rows[:0]
         return Found(rows, families)
 
-    def row(self, at: int) -> dict:
-        """What is told of one file; no path."""
-        entry, text = self.entries[at], self.entries[at].text
+    def rows(self, places: Iterable[int]) -> list[dict]:
+        """What is told of these files; no path."""
+        drawn = self.drawn()
+        return [self._row(self.entries[at], drawn) for at in places]
+
+    def _row(self, entry: Entry, drawn: frozenset[str]) -> dict:
+        text = entry.text
         return {
             "name": entry.name, "hash": entry.hash, "autov2": entry.autov2, "family": entry.family,
             "variant": _cut(entry.variant), "kind": entry.kind, "rank": entry.rank, "size": entry.size,
             "title": _cut(text.title), "tags": [_cut(tag) for tag in text.tags[:12]],
             "triggers": [_cut(trigger) for trigger in text.triggers[:8]], "problems": self._problems(entry),
-            "base_model": _cut(entry.base_model), "preview": bool(entry.preview) or entry.hash in self.drawn(),
+            "base_model": _cut(entry.base_model), "preview": bool(entry.preview) or entry.hash in drawn,
             "by_header": entry.by_header, "missing": entry.missing, "description": text.description[:MAX_DESCRIPTION],
         }  # fmt: skip
 

@@ -120,7 +120,7 @@ export class Panel {
     this.details.element.hidden = true;
     this.#families();
     this.list.reset(0);
-    this.#say(isMap ? "Drawing the map …" : "…");
+    this.#say(isMap ? "Drawing the map …" : this.generation ? "…" : "Reading the library …");
     if (isMap) return this.map.show(this.library, this.family);
     const { library, family } = this;
     if (this.like) return this.#begin("similar", { library, hash: this.like.hash });
