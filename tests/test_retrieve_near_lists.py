@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from retrieve_worlds import TopicTower, digest
 
-from autolora_core.library.array_file import said_of
+from autolora_core.library.array_file import open_arrays, said_of, save_arrays
 from autolora_core.library.grid import Grid
 from autolora_core.library.table import Table
 from autolora_core.retrieve import near_lists, neighbours
@@ -150,6 +150,10 @@ def test_arrays_that_do_not_fit_each_other_are_refused(tmp_path):
     lists = NearLists.open(path, kind)
     for rows in (lists.rows + COUNT, lists.rows - COUNT, lists.rows[1:]):
         replace(lists, rows=rows).save(path, kind)
+        assert NearLists.open(path, kind) is None
+    said, arrays = open_arrays(path)
+    for wrong in ({**arrays, "rows": arrays["rows"].astype(float)}, {k: v for k, v in arrays.items() if k != "usual"}):
+        save_arrays(path, said, wrong)
         assert NearLists.open(path, kind) is None
     lists.save(path, kind)
     assert NearLists.open(path, kind) is not None and NearLists.open(path, "other rows") is None

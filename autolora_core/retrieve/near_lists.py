@@ -24,7 +24,7 @@ VERSION = 1
 MOST = 32
 # A list promises this much more than it was made for, so that rounding decides nothing.
 SPARE = 1e-9
-_ARRAYS = ("worded", "starts", "rows", "down_to", "scale", "usual")
+_ARRAYS = {"worded": "b", "starts": "i", "rows": "i", "down_to": "f", "scale": "f", "usual": "f"}
 
 
 @dataclass
@@ -55,7 +55,14 @@ class NearLists:
         found = open_arrays(path)
         if found is None or found[0] != {"near": VERSION, "rows": kind}:
             return None
-        lists = cls(tuple(unpacked(found[1]["hashes"])), *(found[1][name] for name in _ARRAYS))
+        kinds = {name: array.dtype.kind for name, array in found[1].items()}
+        if kinds != {"hashes": "u", **_ARRAYS}:
+            return None
+        try:
+            hashes = tuple(unpacked(found[1]["hashes"]))
+        except ValueError:
+            return None
+        lists = cls(hashes, *(found[1][name] for name in _ARRAYS))
         return lists if lists._sound() else None
 
     def _sound(self) -> bool:
