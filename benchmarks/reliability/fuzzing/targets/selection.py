@@ -1,7 +1,8 @@
-"""LORA_SELECTION and LORA_STACK as they may come over the API: any JSON in their place."""
+"""LORA_SELECTION, LORA_STACK and what is chosen on cards, as they may come over the API: any JSON in their place."""
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 from autolora_core.fusion.lora_text import marks_text
 from autolora_core.fusion.requests import merge_same_files, requests_of, stack_entries
 from autolora_core.fusion.terms import terms_of
+from autolora_core.retrieve.cards import retrieve_cards
+from autolora_core.retrieve.choices import apply_choices, read_choices
 from autolora_core.retrieve.selection import Selection
 
 from .. import mutate
@@ -40,6 +43,10 @@ SELECTION = {
     "tower": "t",
     "notes": ["n"],
 }
+CHOICES = {
+    "format": "autolora-choices/1",
+    "loras": {"otter": {"strength": 0.5, "triggers": {"ottr": False, "mud": True}, "role": "style"}, "fox": {}},
+}
 STACK = [["otter.safetensors", 0.8, 0.6], ["fox", "1.0"], [None, 1, 1], ["None", 1.0, 1.0]]
 
 
@@ -48,7 +55,7 @@ def bound(size: int) -> int:
 
 
 def _fresh() -> dict:
-    return {"selection": SELECTION, "stack": STACK, "terms": None, "strength": 1.0}
+    return {"selection": SELECTION, "stack": STACK, "terms": None, "strength": 1.0, "choices": CHOICES}
 
 
 def seeds(folder: Path) -> list[bytes]:
@@ -74,6 +81,8 @@ def run(data: bytes, folder: Path) -> None:
     stack_entries(given.get("stack"))
     marks_text(requests)
     terms_of(given.get("terms"))
+    chosen = given.get("choices")
+    wishes = {} if chosen is None else read_choices(chosen if isinstance(chosen, str) else json.dumps(chosen))
     if strict is not None:
         found = Selection.from_json(strict)
         again = Selection.from_json(found.to_json())
@@ -82,3 +91,7 @@ def run(data: bytes, folder: Path) -> None:
         for pick in (*found.picks, *found.misses):
             if not math.isfinite(pick.strength) or not 0 <= pick.score <= 1:
                 raise Wrong(f"a pick of strength {pick.strength} and score {pick.score}")
+        applied = apply_choices(found, wishes, ["fox.safetensors"])
+        if not all(math.isfinite(pick.strength) for pick in applied.selection.picks):
+            raise Wrong("a choice made a strength that is no number")
+        json.dumps(retrieve_cards(found, applied, []))
