@@ -79,21 +79,20 @@ def _core(gram_up: Tensor, gram_down: Tensor, trust: float) -> _Core:
     if not usable.all():  # in their place something harmless
         eye = torch.eye(gram_up.shape[1], dtype=torch.float64)
         gram_up, gram_down = (torch.where(usable[:, None, None], gram, eye) for gram in (gram_up, gram_down))
-    length = gram_up.diagonal(dim1=1, dim2=2).sqrt()
-    # Columns of one length: only genuinely dependent ones come near the tolerance.
-    balanced = gram_up / length[:, :, None] / length[:, None]
-    lower, failed = torch.linalg.cholesky_ex(balanced)
-    usable &= (failed == 0) & (lower.diagonal(dim1=1, dim2=2).amin(dim=1).square() > trust)
+        squares = gram_up.diagonal(dim1=1, dim2=2)
+    root, failed = torch.linalg.cholesky_ex(gram_up)
+    # What is left of a column when those before it are taken off, as a share of it: only genuinely dependent columns,
+    # not unequal scales, come near the tolerance.
+    usable &= (failed == 0) & ((root.diagonal(dim1=1, dim2=2).square() / squares).amin(dim=1) > trust)
     if failed.any():
-        lower = torch.where((failed == 0)[:, None, None], lower, torch.eye(lower.shape[1], dtype=torch.float64))
-    root = length[:, :, None] * lower  # gram_up = root · rootᵀ
-    values, vectors = torch.linalg.eigh(root.mT @ gram_down @ root)
+        root = torch.where((failed == 0)[:, None, None], root, torch.eye(root.shape[1], dtype=torch.float64))
+    values, vectors = torch.linalg.eigh(root.mT @ (gram_down @ root))
     usable &= values[:, 0] > trust * values[:, -1]
     values = values.clamp_min(torch.finfo(torch.float64).tiny)
     sigma = values.sqrt()
-    weighted = vectors * (sigma / sigma.sum(dim=1, keepdim=True)).sqrt()[:, None]
-    left = torch.linalg.solve_triangular(lower.mT, weighted, upper=True) / length[:, :, None]
-    right = root @ (weighted / sigma[:, None])
+    weight = (sigma / sigma.sum(dim=1, keepdim=True)).sqrt()
+    left = torch.linalg.solve_triangular(root.mT, vectors * weight[:, None], upper=True)
+    right = (root @ vectors).mul_((weight / sigma)[:, None])
     return _Core((left, right), values.sum(dim=1).sqrt(), usable)
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +22,7 @@ from .sketch import SketchSize
 
 # Numbers of one chunk: as float32, together with what comes of it, within a processor's second-level cache.
 CHUNK_NUMBERS, FEWEST_ROWS = 192 << 10, 64
+MOST_ROOMS = 256
 
 
 class Side:
@@ -45,17 +48,18 @@ class Side:
         given = [name for i in order for name in range(ends[i], ends[i + 1])]
         self._given = torch.tensor(given)  # place here → place of the name in the order that was given
         self._order = torch.tensor(order)
+        self._chunks = list(self._cut())
 
     def first(self) -> tuple[Tensor, Tensor]:
         """``(factors, r, r)`` Gram matrices and ``(names, s, r)`` what R sees, float64."""
         gram = torch.zeros(len(self._factors), self.rank, self.rank, dtype=self.dtype)
         seen = torch.zeros(len(self._signs), self.size.product, self.rank, dtype=self.dtype)
-        for low, high, start, stop in self._chunks():
-            held = self._held(low, high, start, stop)
-            wide = held.mT if self.tall else held
-            gram[low:high].baddbmm_(wide, wide.mT)
-            drawn, names = self._drawn(0, low, high, start, stop)
-            seen[names].view(high - low, -1, self.rank).baddbmm_(drawn.view(high - low, -1, stop - start), wide.mT)
+        for chunk in self._chunks:
+            room = self._held(chunk)
+            gram[chunk.low : chunk.high].baddbmm_(room.wide, room.wide.mT)
+            self._drawn(chunk, 0, room.product)
+            own = seen[chunk.names].view(chunk.high - chunk.low, -1, self.rank)
+            own.baddbmm_(room.product.view(len(own), -1, chunk.stop - chunk.start), room.wide.mT)
         return _back(gram, self._order).double(), _back(seen, self._given).double()
 
     def second(self, bases: Tensor) -> Tensor:
@@ -64,17 +68,15 @@ class Side:
         spread = torch.zeros(len(self._signs), self.size.diag + 1, self.rank, dtype=self.dtype)
         bases = bases[self._given].to(self.dtype)
         bases = bases if self.tall else bases.mT.contiguous()
-        for low, high, start, stop in self._chunks():
-            held = self._held(low, high, start, stop)
-            drawn, names = self._drawn(1, low, high, start, stop)
+        for chunk in self._chunks:
+            room = self._held(chunk)
             if self.tall:
-                made = torch.bmm(held, bases[names], out=_room.made(held.numel(), self.dtype).view(held.shape))
+                torch.bmm(room.held, bases[chunk.names], out=room.made)
             else:
-                own = bases[names].view(high - low, -1, self.rank)
-                room = _room.made(own.shape[0] * own.shape[1] * held.shape[2], self.dtype)
-                made = torch.bmm(own, held, out=room.view(*own.shape[:2], -1)).view(-1, self.rank, held.shape[2])
-            torch.mul(made, made, out=made)
-            spread[names].baddbmm_(drawn, made if self.tall else made.mT)
+                torch.bmm(bases[chunk.names].view(chunk.high - chunk.low, -1, self.rank), room.held, out=room.made)
+            torch.mul(room.made, room.made, out=room.made)
+            self._drawn(chunk, 1, room.spread)
+            spread[chunk.names].baddbmm_(room.spread, room.made_tall)
         spread = spread.sum(dim=2, dtype=torch.float64)
         lengths = [length for length, parts in zip(self._lengths, self._parts, strict=True) for _ in range(parts)]
         length = torch.tensor(lengths, dtype=torch.float64)[:, None]
@@ -82,43 +84,54 @@ class Side:
         # The diagonal's mean, off it: what the row of ones saw.
         return _back((spread[:, :-1] - total * (spread[:, -1:] / length)) * length.sqrt(), self._given)
 
-    def _chunks(self) -> Iterator[tuple[int, int, int, int]]:
-        """``(low, high, start, stop)``: numbers ``start`` to ``stop`` of the factors ``low`` to ``high``, all of one
-        length."""
+    def _cut(self) -> Iterator[_Chunk]:
         at = 0
         for (parts, length), alike in groupby(zip(self._parts, self._lengths, strict=True)):
             end = at + len(list(alike))
             each = parts * length * self.rank
             if each <= CHUNK_NUMBERS:
                 some = CHUNK_NUMBERS // max(1, each)
-                yield from ((low, min(low + some, end), 0, length) for low in range(at, end, some))
+                yield from (self._chunk(low, min(low + some, end), 0, length) for low in range(at, end, some))
             else:
                 pieces = -(-each // CHUNK_NUMBERS)
                 step = max(FEWEST_ROWS, -(-length // pieces + 15) // 16 * 16)
                 for low in range(at, end):
-                    yield from ((low, low + 1, start, min(start + step, length)) for start in range(0, length, step))
+                    for start in range(0, length, step):
+                        yield self._chunk(low, low + 1, start, min(start + step, length))
             at = end
 
-    def _held(self, low: int, high: int, start: int, stop: int) -> Tensor:
-        """A chunk in the type that is reckoned in, (factors, n, r) or (factors, r, n)."""
-        shape = (stop - start, self.rank) if self.tall else (self.rank, stop - start)
-        held = _room.held((high - low) * shape[0] * shape[1], self.dtype).view(high - low, *shape)
-        for own, factor in zip(held.unbind(0), self._factors[low:high], strict=True):
-            part = factor if stop - start == self._lengths[low] else factor.narrow(1 - self.tall, start, stop - start)
-            own.copy_(part)
-        return held
-
-    def _drawn(self, which: int, low: int, high: int, start: int, stop: int) -> tuple[Tensor, slice]:
-        """(names, s or d + 1, n): R or S of a chunk, and which names these are."""
+    def _chunk(self, low: int, high: int, start: int, stop: int) -> _Chunk:
         names = slice(self._starts[low], self._starts[high])
-        own = [drawn[which] for drawn in self._signs[names]]
-        shape = (len(own), own[0].shape[0], stop - start)
-        made = _room.signs(math.prod(shape), self.dtype).view(shape)
-        if stop - start == own[0].shape[1]:
-            return made.copy_(torch.stack(own)), names
-        for part, drawn in zip(made.unbind(0), own, strict=True):
-            part.copy_(drawn.narrow(1, start, stop - start))
-        return made, names
+        return _Chunk(low, high, start, stop, stop - start == self._lengths[low], names)
+
+    def _held(self, chunk: _Chunk) -> _Room:
+        """Where a chunk lies in the type that is reckoned in."""
+        shape = (self.tall, chunk.high - chunk.low, chunk.stop - chunk.start, self.rank, self._parts[chunk.low])
+        room = _rooms.of(*shape, self.size, self.dtype)
+        for own, factor in zip(room.each, self._factors[chunk.low : chunk.high], strict=True):
+            length = chunk.stop - chunk.start
+            own.copy_(factor if chunk.whole else factor.narrow(1 - self.tall, chunk.start, length))
+        return room
+
+    def _drawn(self, chunk: _Chunk, which: int, into: Tensor) -> None:
+        """R or S of a chunk, put ``into`` (names, s or d + 1, n)."""
+        own = [drawn[which] for drawn in self._signs[chunk.names]]
+        if chunk.whole:
+            into.copy_(torch.stack(own))
+            return
+        for part, drawn in zip(into.unbind(0), own, strict=True):
+            part.copy_(drawn.narrow(1, chunk.start, chunk.stop - chunk.start))
+
+
+class _Chunk(NamedTuple):
+    """Numbers ``start`` to ``stop`` of the factors ``low`` to ``high``, all of one length; ``whole``: all numbers."""
+
+    low: int
+    high: int
+    start: int
+    stop: int
+    whole: bool
+    names: slice
 
 
 def _back(rows: Tensor, places: Tensor) -> Tensor:
@@ -126,26 +139,54 @@ def _back(rows: Tensor, places: Tensor) -> Tensor:
     return torch.empty_like(rows).index_copy_(0, places, rows)
 
 
-class _Room(threading.local):
-    """Buffers of one thread: fresh memory costs more than what is done in it."""
+@dataclass(frozen=True)
+class _Room:
+    """Views of one thread's buffers, for chunks of one shape: m factors with p names each, n numbers, rank r.
+
+    ``held`` (m, n, r) or (m, r, n), ``each`` of its factors, ``wide`` (m, r, n) the same; ``made`` (m, n, r) or
+    (m, p·r, n), ``made_tall`` (m·p, n, r) the same; ``product`` and ``spread`` (m·p, s or d + 1, n).
+    """
+
+    held: Tensor
+    each: tuple[Tensor, ...]
+    wide: Tensor
+    made: Tensor
+    made_tall: Tensor
+    product: Tensor
+    spread: Tensor
+
+
+class _Rooms(threading.local):
+    """Buffers of one thread, used again and again: fresh memory costs more than what is done in it."""
 
     def __init__(self):
         self._flat: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._rooms: dict[tuple, _Room] = {}
 
-    def _of(self, use: str, numbers: int, dtype: torch.dtype) -> Tensor:
+    def of(
+        self, tall: bool, factors: int, length: int, rank: int, parts: int, size: SketchSize, dtype: torch.dtype
+    ) -> _Room:
+        key = (tall, factors, length, rank, parts, size, dtype)
+        if key not in self._rooms:
+            if len(self._rooms) >= MOST_ROOMS:
+                self._rooms.clear()
+            names = factors * parts
+            held = self._part("held", (factors, length, rank) if tall else (factors, rank, length), dtype)
+            made = self._part("made", held.shape if tall else (factors, parts * rank, length), dtype)
+            made_tall = made if tall else made.view(names, rank, length).mT
+            product = self._part("signs", (names, size.product, length), dtype)
+            spread = self._part("signs", (names, size.diag + 1, length), dtype)
+            wide = held.mT if tall else held
+            self._rooms[key] = _Room(held, held.unbind(0), wide, made, made_tall, product, spread)
+        return self._rooms[key]
+
+    def _part(self, use: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        numbers = math.prod(shape)
         flat = self._flat.get((use, dtype))
         if flat is None or flat.numel() < numbers:
             flat = self._flat[use, dtype] = torch.empty(max(numbers, CHUNK_NUMBERS), dtype=dtype)
-        return flat[:numbers]
-
-    def held(self, numbers: int, dtype: torch.dtype) -> Tensor:
-        return self._of("held", numbers, dtype)
-
-    def made(self, numbers: int, dtype: torch.dtype) -> Tensor:
-        return self._of("made", numbers, dtype)
-
-    def signs(self, numbers: int, dtype: torch.dtype) -> Tensor:
-        return self._of("signs", numbers, dtype)
+            self._rooms.clear()  # views of the smaller buffer
+        return flat[:numbers].view(*shape)
 
 
-_room = _Room()
+_rooms = _Rooms()
