@@ -147,12 +147,13 @@ def search(library: Library, asked: Asked, stop: Stop, tower: TextTower) -> dict
 
 def _order(evidence: Evidence, spans: Sequence[Span]) -> np.ndarray:
     """Best first: what fits several parts of the prompt, then the best of every part in turn, so that a hundred styles
-    do not hide the one subject."""
+    do not hide the one subject; then what does not fit, by its score."""
     apart = [at for at, span in enumerate(spans) if not span.joined] or list(range(len(spans)))
     logit = evidence.logit[apart]
     places = np.argsort(np.argsort(-logit, axis=1, kind="stable"), axis=1, kind="stable")
-    fitted = np.maximum((logit > 0).sum(axis=0), 1)
-    return np.lexsort((evidence.loras, -logit.max(axis=0), places.min(axis=0), -fitted))
+    fitted = (logit > 0).sum(axis=0)
+    turn = np.where(fitted, places.min(axis=0), 0)
+    return np.lexsort((evidence.loras, -logit.max(axis=0), turn, -fitted))
 
 
 def _ranked(catalogue: Catalogue, ranked: Sequence[tuple[int, dict]], asked: Asked, how: str) -> dict:
