@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
+from dataclasses import replace
 
 import comfy.ops
 import torch
@@ -67,7 +68,8 @@ class Factors(nn.Module):
         hidden = self.hidden(x, moment)
         if torch.compiler.is_compiling():
             return self._traced(hidden, y0, moment)
-        out = y0 if own and y0.is_contiguous() else y0.clone(memory_format=torch.contiguous_format)
+        own = own and y0.is_contiguous() and (y0.device.type == "cpu" or len(self.spans) < 2)  # a kernel may fail later
+        out = y0 if own else y0.clone(memory_format=torch.contiguous_format)
         flat, hidden = out.view(-1, out.shape[-1]), hidden.view(-1, hidden.shape[-1])
         for span in self.spans:
             if not span.add(flat, hidden, moment):
@@ -145,23 +147,30 @@ class Span(nn.Module):
     def add(self, out: Tensor, hidden: Tensor, moment: Moment) -> bool:
         """Add the group to ``out`` (T, channels of the layer) in place; False where the kernel failed."""
         part, own = out[:, slice(*self.section.span)], hidden[:, slice(*self.section.columns)]
-        packed, knobs, table = self._parts(out)
         if out.device.type == "cpu":
+            packed, _, table = self._parts(out)
             add_gated(part, own, packed, self._whole(table), self._plain_knobs(moment), self.section.eps)
             return True
-        from ..autolora_core.fusion.fast import triton_gate
-
         try:
-            triton_gate.gated(
-                part, own, packed, table, knobs, self.section.eps, moment.progress, self.section.tilts is not None,
-                out=part,
-            )  # fmt: skip
+            self.by_kernel(part, own, moment)
         except Exception as error:  # whatever a compiler of another system says
             if is_out_of_memory(error):
                 raise
             give_up(error)
             return False
         return True
+
+    def by_kernel(self, part: Tensor, hidden: Tensor, moment: Moment) -> None:
+        """Add the group to ``part`` (T, d) in place; ``hidden`` (T, R) its own. Triton must be there."""
+        from ..autolora_core.fusion.fast import triton_gate
+
+        packed, knobs, table = self._parts(part)
+        if part.device not in self.bounds_on:
+            whole = torch.tensor(self.section.bounds, dtype=torch.int32)
+            self.bounds_on[part.device] = whole.to(part.device)
+        packed, tilted = replace(packed, spans=self.bounds_on[part.device]), self.section.tilts is not None
+        share, eps = moment.progress, self.section.eps
+        triton_gate.gated(part, hidden, packed, table, knobs, eps, share, tilted, out=part)
 
     def traced(self, y0: Tensor, hidden: Tensor, moment: Moment) -> Tensor:
         """The gated span, a new tensor, for a compiler to fuse."""
@@ -180,19 +189,11 @@ class Span(nn.Module):
         return GateVectors(lora, cross, w_out, constant, one, zero, one, zero, slope, self.section.eps)
 
     def _parts(self, like: Tensor) -> tuple[Packed, Tensor, Tensor]:
-        """Factors and statistics, knobs (K, 5), table (5, d) of half the logits."""
+        """Factors and statistics (spans are for the kernel alone), knobs (K, 5), table (5, d) of half the logits."""
         mean, root, knobs, table = weight_of(self.numbers, like, torch.float32)[0].split(self.sizes)
         loras, root = len(self.section.bounds), root.view(-1, self.widest)
-        packed = Packed(weight_of(self.up, like), mean, root, self._bounds(like.device), self.section.bounds)
+        packed = Packed(weight_of(self.up, like), mean, root, None, self.section.bounds)
         return packed, knobs[: 5 * loras].view(loras, 5), table[: 5 * self.channels].view(5, self.channels)
-
-    def _bounds(self, device: torch.device) -> Tensor | None:
-        """For the kernel alone: a few whole numbers, which no dtype may round."""
-        if device.type == "cpu" or torch.compiler.is_compiling():
-            return None
-        if device not in self.bounds_on:
-            self.bounds_on[device] = torch.tensor(self.section.bounds, dtype=torch.int32, device=device)
-        return self.bounds_on[device]
 
     def _plain_knobs(self, moment: Moment) -> list[tuple[float, float, float]]:
         """Scale, shift, exp(gain) as numbers."""
