@@ -52,8 +52,12 @@ async def _answer(name: str, request: Any) -> Any:
 
     from .panel_answers import GONE, answer
 
-    left = threading.Event()
-    work = asyncio.wrap_future(_pool().submit(answer, name, dict(request.query), left.is_set))
+    left, main = threading.Event(), threading.main_thread()
+
+    def stop() -> bool:
+        return left.is_set() or not main.is_alive()  # ComfyUI is ending: it would wait for the thread
+
+    work = asyncio.wrap_future(_pool().submit(answer, name, dict(request.query), stop))
     try:
         while not work.done():
             await asyncio.wait([work], timeout=CHECK)
