@@ -12,7 +12,9 @@ from retrieve_worlds import TopicTower, weights_world
 
 from autolora_core.library import table
 from autolora_core.library.array_file import open_arrays, save_arrays
-from autolora_core.retrieve import finalists, prepare, ready, sayings, score
+from autolora_core.library.index import Library
+from autolora_core.retrieve import finalists, neighbours, prepare, ready, sayings, score
+from autolora_core.retrieve.prepare import warm
 from autolora_core.retrieve.retrieve import retrieve
 from autolora_core.retrieve.view import ViewEntry, ViewText
 
@@ -74,6 +76,30 @@ def test_what_was_kept_answers_as_what_was_made(tmp_path, monkeypatch):
     nothing_is_worked_out(monkeypatch)
     again = [retrieve(world(tmp_path), prompt, tower=TopicTower()).to_json() for prompt in PROMPTS]
     assert again == plain[:: len(OPTIONS)]
+
+
+def test_encode_makes_a_library_ready_and_again_when_files_come(tiny_lora, tmp_path, monkeypatch):
+    """From files on: what the first question finds is what Encode left, for the state of the library that it left."""
+    monkeypatch.setattr(neighbours, "LISTED_FROM", 0)
+    monkeypatch.setattr(neighbours, "SAMPLED", 4)
+    for seed in range(10):
+        tiny_lora(f"thing{seed}.safetensors", seed, metadata={"modelspec.title": f"thing{seed}"}, blocks=1)
+    tiny_lora("like3.safetensors", 3, rank=2, blocks=1, metadata={"x": "other bytes"})
+    real = sayings.Sayings.__init__
+    for again in range(2):
+        with Library.open(tmp_path / "library") as library:
+            library.scan({"loras": tmp_path / "loras"})
+            library.fit(TopicTower())
+            warm(library, "emoji", TopicTower())
+            prepare._cache.clear()
+            assert len([*library.folder.glob("*.arrays")]) == 2, "the old state's are replaced"
+            monkeypatch.setattr(sayings.Sayings, "__init__", None)
+            found = retrieve(library, "thing3", tower=TopicTower(), pinned=["like3"], family="emoji")
+            monkeypatch.setattr(sayings.Sayings, "__init__", real)
+            assert prepare.prepare(library, "emoji", TopicTower()).neighbourhood._lists.complete
+        words = {near.words for near in found.picks[0].neighbours}
+        assert "thing3" in words and ("thing3 once more" in words) == bool(again)
+        tiny_lora("new.safetensors", 3, blocks=1, metadata={"modelspec.title": "thing3 once more", "y": "z"})
 
 
 def test_a_library_without_words_or_weights_is_kept_too(tmp_path, monkeypatch):
