@@ -1,4 +1,4 @@
-"""What lies beside a library: vectors, grid, texts, versions, encoder. Damaged, it changes no answer."""
+"""What lies beside a library: vectors, grid, texts, versions, map, encoder. Damaged, it changes no answer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from autolora_core.library.index import Library
 from autolora_core.library.versions import list_versions
+from autolora_core.panel.map import map_of
 
 from .. import document, library_world, mutate
 from ..memory import MIB
@@ -30,6 +31,7 @@ def seeds(folder: Path) -> list[bytes]:
     library_world.build(folder)
     with Library.open(folder / "base") as library:
         list_versions(library, "emoji")
+        map_of(library, "emoji")
     for path in (folder / "base").glob("*-wal"):
         path.unlink()
     return [
@@ -43,7 +45,10 @@ def make(rng: random.Random, parent: bytes) -> bytes:
     name, _, content = parent.partition(b"\n")
     if name.endswith(b".safetensors") and rng.random() < 0.7:
         content = document.lie(
-            rng, content, ("rows", "X", "dual"), ("hashes", "sha256", "version", "id", "schema", "texts")
+            rng,
+            content,
+            ("rows", "X", "dual", "places", "home"),
+            ("hashes", "sha256", "version", "id", "schema", "texts", "state", "labels"),
         )
     elif name.endswith(b".json") and rng.random() < 0.7:
         content = mutate.as_json(rng, content, lambda: mutate.loaded(content) or {})
@@ -60,8 +65,10 @@ def run(data: bytes, folder: Path) -> None:
     with Library.open(work) as library:
         found = library_world.ask(library)
         versions = list_versions(library, "emoji")
+        drawn = map_of(library, "emoji")
     answer = repr([(pick.name, round(pick.score, 5), pick.role) for pick in (*found.picks, *found.misses)])
     answer += repr([(pair.a, pair.b, pair.relation.kind) for pair in versions.pairs])
+    answer += repr((drawn.labels, drawn.home.tolist(), drawn.places.round(2).tolist(), drawn.hashes[:, 0].tolist()))
     lost = name.startswith(b"encoder-")  # without its file a library answers by words, and says so
     if answer != _truth.setdefault("lost" if lost and found.encoder is None else "whole", answer):
         raise Wrong(f"a damaged {name.decode('ascii', 'replace')} changes the answer to {answer:.200}")
