@@ -9,7 +9,7 @@ import re
 import pytest
 import torch
 
-from benchmarks.apply import bounds, gpu_kept, layers, memory, turns, work
+from benchmarks.apply import bounds, gpu_kept, layers, memory, quality, turns, work
 from benchmarks.apply.page import PAGE, page
 from benchmarks.apply.shapes import MODELS, WIDEST, Shape
 from benchmarks.apply.ways import Layer
@@ -127,6 +127,8 @@ def results():
     for path, value in (("eager", 0.5), ("node", 0.52), ("node less eager", 0.02)):
         rows.append({"what": "joint", "gate": "published_form", "path": path, "pairs": 7, "seeds": 2, "k": 3,
                      "value": value, "low": value - 0.01, "high": value + 0.01})  # fmt: skip
+    rows += [{"what": "error", "dtype": "float16", "way": way, "max": most, "rms": most / 10}
+             for way, most in (("eager", 0.3), ("node", 0.11), ("node", 0.2))]  # fmt: skip
     rows.append({"what": "apart", "gate": "shipped", "dtype": "float32", "max_latent": 1.5e-5, "max_pixel": 2,
                  "mean_pixel": 0.006})  # fmt: skip
     return {"command": "python -m made.up", "date": "3000-01-01T00:00", "machine": "a machine", "figures": figures,
@@ -140,7 +142,17 @@ def test_the_page_is_made_from_the_results():
 
 def test_the_page_says_what_was_found(results):
     text = page(results)
-    for told in ("1.23", "9.50", "1.74", "0.37", "50.0% [49.0%, 51.0%]", "2.0% [1.0%, 3.0%]", "1.5e-05", "1.08"):
+    for told in (
+        "1.23",
+        "9.50",
+        "1.74",
+        "0.37",
+        "50.0% [49.0%, 51.0%]",
+        "2.0% [1.0%, 3.0%]",
+        "1.5e-05",
+        "1.08",
+        "2.0e-01",
+    ):
         assert told in text, told
     figures = results["figures"]
     assert f"Found: {digits(2)(figures['gpu_flux_k3_r16_over_base'])}. It is **missed**." in text
@@ -148,6 +160,12 @@ def test_the_page_says_what_was_found(results):
     changed = copy.deepcopy(results)
     changed["figures"]["gpu_flux_k3_r16_over_base"] = 1.05
     assert "It is met." in page(changed)
+
+
+def test_the_worst_errors_are_the_figures(results):
+    found = quality.figures_of([row for row in results["rows"] if row.get("what") in ("error", "joint", "apart")])
+    assert found["cpu_max_error_float16"] == 0.2 and found["quality_published_form_joint_node_less_eager"] == 0.02
+    assert found["quality_shipped_max_pixel_float32"] == 2
 
 
 def test_what_was_not_measured_is_not_on_the_page(results):

@@ -35,6 +35,7 @@ from zoo.lora_data import true_picture
 from zoo.pictures import Pictures
 from zoo.train_loras import load_base
 
+from .errors import error_rows
 from .layers import DTYPES, name_of
 from .turns import threads
 
@@ -137,21 +138,30 @@ def judged(name: str, plan: Plan, cases: Sequence[Case], seeds: int, steps: int)
 
 
 def measure(quick: bool) -> tuple[dict[str, float], list[dict]]:
-    count, figures, rows = threads(), {}, []
+    count, rows = threads(), []
     pairs, seeds, steps, few = (2, 1, 2, 1) if quick else (PAIRS, SEEDS, STEPS, COMPARED)
     shelf = open_shelf(SAMPLE)
     ready = [case for case in all_cases(shelf, TEST, 8 * pairs) if all(map(shelf.ready, case.loras(LORAS)))][:pairs]
+    in_comfy.start()
+    rows += error_rows()
     for name, plan in gates().items():
         rows += judged(name, plan, ready, seeds, steps)
         rows += compared(name, plan, ready[:few], seeds, steps)
+    return figures_of(rows), [{"threads": count, **row} for row in rows]
+
+
+def figures_of(rows: Sequence[dict]) -> dict[str, float]:
+    """Joint shares with their ends, the largest differences in every dtype, the node's worst errors at a layer."""
+    figures: dict[str, float] = {}
     for row in rows:
-        key = f"quality_{row['gate']}"
         if row["what"] == "joint":
-            way = row["path"].replace(" ", "_")
-            figures |= {f"{key}_joint_{way}{end}": row[of] for end, of in ENDS}
-        elif row["dtype"] in map(name_of, DTYPES):
-            figures |= {f"{key}_{what}_{row['dtype']}": row[what] for what in ("max_latent", "max_pixel")}
-    return figures, [{"threads": count, **row} for row in rows]
-
-
-ENDS = (("", "value"), ("_low", "low"), ("_high", "high"))
+            name = f"quality_{row['gate']}_joint_{row['path'].replace(' ', '_')}"
+            figures |= {name: row["value"], f"{name}_low": row["low"], f"{name}_high": row["high"]}
+        elif row["what"] == "apart" and row["dtype"] in map(name_of, DTYPES):
+            for what in ("max_latent", "max_pixel"):
+                figures[f"quality_{row['gate']}_{what}_{row['dtype']}"] = row[what]
+        elif row["what"] == "error" and row["way"] == "node":
+            for what in ("max", "rms"):
+                name = f"cpu_{what}_error_{row['dtype']}"
+                figures[name] = max(figures.get(name, 0.0), row[what])
+    return figures
