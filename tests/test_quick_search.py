@@ -77,7 +77,7 @@ def test_scores_are_exact_and_levels_are_kept():
         low = np.sort(right)[-ROWS // 2]
         with pytest.raises(ValueError, match="known down to"):
             held.found.at_least(bound, query, low)
-        exact = held.found.exact(query)
+        exact = held.found.exact(query[None])[0]
         np.testing.assert_array_equal(held.found.at_least(exact, query, low), np.flatnonzero(right >= low))
     assert held.found.exactly == 20
 
@@ -255,19 +255,27 @@ def told(view, **options) -> tuple[list[dict], list[str]]:
 
 @pytest.mark.parametrize("claim", [None, 0.95])
 def test_answers_are_those_of_exact_search(monkeypatch, world, claim):
-    """Where it finds all of the best, as here, picks, misses, scores and reasons are the same; and it was used."""
+    """Where it finds all of the best, as here, picks, misses, scores and reasons are the same; and it was used, and
+    sometimes gone beyond."""
     monkeypatch.setattr(finalists, "WHOLE", 0)
     monkeypatch.setattr(finalists, "MANY", 4)
+    monkeypatch.setattr(approximate, "CANDIDATES", (120,))
+    monkeypatch.setattr(approximate, "DEPTH", 2)
     if claim is not None:
         monkeypatch.setattr(score, "hit_rate", lambda *_: claim)
         monkeypatch.setattr("autolora_core.retrieve.tune.hit_rate", lambda *_: claim)
-    world.handle, used = {"quick": claim}, 0
+    world.handle, used, deeper, searches = {"quick": claim}, 0, 0, []
+    bounds = Approximate.bounds
+    monkeypatch.setattr(Approximate, "bounds", lambda *asked: searches.extend(found := bounds(*asked)) or found)
     for options in OPTIONS:
         ways = {name: options.get(name, True) for name in ("use_weights", "use_text")}
         scorer = prepare.prepare(world, "emoji", TopicTower(), **ways).scorer
         scorer.quick.make()
         assert scorer.quick.found is not None or not ways["use_weights"]
+        searches.clear()
         one, how = told(world, **options)
+        deeper += scorer.quick.found.exactly if scorer.quick.found else 0
+        assert all(np.isfinite(found.trusted) for found in searches), "not all rows were looked at"
         with monkeypatch.context() as patch:
             patch.setenv(EXACT, "1")
             other, forced = told(world, **options)
@@ -275,7 +283,7 @@ def test_answers_are_those_of_exact_search(monkeypatch, world, claim):
         assert all("approximately" in note for note in how) and all("exactly" in note for note in forced)
         assert len(how) == len(forced)
         used += len(how)
-    assert used, "no answer was made approximately"
+    assert used and deeper, "answers were made approximately, and some needed more"
 
 
 def test_encode_says_how_it_searches(monkeypatch, world):

@@ -96,7 +96,20 @@ class Finalists:
                 return proposed  # they may raise the levels
         rows = np.flatnonzero(np.isfinite(levels) & (levels < self._told))
         self._told[rows] = levels[rows]
-        return without(self._open([self._reaching(row, float(levels[row])) for row in rows]), known)
+        parts = [self._split(row, float(levels[row])) for row in rows]
+        deeper = [bool(part) and self._too_deep(row, part[2]) for row, part in zip(rows, parts, strict=True)]
+        self._search_deeper(rows[np.array(deeper, bool)])
+        found = [self._reaching(row, float(levels[row]), part) for row, part in zip(rows, parts, strict=True)]
+        return without(self._open(found), known)
+
+    def _too_deep(self, row: int, z: float) -> bool:
+        """Whether an approximate search does not know all LoRAs with such a z-score."""
+        return self._weighed and self._weights is not None and z < self._weights[row].trusted
+
+    def _search_deeper(self, rows: np.ndarray) -> None:
+        if len(rows):
+            for row, bounds in zip(rows, self._table.exact(self.asked.query[rows]), strict=True):
+                self._weights[row] = bounds
 
     def _by_weights_alone(self, levels: np.ndarray) -> bool:
         """Whether weights could bring a LoRA to its level whose words do not."""
@@ -140,16 +153,25 @@ class Finalists:
             return ()
         return self._least(float(sigmoid(wanted))) if wanted > -MAX_LOGIT else None
 
-    def _reaching(self, row: int, level: float) -> np.ndarray:
+    def _split(self, row: int, level: float) -> tuple[float, float, float] | tuple[()] | None:
+        """As :meth:`_parts`, and the z-score of weights that the second comes to."""
         parts = self._parts(row, level)
+        if not parts:
+            return parts
+        words, others = parts
+        z = _z_of(self.scorer.weight_model, self.scorer.weight_claim, others)
+        if self._too_deep(row, z):
+            words, z = self._with_fewer_words(row, self._wanted(row, level), words, z)
+        return words, others, z
+
+    def _reaching(self, row: int, level: float, parts: tuple[float, float, float] | tuple[()] | None) -> np.ndarray:
         if parts is None:
             return self.scorer.everyone
         if not parts:
             return np.zeros(0, np.int64)
-        words, others = parts
-        found, z = [], _z_of(self.scorer.weight_model, self.scorer.weight_claim, others)
+        words, others, z = parts
+        found = []
         if self._weighed:
-            words, z = self._known_by_weights(row, self._wanted(row, level), words, z)
             found.append(self._by_weights(row, z))
         if self.asked.answers is not None:
             z = _z_of(self.scorer.response_model, self.scorer.response_claim, others)
@@ -169,13 +191,12 @@ class Finalists:
         words = max(1 - (1 - wanted) ** (1 / (1 + others)), _FLOOR)
         return words, 1 - ((1 - wanted) / (1 - words)) ** (1 / max(others, 1))
 
-    def _known_by_weights(self, row: int, wanted: float, words: float, z: float) -> tuple[float, float]:
-        """Probability of words and z-score of weights that a LoRA must stay below as in :meth:`_least`, if need be with
-        less of words, so that the z-score lies where an approximate search knows all LoRAs."""
-        known = self._weights[row].trusted if self._weights is not None else -np.inf
-        if z >= known or self._words is None or self.asked.answers is not None:
+    def _with_fewer_words(self, row: int, wanted: float, words: float, z: float) -> tuple[float, float]:
+        """Less of words, and a z-score that an approximate search knows all LoRAs of, which together are as much; as
+        they were where that would be too many words."""
+        model, claim, known = self.scorer.weight_model, self.scorer.weight_claim, self._weights[row].trusted
+        if self._words is None or self.asked.answers is not None:
             return words, z
-        model, claim = self.scorer.weight_model, self.scorer.weight_claim
         fewer = 1 - float((1 - sigmoid(wanted)) / (1 - bounded(model.probability(np.array([known])), claim)))
         return (fewer, known) if fewer > max(FEWER_WORDS * words, _FLOOR) else (words, z)
 
@@ -183,10 +204,7 @@ class Finalists:
         scorer = self.scorer
         if not np.isfinite(z):
             return scorer.everyone if z < 0 else np.zeros(0, np.int64)
-        query = self.asked.query[row]
-        if z < self._weights[row].trusted:
-            self._weights[row] = self._table.exact(query)
-        return scorer.loras_of(self._table.at_least(self._weights[row], query, z))
+        return scorer.loras_of(self._table.at_least(self._weights[row], self.asked.query[row], z))
 
     def _by_words(self, row: int, least: float) -> np.ndarray:
         sayings, logit = self.scorer.sayings, _logit(least)
