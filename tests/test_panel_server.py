@@ -170,6 +170,7 @@ def test_the_panel_in_a_browser(server, tmp_path):
         "at": str(COUNT),
         "of": str(COUNT),
     }
+    assert seen["reopened"] == seen["last"]["title"], "it has forgotten where it was"
     assert seen["typed"] == ["otter number 0", "otter number 8"] and seen["chips"][0].startswith("All")
     assert seen["family"]["pressed"].startswith("flux") and 0 < seen["family"]["rows"] < COUNT
     # Keys: from the search into the list, down, into what can be done, and back to the search.

@@ -21,6 +21,7 @@ function render(container) {
 app.registerExtension({
   name: "AutoLoRA.LibraryPanel",
   setup() {
+    api.addEventListener("execution_success", () => panel?.element.isConnected && panel.again());
     app.extensionManager?.registerSidebarTab?.({
       id: "autolora-library",
       icon: "pi pi-sitemap",

@@ -47,6 +47,13 @@ await onFrontEnd(job, async (page, seen) => {
     });
     await picture("end");
   });
+  await step("close and open it", async () => {
+    await page.click(".autolora-library-tab-button");
+    await page.waitForSelector(".autolora-list", { state: "detached" });
+    await page.click(".autolora-library-tab-button");
+    await page.waitForFunction(() => document.querySelector(".autolora-list")?.scrollTop > 0);
+    seen.reopened = (await titles(page)).pop();
+  });
   await step("type and filter", async () => {
     await page.click(".autolora-search");
     await page.keyboard.type("otter number", { delay: 20 });

@@ -8,12 +8,12 @@ let lists = 0;
 /** `make()` gives a row's element, `fill(element, row, index)` puts a row (undefined: not read yet) into it. */
 export class VirtualList {
   constructor({ height, label, build, fill, row, looked, chosen, opened }) {
-    Object.assign(this, { height, build, fill, row, looked, chosen, opened, total: 0, active: -1, version: 0 });
+    Object.assign(this, { height, build, fill, row, looked, chosen, opened, total: 0, active: -1, version: 0, top: 0 });
     this.id = `autolora-list-${++lists}`;
     this.space = make("div", { class: "autolora-space", role: "presentation" });
     this.element = make("div", {
       class: "autolora-list", role: "listbox", tabindex: "0", "aria-label": label,
-      onscroll: () => this.draw(), onkeydown: (event) => this.#key(event),
+      onscroll: () => this.#scrolled(), onkeydown: (event) => this.#key(event),
     }, this.space);
     this.slots = [];
     this.sized = new ResizeObserver(() => this.draw());
@@ -23,8 +23,19 @@ export class VirtualList {
   /** Another list of `total` rows, from its top. */
   reset(total = 0) {
     this.active = -1;
-    this.element.scrollTop = 0;
+    this.element.scrollTop = this.top = 0;
     this.resize(total);
+  }
+
+  #scrolled() {
+    if (this.element.clientHeight) this.top = this.element.scrollTop;
+    this.draw();
+  }
+
+  /** Where it was before it was taken out of the page, which forgets. */
+  restore() {
+    this.element.scrollTop = this.top;
+    this.draw();
   }
 
   resize(total) {

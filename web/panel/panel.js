@@ -37,7 +37,7 @@ export class Panel {
   #build() {
     this.search = make("input", {
       type: "search", class: "autolora-search", "aria-label": "Search the library", placeholder: PLAIN,
-      spellcheck: "false", autocomplete: "off", oninput: later(() => this.#show(), () => (this.meaning ? 250 : 120)), onkeydown: (event) => this.#searchKey(event),
+      spellcheck: "false", autocomplete: "off", oninput: later(() => this.#typed(), () => (this.meaning ? 250 : 120)), onkeydown: (event) => this.#searchKey(event),
     });
     this.fits = make("button", {
       type: "button", class: "autolora-fits", text: "Fits", "aria-pressed": "false", onclick: () => this.#meaning(),
@@ -69,11 +69,24 @@ export class Panel {
     }
   }
 
-  /** Look again: the library may have changed. Called whenever the panel is opened. */
-  again() {
+  /** Look again: the library may have changed. Called whenever the panel is opened, and after every prompt. */
+  async again() {
     if (!this.library) return this.#libraries();
-    ask(this.api, "entries", { library: this.library, limit: 1 }).then(
-      (answer) => answer.generation !== this.generation && this.#open(this.library), (error) => this.#say(error.message, true));
+    try {
+      const { generation } = await ask(this.api, "entries", { library: this.library, limit: 1 });
+      if (generation === this.generation) return this.list.restore();
+      this.map.clear();
+      if (this.list.top > 0) this.#say("The library has changed: search again to see it as it is now.");
+      else this.#show();
+    } catch (error) {
+      this.#say(error.message, true);
+    }
+  }
+
+  #typed() {
+    if (this.tab === "map") this.tab = "entries"; // words are looked for in the list
+    this.like = null;
+    this.#show();
   }
 
   #open(library) {
