@@ -66,7 +66,8 @@ class Study:
 
     def __init__(self, whole: Pack, kept: np.ndarray):
         self.pack = part_of(whole, kept)
-        self.asked = {part: ask(self.pack, part, prompts_of(self.pack, part)) for part in ("validation", "test")}
+        single = {part: [p for p in prompts_of(self.pack, part) if p.kind != "set"] for part in ("validation", "test")}
+        self.asked = {part: ask(self.pack, part, prompts) for part, prompts in single.items()}
         self.texts = texts_of_run(whole)  # what the retrieval benchmark reads, too: kept in the cache
         self.generic = self.texts.rows(GENERIC_PROMPTS)
         data = encoder_data(self.pack, np.full((len(self.pack), 1), np.nan))
