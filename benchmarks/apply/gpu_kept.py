@@ -26,7 +26,7 @@ def measure(quick: bool) -> tuple[dict[str, float], list[dict]]:
     rows = [{**about, "measured_at": kept["commit"], "command": kept["command"]}]
     if CARD not in card["card"]:
         return kept["figures"], rows
-    return kept["figures"] | widest(kept["rows"]), rows + widest_rows(kept["rows"])
+    return kept["figures"] | widest(kept["rows"]), rows + ([] if quick else widest_rows(kept["rows"]))
 
 
 def _widest(rows: list[dict]) -> tuple[Shape, dict]:
