@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -152,9 +153,10 @@ def _iterated(layers: Sequence[Layer], width: int) -> tuple[Tensor, Tensor]:
 
     basis = _start(room.shape[1], width).float()
     for step in range(POWER_STEPS):
-        stretched = torch.zeros_like(basis)
+        stretched = torch.zeros(width, room.shape[1])
         for rows, _, weighted in seen(basis):
-            stretched.addmm_(rows.T, weighted)
+            stretched.addmm_(weighted.T, rows)
+        stretched = stretched.T.contiguous()
         basis = torch.linalg.qr(stretched.double())[0] if step == POWER_STEPS - 1 else _near_orthonormal(stretched)
     small = torch.zeros(width, width, dtype=torch.float64)
     for _, found, weighted in seen(basis.float()):
@@ -216,6 +218,7 @@ def _reduced(matrix: Tensor, width: int) -> Tensor:
     return torch.linalg.qr(matrix @ basis, mode="r").R @ basis.T
 
 
+@lru_cache(8)
 def _start(inputs: int, width: int) -> Tensor:
-    """(in, width) float64: where every iteration begins."""
+    """(in, width) float64: where every iteration begins; not to be changed."""
     return torch.randn(inputs, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
