@@ -8,11 +8,15 @@ import threading
 
 import numpy as np
 import pytest
+from conftest import emoji_factors, write_lora
 from retrieve_worlds import TopicTower
-from test_retrieve_exact import OPTIONS, PROMPTS, crowded
+from test_retrieve_exact import OPTIONS, PROMPTS, WORDS, crowded
 
+from autolora_core.cluster import command
+from autolora_core.encode.towers import LexicalTower
 from autolora_core.library import approximate, quick
 from autolora_core.library.approximate import DEPTH, NEAREST, Approximate, faiss_or_none, learnt, measured
+from autolora_core.library.index import Library
 from autolora_core.library.quick import EXACT, Quick
 from autolora_core.library.table import Table
 from autolora_core.retrieve import finalists, prepare, score
@@ -294,3 +298,26 @@ def test_encode_says_how_it_searches(monkeypatch, world):
     assert line.startswith(f"approximate, of {len(view.held)} vectors") and "50 files" in line
     monkeypatch.setattr(quick, "FROM", 10_000)
     assert prepare.warm(view, "emoji", TopicTower()) is None
+
+
+def test_encode_command_makes_it_and_retrieve_opens_it(monkeypatch, tmp_path, capsys):
+    """From LoRA files to an answer: nothing is learnt when a question comes, whatever came and went since."""
+    monkeypatch.setattr(prepare, "KEPT_FROM", 1)
+    monkeypatch.setattr(quick, "FROM", 20)
+    monkeypatch.setattr(finalists, "WHOLE", 0)
+    monkeypatch.setattr(command, "default_tower", lambda folders: LexicalTower())
+    loras, folder = tmp_path / "loras", tmp_path / "library"
+    for seed in range(40):
+        said = {"modelspec.title": f"{chr(97 + seed % 26)}{chr(97 + seed // 2)}otter {WORDS[seed % 12]}"}
+        write_lora(loras / f"otter number {seed}.safetensors", emoji_factors(seed, blocks=1), metadata=said)
+    arguments = ["--library", str(folder), "--loras", str(loras)]
+    assert command.main(arguments) == 0
+    assert "Search of weights for emoji: approximate, of 40 vectors" in capsys.readouterr().out
+    assert len(list(folder.glob("search-*.arrays"))) == 1
+    (loras / "otter number 7.safetensors").unlink()
+    with Library.open(folder) as library:
+        library.scan([loras])
+        monkeypatch.setattr(approximate, "learnt", None)
+        found = retrieve(library, "an otter", tower=LexicalTower(), use_text=False, threshold=0.0)
+    assert any("approximately" in note for note in found.notes) and len(found.picks) == 1
+    assert "number 7." not in found.picks[0].name

@@ -20,14 +20,15 @@ _outside = threading.local()
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """PyTorch's own thread count set to one inside, and back afterwards whatever happens.
+def one_thread(share: bool = True) -> Iterator[None]:
+    """PyTorch's own thread count set to one inside, and back afterwards whatever happens. Without ``share``
+    :func:`halves` is done by one thread, too: the second one is left to those who wait for an answer.
 
     It covers what PyTorch runs (MKL and OpenMP), for this thread; NumPy's BLAS has a setting of its own and keeps it.
     May be nested, and may be used as a decorator.
     """
     before, outermost = torch.get_num_threads(), getattr(_outside, "count", None)
-    _outside.count = before if outermost is None else outermost
+    _outside.count = (before if outermost is None else outermost) if share else 1
     torch.set_num_threads(1)
     try:
         yield

@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..encode.threads import halves, product
 from .table import ROUNDING, Bounds, Table
@@ -116,15 +117,11 @@ def _quantiser(faiss: ModuleType, centroids: np.ndarray | int) -> Any:
 def learnt(faiss: ModuleType, table: Table, tick: Tick = lambda done, total: None) -> Coded:
     """Axes, values and codes of all rows, a function of the ``table`` alone; ``tick(done, total)`` may raise."""
     sample, dim = _sampled(len(table)), table.rows.shape[1] + 1
-    first = _stretched(table, sample, 0.0).astype(np.float64)
-    values = np.linalg.eigvalsh(product(first.T.copy(), first) / len(first))
     spread = float(np.sqrt(np.mean(table.shift**2)))
-    stretch = float(np.sqrt(values[-1]) / spread) if spread > 1e-9 else 0.0
-    whole = _stretched(table, sample, stretch)
-    axes = np.linalg.eigh(product(whole.T.astype(np.float64, order="C"), whole.astype(np.float64)))[1][:, ::-1]
-    count = min(AXES, dim)
+    stretch = _axes(_stretched(table, sample, 0.0))[0][0].item() ** 0.5 / spread if spread > 1e-9 else 0.0
+    whole, count = _stretched(table, sample, stretch), min(AXES, dim)
     about = np.linalg.qr(np.random.default_rng(SEED).standard_normal((count, count)))[0]
-    turn = np.ascontiguousarray(axes[:, :count] @ about, np.float32)
+    turn = (_axes(whole)[1][:, :count] @ torch.from_numpy(about)).float().numpy()
     with _one_thread(faiss):
         quantiser = _quantiser(faiss, count)
         quantiser.train(product(whole, turn))
@@ -134,6 +131,14 @@ def learnt(faiss: ModuleType, table: Table, tick: Tick = lambda done, total: Non
         tick(start, len(table))
         found.codes[start : start + BLOCK] = found.encoded(faiss, table, slice(start, start + BLOCK))
     return found
+
+
+def _axes(rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean squares of rows (n, d) along their principal axes, largest first, and the axes (d, d) as columns, float64.
+    By PyTorch, whose threads, and with them the last digits, the caller has set."""
+    doubles = torch.from_numpy(rows).double()
+    values, axes = torch.linalg.eigh(doubles.T @ doubles / len(rows))
+    return values.flip(0), axes.flip(1)
 
 
 def _sampled(count: int) -> np.ndarray:

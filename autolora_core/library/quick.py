@@ -116,13 +116,14 @@ class Quick:
                 raise _Ended
 
         try:
-            with _one_at_a_time, one_thread():
+            with _one_at_a_time, one_thread(share=False):
                 self._learn(tick)
         except _Ended:
             pass
         except Exception as error:  # a full memory, a FAISS of another make: exact search goes on
             log.warning("searching exactly: %s: %s", type(error).__name__, error, exc_info=True)
 
+    @one_thread()
     def _learn(self, tick: Tick) -> None:
         faiss, texts = faiss_or_none(), self.texts()
         files = approximate.held_out(len(self.table), FILES_ASKED)
