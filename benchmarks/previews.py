@@ -26,11 +26,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from autolora_core.encode.calibrate import fit_logistic
 from autolora_core.encode.generic import GENERIC_PROMPTS
 from autolora_core.encode.set_encoder import MODULES
 from autolora_core.errors import AutoLoRAError
 from autolora_core.previews.difference import Difference, difference, latent_vector
 from autolora_core.previews.settings import NEUTRAL_PROMPTS
+from autolora_core.retrieve.odds import WEIGHT_PRIOR, among, bounded
 from autolora_core.train.steps import joined
 from benchmarks.previews_render import Rendering, chosen, rendered, seen_by_judge
 from benchmarks.results_file import write_results
@@ -52,6 +54,7 @@ RESPONSE, FILE = "weights: what the layers answer", "weights: the file alone"
 WEIGHTS = "weights: both"
 CELLS = ("zs", "zs_trigger_only", "zs_all", "zs_style")
 LATENT, JUDGED, NAMED = "pictures: latents, learned", "pictures: judge, learned", "pictures: judge's own words"
+SUM = ", fitted sum"
 SHUFFLED = "control: pictures of other LoRAs, learned"
 
 
@@ -85,8 +88,24 @@ class Study:
     def asking(self, name: str, part: str) -> np.ndarray:
         return by_prompt(self.scores[name], self.asked[part], self.texts)
 
-    def combine(self, names: Sequence[str], out: str) -> None:
-        """Log odds of the parts together, fitted on the validation part."""
+    def add_up(self, names: Sequence[str], out: str) -> None:
+        """As Retrieve adds its parts up: each a probability of its own, bounded by how often it is right on the
+        validation part, and p = 1 − Π(1 − p_part)."""
+        miss = np.prod([1 - np.nan_to_num(self._probability(name)) for name in names], axis=0)
+        self.scores[out] = -np.log(miss)
+
+    def _probability(self, name: str) -> np.ndarray:
+        asked = self.asked["validation"]
+        which = asked.of("name", *HEADLINE, "style")
+        own, z = asked.part(which), self.asking(name, "validation")[which]
+        heard = own.pool & (z > ABSENT / 2)
+        model = fit_logistic(z[heard & own.right][:, None], z[heard & ~own.right][:, None], WEIGHT_PRIOR)
+        right = int((ranks(z, own) < 1).sum())
+        model = among(model, int(self.asked["test"].pool.sum()))
+        return bounded(model.probability(self.scores[name][..., None]), (right + 1) / (len(z) + 2))
+
+    def fit_sum(self, names: Sequence[str], out: str) -> None:
+        """Log odds of the parts together, by one logistic of all z-scores, fitted on the validation part."""
         asked = self.asked["validation"]
         which = asked.of("name", *HEADLINE, "style")
         seen = {name: self.asking(name, "validation")[which] for name in names}
@@ -149,16 +168,18 @@ def row_of(study: Study, name: str, against: str | None) -> dict[str, Any]:
 
 
 def methods_of(study: Study) -> list[tuple[str, str | None]]:
-    """Every method and what it is to be compared with; combinations are fitted here."""
-    study.combine((RESPONSE, FILE), WEIGHTS)
+    """Every method and what it is to be compared with; they are put together here."""
+    study.add_up((RESPONSE, FILE), WEIGHTS)
+    study.fit_sum((RESPONSE, FILE), f"{WEIGHTS}{SUM}")
     pictures = (LATENT, JUDGED, NAMED, SHUFFLED)
     out: list[tuple[str, str | None]] = [(name, None) for name in (RESPONSE, FILE, WEIGHTS, *pictures)]
     for name in pictures:
         for base, parts in ((FILE, (FILE,)), (WEIGHTS, (RESPONSE, FILE))):
-            both = f"{base} + {name}"
-            study.combine((*parts, name), both)
-            out.append((both, base))
-    return out + [(name, None) for name in study.scores if name.startswith("control ")]
+            study.add_up((*parts, name), f"{base} + {name}")
+            out.append((f"{base} + {name}", base))
+        study.fit_sum((RESPONSE, FILE, name), f"{WEIGHTS} + {name}{SUM}")
+        out.append((f"{WEIGHTS} + {name}{SUM}", f"{WEIGHTS}{SUM}"))
+    return [*out, (f"{WEIGHTS}{SUM}", None), *((name, None) for name in study.scores if name.startswith("control "))]
 
 
 def figures_of(table: dict[str, dict], said: Sequence[Difference], pack: Pack) -> dict[str, float]:
