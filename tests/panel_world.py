@@ -48,9 +48,7 @@ def many(folder: Path, loras: Path, count: int) -> None:
     for i in range(count):
         digest = hashlib.sha256(b"%d" % i).hexdigest()
         title = f"{WORDS[i % len(WORDS)]} number {i}"
-        text = json.dumps(
-            {"title": title, "tags": [f"shelf {i % 7}"], "triggers": [], "description": "", "source": ""}
-        )
+        text = json.dumps({"title": title, "tags": [f"shelf {i % 7}"], "triggers": [], "description": "", "source": ""})
         name = b"made/%06d.safetensors" % i
         contents.append(
             (digest, 10**7, FAMILIES[i % 3], "", "[]", "lora", None, 16, "[]", None, "[0,0,0]", "[]", 1, now())
