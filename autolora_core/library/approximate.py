@@ -183,6 +183,12 @@ class Measured:
     deep: float
     kinds: Mapping[str, int]
 
+    @classmethod
+    def of_json(cls, said: Mapping[str, Any]) -> Measured:
+        """Of what ``asdict`` gives. Raises KeyError, TypeError or ValueError for anything else."""
+        kinds = {str(kind): int(count) for kind, count in said["kinds"].items()}
+        return cls(max(int(said["candidates"]), 1), float(said["recall"]), float(said["deep"]), kinds)
+
     @property
     def good(self) -> bool:
         return min(self.recall, self.deep) >= WANTED

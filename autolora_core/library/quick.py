@@ -73,6 +73,7 @@ class Quick:
     def __post_init__(self) -> None:
         self.found: Approximate | None = None
         self.measured: Measured | None = None  # also where it was not good enough
+        self._fault = ""
         self._tried, self._lock, self._thread = False, threading.Lock(), None
 
     @property
@@ -117,11 +118,13 @@ class Quick:
 
         try:
             with _one_at_a_time, one_thread(share=False):
-                self._learn(tick)
+                if not self._opened():  # somebody else may have made it meanwhile
+                    self._learn(tick)
         except _Ended:
             pass
         except Exception as error:  # a full memory, a FAISS of another make: exact search goes on
-            log.warning("searching exactly: %s: %s", type(error).__name__, error, exc_info=True)
+            self._fault = f"{type(error).__name__}: {error}"
+            log.warning("searching exactly: %s", self._fault, exc_info=True)
 
     @one_thread()
     def _learn(self, tick: Tick) -> None:
@@ -146,17 +149,18 @@ class Quick:
         kept = open_arrays(self.path) if self.path is not None else None
         try:
             found = None if kept is None else self._coded(faiss_or_none(), *kept, whole)
-        except (KeyError, TypeError, ValueError) as error:  # sound, but written by somebody else
+            if found is not None:
+                self._take(Approximate(faiss_or_none(), self.table, *found), found[1])
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            # Sound, but written by somebody else.
             log.warning("%s cannot be used (%s: %s); making it again", self.path, type(error).__name__, error)
             return False
-        if found is not None:
-            self._take(Approximate(faiss_or_none(), self.table, *found), found[1])
         return found is not None
 
     def _coded(self, faiss: ModuleType, said: Any, arrays: Any, whole: bool) -> tuple[Coded, Measured] | None:
-        told = Measured(**{**said["measured"], "kinds": dict(said["measured"]["kinds"])})
+        told = Measured.of_json(said["measured"])
         coded = Coded(arrays["turn"], float(said["stretch"]), arrays["centroids"], arrays["codes"])
-        if said["version"] != VERSION or not coded.fits(self.table.rows.shape[1]) or told.candidates < 1:
+        if said["version"] != VERSION or not coded.fits(self.table.rows.shape[1]):
             return None
         if said["order"] == _order(self.keys) and len(coded.codes) == len(self.table):
             return coded, told
@@ -198,7 +202,7 @@ class Quick:
         if faiss_or_none() is None:
             return "FAISS is not installed, or too old (python -m pip install -U faiss-cpu makes it quicker)"
         if self.measured is None:
-            return "approximate search is being made ready in the background"
+            return self._fault or "approximate search is being made ready in the background"
         low = min(self.measured.recall, self.measured.deep)
         return f"approximate search found {low:.1%} of what exact search finds, {WANTED:.1%} are wanted"
 
