@@ -13,7 +13,7 @@ from retrieve_worlds import TopicTower, weights_world
 from autolora_core.library import table
 from autolora_core.library.array_file import open_arrays, save_arrays
 from autolora_core.library.index import Library
-from autolora_core.retrieve import finalists, neighbours, prepare, ready, sayings, score
+from autolora_core.retrieve import finalists, leaders, neighbours, prepare, ready, sayings, score
 from autolora_core.retrieve.prepare import warm
 from autolora_core.retrieve.retrieve import retrieve
 from autolora_core.retrieve.view import ViewEntry, ViewText
@@ -59,7 +59,8 @@ def kept(folder):
 
 
 def nothing_is_worked_out(monkeypatch):
-    makers = (sayings.Sayings, "__init__"), (score, "ruler_of"), (prepare, "calibrate"), (table.Codes, "__init__")
+    makers = [(sayings.Sayings, "__init__"), (table.Codes, "__init__"), (score, "ruler_of"), (leaders, "log_odds")]
+    makers.append((prepare, "calibrate"))
     for place, name in makers:
         monkeypatch.setattr(place, name, None)
 
@@ -72,6 +73,10 @@ def test_what_was_kept_answers_as_what_was_made(tmp_path, monkeypatch):
     prepare._cache.clear()
     monkeypatch.setattr(sayings.Sayings, "__init__", None)  # working it out would fail
     assert answers(world(tmp_path)) == plain
+    monkeypatch.undo()
+    monkeypatch.setattr(prepare, "KEPT_FROM", 0)
+    monkeypatch.setattr(finalists, "WHOLE", 0)
+    warm(world(tmp_path), "emoji", TopicTower())  # as Encode does
     prepare._cache.clear()
     nothing_is_worked_out(monkeypatch)
     again = [retrieve(world(tmp_path), prompt, tower=TopicTower()).to_json() for prompt in PROMPTS]
@@ -92,7 +97,8 @@ def test_encode_makes_a_library_ready_and_again_when_files_come(tiny_lora, tmp_p
             library.fit(TopicTower())
             warm(library, "emoji", TopicTower())
             prepare._cache.clear()
-            assert len([*library.folder.glob("*.arrays")]) == 2, "the old state's are replaced"
+            names = sorted(path.name.partition("-")[0] for path in library.folder.glob("*.arrays"))
+            assert names == ["near", "ready", "usual"], "the old state's are replaced"
             monkeypatch.setattr(sayings.Sayings, "__init__", None)
             found = retrieve(library, "thing3", tower=TopicTower(), pinned=["like3"], family="emoji")
             monkeypatch.setattr(sayings.Sayings, "__init__", real)
@@ -143,8 +149,11 @@ def test_what_is_damaged_or_of_something_else_is_made_again(tmp_path, monkeypatc
     assert made == [1], "it was kept anew"
 
 
-@pytest.mark.parametrize("name", ["row", "said", "starts", "scale", "lexicon.starts", "ruler.mean", "texts", "groups",
-                                  "words_fine_codes", "weights_coarse_steps", "weights_fine_own"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    ["row", "said", "starts", "scale", "lexicon.starts", "ruler.mean", "texts", "groups", "words_fine_codes",
+     "weights_coarse_steps", "weights_fine_own"],
+)  # fmt: skip
 def test_arrays_that_do_not_fit_are_refused(tmp_path, name):
     """Sound to its checksums, but written by somebody else."""
     view = world(tmp_path)
@@ -154,6 +163,18 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path, name):
     save_arrays(kept(tmp_path), said, arrays)
     prepare._cache.clear()
     assert retrieve(view, PROMPTS[0], tower=TopicTower()).to_json() == first
+
+
+def test_rulers_of_other_loras_are_refused(tmp_path):
+    view = world(tmp_path)
+    first = retrieve(view, PROMPTS[0], tower=TopicTower()).to_json()
+    warm(view, "emoji", TopicTower())
+    (path,) = tmp_path.glob("usual-*.arrays")
+    said, arrays = open_arrays(path)
+    for wrong in ({"usual": arrays["usual"][:-5]}, {"others": arrays["usual"]}):
+        save_arrays(path, said, wrong)
+        prepare._cache.clear()
+        assert retrieve(view, PROMPTS[0], tower=TopicTower()).to_json() == first
 
 
 def test_nothing_is_kept_where_nothing_can_be_written(tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,20 +20,35 @@ BLOCK = 32
 # LoRAs that each part of the evidence proposes at first: a calibration needs the first two.
 BEGIN = 8
 MARGIN = 1e-6
-MAX_KNOWN = 20_000
+MAX_KNOWN, ALL_BLOCK = 20_000, 1024
 # A generic prompt that a LoRA's own words claim this surely is not an example of "nothing fits".
 CLAIMED = 0.5
 
 
 class Usual:
-    """The ruler of the LoRAs' combined log odds over the generic prompts; a LoRA is measured when it is needed."""
+    """The ruler of the LoRAs' combined log odds over the generic prompts; a LoRA is measured when it is needed, unless
+    all were measured before: ``kept`` (N, 2), what :meth:`of_all` gave."""
 
-    def __init__(self, scorer: Scorer, generic: Asked):
-        self._scorer, self._generic = scorer, generic
+    def __init__(self, scorer: Scorer, generic: Asked, kept: np.ndarray | None = None):
+        self._scorer, self._generic, self._kept = scorer, generic, kept
         self._known: dict[int, tuple[float, float]] = {}
+
+    def of_all(self, tick: Callable[[int, int], None]) -> np.ndarray:
+        """(N, 2) mean and deviation of every LoRA, known from now on; ``tick(done, total)`` may raise to interrupt."""
+        if self._kept is None:
+            found = np.zeros((len(self._scorer.entries), 2))
+            for start in range(0, len(found), ALL_BLOCK):
+                tick(start, len(found))
+                loras = self._scorer.everyone[start : start + ALL_BLOCK]
+                ruler = Ruler.measure(log_odds(self._scorer, self._generic, loras)[0].T, LOGIT_FLOOR)
+                found[loras] = np.stack([ruler.mean, ruler.deviation], axis=1)
+            self._kept = found
+        return self._kept
 
     def of(self, loras: np.ndarray) -> Ruler:
         """Of these LoRAs (n,)."""
+        if self._kept is not None:
+            return Ruler(self._kept[loras, 0], self._kept[loras, 1])
         missing = np.array(sorted(set(loras.tolist()) - self._known.keys()), int)
         if len(missing):
             if len(self._known) > MAX_KNOWN:

@@ -33,6 +33,7 @@ from .view import EntryLike, LibraryView
 log = logging.getLogger(__name__)
 CACHED_LIBRARIES = 4
 WARM_BLOCK = 32
+READY, USUAL = "ready", "usual"  # what is kept: all but the rulers of every LoRA, and these, which only Encode makes
 NAMED = 5  # files a note names; the report of Encode LoRA Library names them all
 # Which part of the work each step of preparing a library is, as progress shows it.
 WORDS, COMPARING, ASKING, CALIBRATING = (0.0, 0.4), (0.4, 0.5), (0.5, 0.75), (0.75, 1.0)
@@ -94,7 +95,7 @@ def prepare(
             return _cache[key]
     store, chosen, kept = view.text_tower(tower), candidates(view, family), None
     if use_weights and len(chosen) >= KEPT_FROM:
-        kept = Keeper.of(view, handle, family, tower.id, encoder.id if encoder else None)
+        kept = Keeper.of(view, READY, handle, family, tower.id, encoder)
     work = _Work(view, family, store, chosen, encoder, use_weights, use_text, asking, progress, pictures, kept)
     prepared = work.done()
     if key is not None:
@@ -172,12 +173,15 @@ class _Work:
     def _calibrated(self, scorer: Scorer, groups: np.ndarray, weights: bool, ready: Ready | None) -> Calibration:
         plain = self.use_text and self.asking is None  # as it is kept
         if ready is not None and plain:
-            return calibrated(scorer, ready.calibration, weights, self.use_text)
+            keeper = Keeper.of(self.view, USUAL, self.view.handle, self.family, self.store.id, self.encoder)
+            rulers = keeper.open() if keeper is not None else None
+            usual = rulers.arrays["usual"] if rulers is not None else None
+            return calibrated(scorer, ready.calibration, usual, weights, self.use_text)
         progress = _portion(self.progress, *CALIBRATING)
         arrays = scorer.to_arrays() if plain and self.kept is not None else None
         found = calibrate(scorer, groups, weights, self.use_text, self.asking, progress)
         if arrays is not None:
-            self.kept.save(arrays, groups, calibration_json(scorer, found))
+            self.kept.save({**arrays, "groups": groups}, calibration_json(scorer, found))
         return found
 
     def _silent_note(self, scorer: Scorer, weights: bool) -> list[str]:
@@ -232,9 +236,18 @@ def warm(view: LibraryView, family: str, tower: TextTower, progress: Progress | 
     if len(chosen) >= KEPT_FROM:
         prepared = prepare(view, family, tower, progress=_portion(progress, 0.6, 0.7))
         prepared.scorer.quick.make(_ticking(_portion(progress, 0.7, 0.75)))
-        prepared.neighbourhood.keep_lists(_ticking(_portion(progress, 0.75, 1.0)))
+        prepared.neighbourhood.keep_lists(_ticking(_portion(progress, 0.75, 0.95)))
+        _keep_usual(view, family, tower, prepared.calibration, _ticking(_portion(progress, 0.95, 1.0)))
         return prepared.scorer.quick.line()
     return None
+
+
+def _keep_usual(
+    view: LibraryView, family: str, tower: TextTower, calibration: Calibration, tick: Callable[[int, int], None]
+) -> None:
+    keeper = Keeper.of(view, USUAL, view.handle, family, tower.id, view.encoder(family, tower.id))
+    if keeper is not None and keeper.open() is None:
+        keeper.save({"usual": calibration.ruler.of_all(tick)}, {})
 
 
 def _encode_words(store: CachedTower, entries: list[EntryLike], progress: Progress | None) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..encode.encoder import WeightEncoder
 from ..library.array_file import open_arrays, said_of, save_arrays
 from ..library.table_state import processor
 from ..portable import file_stem
@@ -42,7 +43,7 @@ def _program() -> str:
 
 @dataclass(frozen=True)
 class Ready:
-    """The arrays of a :class:`.score.Scorer`, ``groups`` among them, and what :mod:`.tune` made of it."""
+    """The arrays of a :class:`.score.Scorer` and ``groups``, and what :mod:`.tune` made of it."""
 
     arrays: Mapping[str, np.ndarray]
     calibration: Mapping[str, Any]
@@ -61,12 +62,15 @@ class Keeper:
     key: str
 
     @classmethod
-    def of(cls, view: LibraryView, handle: dict, family: str, tower: str, encoder: str | None) -> Keeper | None:
-        """Of one family of a view; None where nothing is kept."""
-        path = view.kept(f"ready-{file_stem(family)}") if handle else None
+    def of(
+        cls, view: LibraryView, name: str, handle: dict, family: str, tower: str, encoder: WeightEncoder | None
+    ) -> Keeper | None:
+        """``name`` of one family of a view; None where nothing is kept."""
+        path = view.kept(f"{name}-{file_stem(family)}") if handle else None
         if path is None:
             return None
-        state = json.dumps([handle, family, tower, encoder, _program()], sort_keys=True, default=str)
+        made_by = encoder.id if encoder is not None else None
+        state = json.dumps([handle, family, tower, made_by, _program()], sort_keys=True, default=str)
         return cls(path, hashlib.sha256(state.encode()).hexdigest())
 
     def open(self) -> Ready | None:
@@ -77,6 +81,6 @@ class Keeper:
         found = open_arrays(self.path)
         return None if found is None else Ready(found[1], found[0].get("calibration", {}))
 
-    def save(self, arrays: Mapping[str, np.ndarray], groups: np.ndarray, calibration: Mapping[str, Any]) -> bool:
+    def save(self, arrays: Mapping[str, np.ndarray], calibration: Mapping[str, Any]) -> bool:
         """Keep it; False where nothing can be written."""
-        return save_arrays(self.path, {"key": self.key, "calibration": calibration}, {**arrays, "groups": groups})
+        return save_arrays(self.path, {"key": self.key, "calibration": calibration}, arrays)

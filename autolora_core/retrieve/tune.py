@@ -54,15 +54,19 @@ def calibration_json(scorer: Scorer, calibration: Calibration) -> dict:
     }  # fmt: skip
 
 
-def calibrated(scorer: Scorer, said: Mapping[str, Any], use_weights: bool, use_text: bool) -> Calibration:
-    """``scorer`` as :func:`calibrate` left it when it found ``said``."""
+def calibrated(
+    scorer: Scorer, said: Mapping[str, Any], usual: np.ndarray | None, use_weights: bool, use_text: bool
+) -> Calibration:
+    """``scorer`` as :func:`calibrate` left it when it found ``said``; ``usual``: see :meth:`.Usual.of_all`."""
+    if usual is not None and usual.shape != (len(scorer.entries), 2):
+        raise ValueError("rulers of other LoRAs")
     model, none_fits = (
         Logistic(float(bias), np.array(slope, np.float64), tuple(examples))
         for bias, slope, examples in (said["weight_model"], said["none_fits"])
     )
     scorer.weight_model, scorer.weight_claim = model, float(said["weight_claim"])
     generic = Asking.of(scorer, list(GENERIC_PROMPTS), use_weights, use_text, None)
-    return Calibration(NoneFits(none_fits), Usual(scorer, generic.asked(slice(None))), tuple(said["examples"]))
+    return Calibration(NoneFits(none_fits), Usual(scorer, generic.asked(slice(None)), usual), tuple(said["examples"]))
 
 
 def near_groups(scorer: Scorer, pairs: Sequence[tuple[str, str]]) -> np.ndarray:

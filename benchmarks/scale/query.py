@@ -100,7 +100,7 @@ def cold(folder: Path) -> dict[str, float]:
 
 def _forget(folder: Path) -> None:
     """What was made ahead."""
-    for kept in [*folder.glob("ready-*.arrays"), *folder.glob("near-*.arrays")]:
+    for kept in [*folder.glob("ready-*.arrays"), *folder.glob("near-*.arrays"), *folder.glob("usual-*.arrays")]:
         kept.unlink()
 
 
