@@ -74,11 +74,18 @@ def test_loras_outside_the_gate_are_added_beside_it(ran):
     assert (with_one - close(fl.layer(fl.three(), {"layer": fl.gate()}), given)).abs().max() > 0.1
 
 
-def test_a_plain_sum_needs_no_gate(ran):
-    given = fl.inputs()
-    out = close(fl.layer(fl.three(), None), given)
-    wanted = given.y0 + sum(given.x @ one.delta().float().T for one in fl.three())
-    assert not ran and (out - wanted).abs().max() < 1e-5
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_a_plain_sum_needs_no_gate(ran, dtype):
+    """Slices too: written beside one another."""
+    given, parts = fl.inputs(dtype), [fl.branch(n, 4, span=span) for n, span in enumerate(fl.PARTS)]
+    for loras in (fl.three(), parts):
+        layer = fl.layer(loras, None, dtype)
+        out = close(layer, given, dtype).double()
+        wanted = given.y0.double()
+        for one in loras:
+            wanted[..., slice(*one.span(fl.OUT))] += given.x.double() @ one.delta().T
+        assert (out - wanted).abs().max() < 2 * TOLERANCE[dtype] * (wanted - given.y0.double()).abs().max()
+        assert layer.factors is not None and not ran
 
 
 def test_gates_that_tell_loras_apart_and_move(ran):
