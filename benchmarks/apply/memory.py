@@ -1,7 +1,7 @@
 """Part ``memory``: bytes that each way allocates and moves at a layer, counted and not sampled; what training keeps.
 
 Every allocation and release of PyTorch's own allocator is noted by its profiler. ``peak_extra``: the most that was
-there at once, less the base's output and the result, which every way needs.
+there at once, less the base's output, which is there without LoRAs too.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def layer_rows(shape: Shape, dtype: torch.dtype, count: int, rank: int) -> list[
             rows.append({
                 "what": "layer", "shape": shape.name, "tokens": shape.tokens, "out": shape.out, "k": count,
                 "rank": rank, "dtype": name_of(dtype), "way": name, "branch_bytes": branch, "peak_bytes": peak,
-                "peak_extra_over_one_branch": (peak - 2 * branch) / branch,
+                "peak_extra_over_one_branch": (peak - branch) / branch,
             })  # fmt: skip
     return rows
 

@@ -172,7 +172,7 @@ def _memory(rows: Rows) -> str:
     shape = next(row for row in rows if "branch_bytes" in row)
     return f"""## Memory
 
-The most that is allocated at once beyond the base's output and the result, in sizes of one LoRA's output at the layer; counted by PyTorch's allocator ({shape["tokens"]} tokens, {shape["out"]} channels, rank {shape["rank"]}). Below zero: the result lies where the base's output lay.
+The most that is allocated at once beyond the base's output, in sizes of one LoRA's output at the layer; counted by PyTorch's allocator ({shape["tokens"]} tokens, {shape["out"]} channels, rank {shape["rank"]}). Ours writes the result where the base's output lay; by itself it makes a new one.
 
 {table(("LoRAs", "", "way", "sizes"), lines)}
 
