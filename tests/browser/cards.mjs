@@ -3,6 +3,7 @@
 
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
+import { cards as cardsOf, palettes } from "./looks.mjs";
 
 const { chromium } = createRequire(import.meta.url)("playwright-core");
 const MINUTE = 60_000;
@@ -41,7 +42,7 @@ try {
   await step("open the workflow", () => load(JSON.parse(readFileSync(job.workflow, "utf8"))));
   await step("run", async () => (seen.first = await run()));
   await step("look", async () => (seen.cards = await cards()));
-  await step("palettes", palettes);
+  await step("palettes", async () => (seen.contrast = await palettes(page, job.screenshots)));
   await step("keys alone", keys);
   await step("export", async () => Object.assign(seen, await page.evaluate(exported)));
   await step("load again", () => load(seen.saved));
@@ -105,6 +106,10 @@ async function showNode(type) {
   await page.waitForTimeout(300);
 }
 
+function cards() {
+  return cardsOf(page, job.screenshots, showNode);
+}
+
 async function run() {
   await page.evaluate(() => {
     globalThis.ended = new Promise((resolve) => {
@@ -119,80 +124,8 @@ async function run() {
   return ended;
 }
 
-// What every card shows, and whether pictures came.
-async function cards() {
-  const found = {};
-  for (const type of ["AutoLoRARetrieve", "AutoLoRAGatedApply", "AutoLoRAEncodeLibrary"]) {
-    await showNode(type);
-    if (job.screenshots) await page.screenshot({ path: `${job.screenshots}/${type}_${Date.now()}.png` });
-    found[type] = await page.evaluate((type) => {
-      const root = globalThis.rootOf(type);
-      return {
-        text: root.textContent,
-        cards: Array.from(root.querySelectorAll("article"), (card) => ({
-          name: card.getAttribute("aria-label"),
-          miss: card.classList.contains("al-miss"),
-          text: card.textContent,
-          pressed: Array.from(
-            card.querySelectorAll('[aria-pressed="true"]'),
-            (one) => one.getAttribute("aria-label") ?? one.textContent,
-          ),
-          strength: card.querySelector('input[type="range"]')?.value,
-          picture: card.querySelector(".al-tile img")?.naturalWidth ?? 0,
-          heat: card.querySelector("canvas")?.getAttribute("aria-label") ?? null,
-        })),
-        // All that can be pressed or moved has a name for those who do not see it.
-        nameless: Array.from(
-          root.querySelectorAll("button, input"),
-          (one) => one.getAttribute("aria-label") || one.textContent,
-        ).filter((name) => !name.trim()).length,
-        hidden: globalThis
-          .our(type)
-          .widgets.filter((one) => one.hidden)
-          .map((one) => one.name),
-        said: root.querySelector('[role="status"]').textContent,
-      };
-    }, type);
-  }
-  found.told = await page.evaluate(() => globalThis.told);
-  await showNode("AutoLoRARetrieve");
-  return found;
-}
-
 function bodyText() {
   return page.evaluate(() => globalThis.rootOf("AutoLoRARetrieve").textContent);
-}
-
-// Contrast of the text of a card with the node behind it, in both palettes.
-async function palettes() {
-  seen.contrast = {};
-  for (const palette of ["light", "dark"]) {
-    await page.evaluate(
-      (palette) => globalThis.app.extensionManager.setting.set("Comfy.ColorPalette", palette),
-      palette,
-    );
-    await page.waitForTimeout(400);
-    if (job.screenshots) await page.screenshot({ path: `${job.screenshots}/palette_${palette}.png` });
-    seen.contrast[palette] = await page.evaluate(() => {
-      const light = (colour) => {
-        const [red, green, blue] = colour
-          .match(/[\d.]+/g)
-          .map(Number)
-          .map((one) => (one / 255 <= 0.03928 ? one / 255 / 12.92 : ((one / 255 + 0.055) / 1.055) ** 2.4));
-        return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
-      };
-      const probe = document.createElement("i");
-      document.body.append(probe);
-      probe.style.color = globalThis.LiteGraph.NODE_DEFAULT_BGCOLOR;
-      const behind = light(getComputedStyle(probe).color);
-      probe.remove();
-      const of = (selector) => {
-        const text = light(getComputedStyle(globalThis.rootOf("AutoLoRARetrieve").querySelector(selector)).color);
-        return (Math.max(text, behind) + 0.05) / (Math.min(text, behind) + 0.05);
-      };
-      return { name: of(".al-name"), reason: of(".al-reason") };
-    });
-  }
 }
 
 // From the fold down to every control of the card of the otter, without a pointer. Keys that mean something to the canvas
@@ -268,7 +201,9 @@ async function known() {
   await page.waitForFunction(() => globalThis.rootOf("AutoLoRARetrieve").querySelector("article"));
   await showNode("AutoLoRAGatedApply");
   await page.waitForFunction(() => globalThis.rootOf("AutoLoRAGatedApply").querySelector("article"));
-  seen.known.apply = await page.evaluate(() => globalThis.rootOf("AutoLoRAGatedApply").querySelectorAll(".al-row").length);
+  seen.known.apply = await page.evaluate(
+    () => globalThis.rootOf("AutoLoRAGatedApply").querySelectorAll(".al-row").length,
+  );
   await showNode("AutoLoRARetrieve");
 }
 
@@ -307,19 +242,17 @@ async function many() {
     });
     const picks = Array.from({ length: 10_000 }, (_, number) => one(number));
     const start = performance.now();
-    globalThis
-      .our("AutoLoRARetrieve")
-      .autoloraCards.show({
-        format: "autolora-cards/1",
-        kind: "retrieve",
-        library: "",
-        family: "emoji",
-        picks,
-        misses: [],
-        none_reason: null,
-        notes: [],
-        added: [],
-      });
+    globalThis.our("AutoLoRARetrieve").autoloraCards.show({
+      format: "autolora-cards/1",
+      kind: "retrieve",
+      library: "",
+      family: "emoji",
+      picks,
+      misses: [],
+      none_reason: null,
+      notes: [],
+      added: [],
+    });
     const root = globalThis.rootOf("AutoLoRARetrieve");
     const settle = () => new Promise((resolve) => setTimeout(resolve, 500));
     await settle();
