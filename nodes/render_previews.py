@@ -150,7 +150,9 @@ def _required(samplers: list[str], schedulers: list[str]) -> dict[str, tuple]:
         "clip": ("CLIP", {"tooltip": "Its text encoder."}),
         "vae": ("VAE", {"tooltip": "Its VAE."}),
         "prompts": ("STRING", {"default": "\n".join(NEUTRAL_PROMPTS), "multiline": True, "tooltip": neutral}),
-        "seed": _whole(0, 0, 2**64 - 1, "Noise of the first prompt; each prompt has its own, the same for all LoRAs."),
+        "seed": _fixed(
+            _whole(0, 0, 2**64 - 1, "Noise of the first prompt; each prompt has its own, the same for all LoRAs.")
+        ),
         "steps": _whole(20, 1, 1000, "Steps of sampling a picture. Few are enough to tell LoRAs apart."),
         "cfg": _number(4.0, 0.0, 100.0, 0.1, "Guidance; 1 for FLUX."),
         "sampler_name": (samplers, {"default": "euler", "tooltip": "Sampler of the pictures."}),
@@ -187,6 +189,11 @@ def _optional(clips: list[str]) -> dict[str, tuple]:
 
 def _whole(default: int, low: int, high: int, tip: str, step: int = 1) -> tuple:
     return ("INT", {"default": default, "min": low, "max": high, "step": step, "tooltip": tip})
+
+
+def _fixed(seed: tuple) -> tuple:
+    """One that moves by itself, as the page has it for seeds, would render all anew at every run."""
+    return (seed[0], {**seed[1], "control_after_generate": False})
 
 
 def _number(default: float, low: float, high: float, step: float, tip: str) -> tuple:

@@ -52,7 +52,9 @@ class AutoLoRATrainFusionGate:
                                   "tooltip": "Guidance of these pictures; 1 for FLUX."}),
                 "sampler_name": (sampler_names(), {"tooltip": "Sampler of these pictures."}),
                 "scheduler": (scheduler_names(), {"tooltip": "Scheduler of these pictures."}),
-                "seed": whole(0, 0, 2**64 - 1, "Noise of these pictures."),
+                # one that moves by itself, as the page has it for seeds, would train anew at every run
+                "seed": ("INT", {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": False,
+                                 "tooltip": "Noise of these pictures."}),
             },
             "optional": {
                 "index": ("LORA_INDEX", {"tooltip": "LoRAs to learn from: those of the library that fit the model."}),

@@ -10,7 +10,6 @@ from workflow_files import (
     FOLDER,
     NAMES,
     OTHER_BASES,
-    OTHER_MODELS,
     api_file,
     api_wires,
     drawn,
@@ -22,6 +21,7 @@ from workflow_files import (
     ui_nodes,
     ui_wires,
     widget_values,
+    with_names_of_other_models,
 )
 
 from scripts._lib.client import ExecutionFailed
@@ -88,13 +88,8 @@ def test_nothing_in_the_ui_file_lies_on_top_of_something_else(name):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """The demo models, and files with the names that the workflows for other bases ask for: menus list names alone."""
     need_demo_models()
-    models = dict(DEMO_MODELS)
-    for kind, file in OTHER_MODELS:
-        folder = tmp_path_factory.mktemp(kind)
-        (folder / file).write_bytes(b"")
-        models[kind] = [*models.get(kind, []), folder]
+    models = with_names_of_other_models(DEMO_MODELS, tmp_path_factory)
     with ComfyServer(tmp_path_factory.mktemp("workflows"), models=models) as server:
         yield server
 

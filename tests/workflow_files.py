@@ -20,6 +20,16 @@ NOTES = {"Note", "MarkdownNote"}  # known to the front end alone
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 
+def with_names_of_other_models(models: dict[str, list[Path]], tmp_path_factory: Any) -> dict[str, list[Path]]:
+    """The folders, and some with empty files of the names that workflows for other bases ask for: menus list names."""
+    models = dict(models)
+    for kind, file in OTHER_MODELS:
+        folder = tmp_path_factory.mktemp(kind)
+        (folder / file).write_bytes(b"")
+        models[kind] = [*models.get(kind, []), folder]
+    return models
+
+
 def ui_file(name: str) -> dict[str, Any]:
     return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 

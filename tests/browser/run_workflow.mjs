@@ -1,6 +1,6 @@
 // Opens a workflow in ComfyUI's own front end as a person does (Ctrl+O, choose the file), presses Run, waits for the end,
 // and prints what was seen as one line of JSON. Usage: node run_workflow.mjs '{"url", "file", "profile", "screenshot"?}'
-// With "menus" every menu of the graph is opened too: names of files are shown there.
+// With "run": false it is only opened. With "menus" every menu of the graph is opened too: names of files are shown there.
 
 import { createRequire } from "node:module";
 
@@ -29,8 +29,10 @@ try {
   await step("open the front end", () => openFrontEnd(page));
   await step("open the workflow", () => openWorkflow(page));
   await step("look at it", () => look(page));
-  await step("press Run and wait", () => run(page));
-  await step("see the results", () => results(page));
+  if (job.run !== false) {
+    await step("press Run and wait", () => run(page));
+    await step("see the results", () => results(page));
+  }
   if (job.menus) await step("open the menus", () => menus(page));
   if (job.screenshot) await step("take a picture", () => takePicture(page));
 } finally {
