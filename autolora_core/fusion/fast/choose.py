@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterable
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -61,4 +60,8 @@ def tell_once(reason: str) -> None:
 
 @functools.cache
 def _has_triton() -> bool:
-    return find_spec("triton") is not None
+    try:
+        import triton  # noqa: F401
+    except Exception:  # whatever a broken installation says
+        return False
+    return True
