@@ -24,7 +24,7 @@ from ..lora.modules import sort_modules
 from ..portable import openable
 
 BLOCK = 1 << 20  # bytes read, hashed while they are in the cache, and looked up from to see whether to stop
-PORTION = 8 << 20  # bytes of tensors that are encoded together
+PORTION = 16 << 20  # bytes of tensors that are encoded together
 HELD_BYTES = 256 << 20
 BEING_WRITTEN = "it is being written just now; scan again later"
 
