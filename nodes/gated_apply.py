@@ -78,9 +78,9 @@ class AutoLoRAGatedApply:
         shown = {"text": [applied.report], "autolora": [card]}
         return {"ui": shown, "result": (applied.model, applied.clip, applied.report)}
 
-    def apply(self, model: Any, **inputs: Any) -> tuple[Any, Any, str]:
-        """Model, CLIP and report; the inputs by name."""
-        applied = self._applied(model, **inputs)
+    def apply(self, model: Any, *given: Any, **inputs: Any) -> tuple[Any, Any, str]:
+        """Model, CLIP and report; the inputs by name, or in their order."""
+        applied = self._applied(model, *given, **inputs)
         return applied.model, applied.clip, applied.report
 
     def _applied(
