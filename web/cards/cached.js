@@ -19,15 +19,11 @@ export async function cachedCard(api, promptId, id) {
   return null;
 }
 
-// A node and everything it depends on, as text.
-function before(graph, id, known = new Map()) {
-  if (!known.has(id)) {
-    known.set(id, ""); // a loop would not end
-    const inputs = Object.entries(graph[id]?.inputs ?? {}).map(([name, value]) => {
-      const linked = Array.isArray(value) && value.length === 2 && String(value[0]) in graph;
-      return [name, linked ? [before(graph, String(value[0]), known), value[1]] : value];
-    });
-    known.set(id, JSON.stringify([id, graph[id]?.class_type, inputs]));
-  }
-  return known.get(id);
+// A node and everything it depends on, as text: every node once, however many ways lead to it.
+function before(graph, id) {
+  const reached = new Set([id]);
+  for (const at of reached) // what is added on the way is looked at, too
+    for (const value of Object.values(graph[at]?.inputs ?? {}))
+      if (Array.isArray(value) && value.length === 2 && String(value[0]) in graph) reached.add(String(value[0]));
+  return JSON.stringify([...reached].map((at) => [at, graph[at]?.class_type, graph[at]?.inputs]));
 }
