@@ -41,7 +41,8 @@ const graph = (start) => {
     made[i] = { class_type: "LoraLoader", inputs: { model: [`${i - 1}`, 0], clip: [`${i - 1}`, 1], strength: 1 } };
   return made;
 };
-const run = (start, card) => ({ prompt: [0, "", graph(start)], outputs: card ? { [depth]: { autolora: [card] } } : {} });
+const shown = (card) => (card ? { [depth]: { autolora: [card] } } : {});
+const run = (start, card) => ({ prompt: [0, "", graph(start)], outputs: shown(card) });
 const history = { a: run("x", "of x"), b: run("y", "of y"), c: run("x"), d: run("z") };
 const api = { fetchApi: async () => ({ json: async () => history }) };
 return Promise.all(["c", "d", "gone"].map((id) => it.cachedCard(api, id, String(depth))));
@@ -90,3 +91,17 @@ def test_a_line_is_pinned_for_the_card_where_it_is_for_the_node(tmp_path, line):
     script = "return [it.isListed(given[0], given[1]), it.listed(given[0], given[1], false)];"
     pinned, rest = said_by(tmp_path, "choices.js", script, [line, name])
     assert pinned == (taken == [name]) and (rest == "") == pinned
+
+
+def test_a_ban_in_full_leaves_others_of_that_name(tmp_path):
+    names = ["a/otter.safetensors", "b/otter.safetensors", "fox.safetensors"]
+    entries = [Entry(name) for name in names]
+    line = said_by(tmp_path, "choices.js", "return it.listed('', given, true);", names[1])
+    for pattern, shut in (
+        (line, [0, 1, 0]),
+        ("B\\Otter.safetensors", [0, 1, 0]),
+        ("otter", [1, 1, 0]),
+        ("*/ott*", [1, 1, 0]),
+    ):
+        assert read_wishes(entries, entries, "sdxl", [], [pattern], 1.0)[1].tolist() == shut, pattern
+    assert not read_wishes([], [], "sdxl", [], [line], 1.0)[1].size

@@ -25,7 +25,10 @@ def read_wishes(
     """Pinned LoRAs with their strengths, the banned mask (N,), and notes on bans that hit nothing."""
     notes, shut = [], np.zeros(len(entries), bool)
     for pattern in _lines(banned):
-        hit = np.array([_matches(entry, pattern) for entry in entries], bool)
+        # In full it is that one alone: cards write it so, and files in two folders may share a name.
+        hit = np.array([_plain(entry.name) == _plain(pattern) for entry in entries], bool)
+        if not hit.any():
+            hit = np.array([_matches(entry, pattern) for entry in entries], bool)
         if not hit.any():
             notes.append(f"Nothing in the library is called {pattern!r}, so banning it changed nothing.")
         shut |= hit if len(hit) else shut
