@@ -120,6 +120,19 @@ def test_a_limit_leaves_the_rest_for_the_next_run(tmp_path):
     assert (list(second.rendered), second.left, len(second.there)) == (["lora 4"], 0, 3)
 
 
+def test_those_that_fail_do_not_use_up_the_limit(tmp_path):
+    shelf, told = PreviewShelf(tmp_path), []
+
+    def tick(done, total, name):
+        told.append((done, total))
+
+    first = render(shelf, SETTINGS, WANTED, Painter(bad=(1, 2)), limit=1, tick=tick)
+    assert (list(first.rendered), list(first.failed), first.left) == (["lora 3"], ["lora 1", "lora 2"], 1)
+    assert told == [(0, 4), (1, 4), *[(2, 4)] * 4, (3, 4)], "each that fails can be cancelled at; no bar runs back"
+    second = render(shelf, SETTINGS, WANTED, Painter(bad=(1, 2)), limit=1)
+    assert (list(second.rendered), second.left) == (["lora 4"], 0)
+
+
 def test_one_that_fails_is_named_and_the_others_go_on(tmp_path):
     found = render(PreviewShelf(tmp_path), SETTINGS, WANTED, Painter(bad=(2,)))
     assert list(found.rendered) == ["lora 1", "lora 3", "lora 4"]

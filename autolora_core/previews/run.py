@@ -51,7 +51,7 @@ class Camera(Protocol):
 @dataclass
 class Outcome:
     """``rendered``: name → what its pictures say; ``there``: names of those that had been rendered so; ``failed``: name
-    → why; ``left``: how many the limit left for the next run."""
+    → why; ``left``: how many the limit left for the next run, those that failed not among them."""
 
     rendered: dict[str, Difference] = field(default_factory=dict)
     there: list[str] = field(default_factory=list)
@@ -69,9 +69,10 @@ def render(
     limit: int = 0,
     tick: Tick = lambda done, total, name: None,
 ) -> Outcome:
-    """Render what is missing of ``wanted``, at most ``limit`` LoRAs (0: all), and keep ``kept`` pictures of each.
+    """Render what is missing of ``wanted``, at most ``limit`` LoRAs (0: all), and keep ``kept`` pictures of each. One
+    that fails does not count: it would take a place in every run, and with enough of them none would go on.
 
-    ``tick(done, total, name)`` is called before every picture and may raise to interrupt: LoRAs that were finished stay
+    ``tick(done, total, name)`` is called before every LoRA and picture and may raise to interrupt: what was finished stays
     finished. ``AutoLoRAError`` when the base itself cannot be sampled.
     """
     shelf.tidy()
@@ -83,14 +84,17 @@ def render(
             outcome.there.append(lora.name)
         else:
             missing.append(lora)
-    mine = missing[:limit] if limit else missing
-    outcome.left = len(missing) - len(mine)
-    if not mine:
+    if not missing:
         return outcome
-    steps = _Steps(tick, (len(mine) + 1) * prompts)
+    most = min(limit or len(missing), len(missing))
+    steps = _Steps(tick, (most + 1) * prompts)
     without = _without(shelf, settings, camera, kept, steps)
-    for number, lora in enumerate(mine, 1):
-        steps.at = number * prompts
+    for number, lora in enumerate(missing):
+        if len(outcome.rendered) == most:
+            outcome.left = len(missing) - number
+            break
+        steps.at = (len(outcome.rendered) + 1) * prompts
+        tick(steps.at, steps.total, lora.name)
         try:
             camera.put_in(lora.request)
             shots = _shots(camera, prompts, steps, lora.name)
