@@ -72,8 +72,8 @@ def render(
     """Render what is missing of ``wanted``, at most ``limit`` LoRAs (0: all), and keep ``kept`` pictures of each. One
     that fails does not count: it would take a place in every run, and with enough of them none would go on.
 
-    ``tick(done, total, name)`` is called before every LoRA and picture and may raise to interrupt: what was finished stays
-    finished. ``AutoLoRAError`` when the base itself cannot be sampled.
+    ``tick(done, total, name)`` is called before every picture and after a failure, and may raise to interrupt: LoRAs
+    that were finished stay finished. ``AutoLoRAError`` when the base itself cannot be sampled.
     """
     shelf.tidy()
     prompts, outcome = len(settings.prompts), Outcome()
@@ -94,13 +94,13 @@ def render(
             outcome.left = len(missing) - number
             break
         steps.at = (len(outcome.rendered) + 1) * prompts
-        tick(steps.at, steps.total, lora.name)
         try:
             camera.put_in(lora.request)
             shots = _shots(camera, prompts, steps, lora.name)
             vectors = _stacked(shots)
         except AutoLoRAError as error:
             outcome.failed[lora.name] = error.message
+            tick(steps.at, steps.total, lora.name)
             continue
         changes = {space: rows - without.vectors[space] for space, rows in vectors.items()}
         record = Record(settings.id, changes, camera.towers, lora.name)
