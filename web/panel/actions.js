@@ -1,5 +1,7 @@
 // What can be done with a LoRA of the list: copy its name or trigger words, pin it in a Retrieve node.
 
+import { isListed, listed } from "../cards/choices.js";
+
 const RETRIEVE = "AutoLoRARetrieve";
 
 /** Put a text on the clipboard; false where the browser refuses. */
@@ -30,18 +32,27 @@ export function retrieveNode(app) {
   return selected[0] ?? (all.length === 1 ? all[0] : null);
 }
 
-/** Add a name to the `pinned` lines of a Retrieve node; what was done, in words. */
+/** Add a name to the `pinned` lines of a Retrieve node, and take it out of `banned`; what was done, in words. */
 export function pin(app, name) {
   if (/[\r\n]/.test(name)) return "This file has a line break in its name: rename it to pin it.";
   const node = retrieveNode(app);
   if (!node) return "Select a node Retrieve LoRAs from Prompt first.";
-  const widget = node.widgets?.find((one) => one.name === "pinned");
-  if (!widget) return "This Retrieve node has no field pinned.";
-  const lines = String(widget.value ?? "").split("\n").filter((line) => line.trim());
-  if (lines.includes(name)) return "It is pinned there already.";
-  widget.value = [...lines, name].join("\n");
-  widget.callback?.(widget.value);
+  const [pinned, banned] = ["pinned", "banned"].map((field) => node.widgets?.find((one) => one.name === field));
+  if (!pinned) return "This Retrieve node has no field pinned.";
+  if (isLinked(node, "pinned")) return "Its field pinned is connected to another node: add the name there.";
+  if (isListed(pinned.value, name)) return "It is pinned there already.";
+  write(pinned, listed(pinned.value, name, true));
+  if (banned && !isLinked(node, "banned") && isListed(banned.value, name)) write(banned, listed(banned.value, name, false));
   node.setDirtyCanvas?.(true, true);
   app.extensionManager?.workflow?.activeWorkflow?.changeTracker?.checkState?.();
   return `Pinned in “${node.title ?? RETRIEVE}”.`;
+}
+
+function isLinked(node, field) {
+  return Boolean(node.inputs?.some((input) => input.widget?.name === field && (input.link ?? null) !== null));
+}
+
+function write(widget, value) {
+  widget.value = value;
+  widget.callback?.(value);
 }

@@ -26,7 +26,7 @@ export class Panel {
     this.details = new Details({
       app, api, similar: (row) => this.#similar(row), closed: () => this.#back(), say: (words) => this.#say(words),
     });
-    this.map = new MapView(api, { 
+    this.map = new MapView(api, {
       chosen: (row) => this.details.show(row, this.library), say: (words, bad) => this.#say(words, bad),
       shown: ({ families }) => this.#families(families),
     });
@@ -57,23 +57,37 @@ export class Panel {
   async #libraries() {
     this.#say("Reading the library …");
     try {
-      const { libraries } = await ask(this.api, "libraries", {});
-      this.chooser.replaceChildren(...libraries.map(({ name }) => make("option", { value: name, text: plain(name) })));
-      this.chooser.hidden = libraries.length < 2;
-      if (!libraries.length) return this.#say("There is no library yet: run Encode LoRA Library once.");
-      const usual = libraries.find(({ name }) => name === "default") ?? libraries[0];
-      this.chooser.value = usual.name;
-      this.#open(usual.name);
+      const names = await this.#chooser();
+      this.library = "";
+      if (!names.length) return this.#say("There is no library yet: run Encode LoRA Library once.");
+      this.chooser.value = names.includes("default") ? "default" : names[0];
+      this.#open(this.chooser.value);
     } catch (error) {
       this.#say(error.message, true);
     }
   }
 
-  /** Look again: the library may have changed. Called whenever the panel is opened, and after every prompt. */
+  /** The names of all libraries, to choose from where there are several. */
+  async #chooser() {
+    const { libraries } = await ask(this.api, "libraries", {});
+    const names = libraries.map(({ name }) => name);
+    if (String(names) !== String(Array.from(this.chooser.options, ({ value }) => value))) {
+      this.chooser.replaceChildren(...names.map((name) => make("option", { value: name, text: plain(name) })));
+      this.chooser.value = this.library;
+    }
+    this.chooser.hidden = names.length < 2;
+    return names;
+  }
+
+  /** Look again: libraries may have come, gone or changed. Called whenever the panel is opened, and after a prompt. */
   async again() {
     if (!this.library) return this.#libraries();
     try {
-      const { generation } = await ask(this.api, "entries", { library: this.library, limit: 1 });
+      const names = await this.#chooser();
+      if (!names.includes(this.library)) return this.#libraries();
+      const { library } = this;
+      const { generation } = await ask(this.api, "entries", { library, limit: 1 });
+      if (library !== this.library) return; // another one was chosen meanwhile, and is being read
       if (generation === this.generation) return this.list.restore();
       this.map.clear();
       if (this.list.top > 0) this.#say("The library has changed: search again to see it as it is now.");
