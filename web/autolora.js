@@ -70,6 +70,10 @@ app.registerExtension({
       api.addEventListener(event, ({ detail }) =>
         guarded(event, () => nodeOf(detail?.node)?.autoloraCards?.[method]?.(detail)),
       );
+    for (const event of ["execution_error", "execution_interrupted"])
+      api.addEventListener(event, ({ detail }) =>
+        guarded(event, () => nodeOf(detail?.node_id)?.autoloraCards?.stopped?.()),
+      );
     api.addEventListener("execution_cached", ({ detail }) => (reused = detail?.nodes ?? []));
     api.addEventListener("execution_success", ({ detail }) =>
       guarded("showing reused results", () => showReused(detail)),

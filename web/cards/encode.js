@@ -6,14 +6,20 @@ import { lazyList } from "./list.js";
 export const VIEW = { title: "LoRA library", height: 120 };
 const OFTEN = 5000; // milliseconds between two things said aloud
 
-// Returns { show(card), progress(message) }.
+// Returns { show(card), progress(message), stopped() }.
 export function encodeCards(host) {
-  let [list, said] = [null, 0];
-  host.headline("Cards");
-  host.body.replaceChildren(el("p", { class: "al-empty", text: "Run to read the LoRA files and see what they are." }));
+  let [list, said, last, working] = [null, 0, null, false];
+  waiting();
+
+  function waiting() {
+    host.headline("Cards");
+    const text = "Run to read the LoRA files and see what they are.";
+    host.body.replaceChildren(el("p", { class: "al-empty", text }));
+  }
 
   function show(card) {
     list?.forget();
+    [last, working] = [card, false];
     const trouble = card.problems.length + card.problems_left_out;
     host.headline(`${counted(card.files, "file")}${trouble ? ` · ${counted(trouble, "note")}` : ""}`);
     const most = Math.max(1, ...card.families.map((one) => one.count));
@@ -44,6 +50,7 @@ export function encodeCards(host) {
   }
 
   function progress(told) {
+    working = true;
     const rate = told.rate === null ? "" : ` · ${told.rate < 10 ? told.rate : Math.round(told.rate)} a second`;
     const left = told.seconds === null ? "" : ` · ${duration(told.seconds)} left`;
     const line = `${told.step} ${told.done.toLocaleString("en")} of ${told.total.toLocaleString("en")}${rate}${left}`;
@@ -56,7 +63,16 @@ export function encodeCards(host) {
     said = Date.now();
     host.say(line);
   }
-  return { show, progress };
+
+  // The run was cancelled or failed: what was known before is shown again, not how far it came.
+  function stopped() {
+    if (!working) return;
+    working = false;
+    if (last) show(last);
+    else waiting();
+    host.say("Stopped before its end.", true);
+  }
+  return { show, progress, stopped };
 }
 
 function summary(card) {
