@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ WITH RECURSIVE found(root) AS (
     UNION ALL SELECT (SELECT MIN(root) FROM files WHERE root > found.root) FROM found WHERE found.root IS NOT NULL)
 SELECT root FROM found WHERE root IS NOT NULL"""
 _entries: dict[tuple[str, int, str], list[Entry]] = {}
+_entries_lock = threading.Lock()
 
 
 class Library:
@@ -202,13 +204,16 @@ class Library:
         Left out unless asked for: files not there now, and files hidden by one of the same name in an earlier root.
         """
         key = (str(self.folder), self.generation, json.dumps(self.scope.to_json()) if self.scope else "")
-        if key not in _entries:
-            while len(_entries) >= MAX_HELD:
-                _entries.pop(next(iter(_entries)), None)
-            _entries[key] = self._read_entries()
+        found = _entries.get(key)
+        if found is None:
+            found = self._read_entries()
+            with _entries_lock:  # the panel's threads ask beside the nodes
+                while len(_entries) >= MAX_HELD:
+                    del _entries[next(iter(_entries))]
+                _entries[key] = found
         return [
             entry
-            for entry in _entries[key]
+            for entry in found
             if (family is None or entry.family == family)
             and (include_missing or not entry.missing)
             and (include_shadowed or not entry.shadowed)

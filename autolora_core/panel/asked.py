@@ -11,7 +11,6 @@ from ..errors import SelectionError
 MOST_ROWS = 200  # of one page
 MAX_TEXT = 400  # letters of a search, and of any other value
 MAX_OFFSET = 10**8
-VIEWS = ("all", "duplicates", "problems")
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ import numpy as np
 
 from ..library.entries import Entry
 from ..library.index import Library
+from ..previews.shelf import FOLDER, SUFFIXES
 
 MAX_TERMS = 12
 MAX_SHOWN = 300  # letters of one text of a row
 MAX_DESCRIPTION = 600
-DRAWN = "previews"  # folder in the index of the samples that were drawn: <sha256>.webp or .png
 HELD_SEARCHES = 16
 HELD = 2
 # While files are being read in the background the library changes at every commit. A list that took a second to make
@@ -88,12 +88,12 @@ class Catalogue:
 
     def drawn(self) -> frozenset[str]:
         """Contents that a sample was drawn for, in the index folder; listed again when that has changed."""
-        folder = os.path.join(self.folder, DRAWN)
+        folder = os.path.join(self.folder, FOLDER)
         try:
             state = os.stat(folder).st_mtime_ns
             if self._drawn[0] != state:
                 names = (os.path.splitext(name) for name in os.listdir(folder))
-                self._drawn = state, frozenset(name for name, end in names if end in (".webp", ".png"))
+                self._drawn = state, frozenset(name for name, end in names if end in SUFFIXES)
         except OSError:
             return frozenset()
         return self._drawn[1]

@@ -69,8 +69,9 @@ def draw_map(library: Library, asked: Asked, stop: Stop) -> bytes:
 @one_thread()
 def map_of(library: Library, family: str, stop: Stop = lambda: False) -> Map:
     """The map of a family, from the cache where it is of this state of the library."""
+    generation = library.generation  # before the entries: what is read in between makes the map anew next time
     entries: dict[str, Entry] = {entry.hash: entry for entry in library.entries(family) if entry.hash}
-    state, path = f"{VERSION} {library.generation} {len(entries)}", map_path(library.folder, family)
+    state, path = f"{VERSION} {generation} {len(entries)}", map_path(library.folder, family)
     with _making.setdefault(str(path), threading.Lock()):
         if stop():
             raise Stopped

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 
 from ..library.entries import Entry
 from ..library.index import Library
-from .catalogue import DRAWN, catalogue_of
+from ..previews.shelf import FOLDER, SUFFIXES
+from .catalogue import catalogue_of
 
 MAX_BYTES = 16 << 20
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -30,7 +31,7 @@ def preview_of(library: Library, digest: str, roots: Iterable[str]) -> tuple[byt
         if found is not None:
             return found
     if digest in catalogue.by_hash and re.fullmatch(r"[0-9a-f]{64}", digest):
-        drawn = (read_picture_file(str(library.folder / DRAWN / f"{digest}{end}")) for end in (".webp", ".png"))
+        drawn = (read_picture_file(str(library.folder / FOLDER / f"{digest}{end}")) for end in SUFFIXES)
         return next(filter(None, drawn), None)
     return None
 
