@@ -272,7 +272,7 @@ def test_every_input_and_output_is_explained_on_the_page(world):
     assert all(f"| {name} |" in page for name in (*inputs, *node.RETURN_NAMES))
     apply = pack_module("nodes.gated_apply").AutoLoRAGatedApply.INPUT_TYPES()
     same = {name: spec for group in apply.values() for name, spec in group.items()}
-    assert set(inputs) == set(same) - {"record"}
+    assert set(inputs) == set(same) - {"record", "unique_id"}
     for name, spec in inputs.items():
         plain = [{k: v for k, v in one[1].items() if k not in ("tooltip", "step")} for one in (spec, same[name])]
         assert spec[0] == same[name][0] and plain[0] == plain[1]

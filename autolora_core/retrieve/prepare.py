@@ -125,7 +125,7 @@ class _Work:
 
     def done(self) -> Prepared:
         """All of it."""
-        ready = self.kept.open() if self.kept is not None else None
+        ready = self.kept.load() if self.kept is not None else None
         if ready is not None:
             try:
                 return self._made(ready)
@@ -174,7 +174,7 @@ class _Work:
         plain = self.use_text and self.asking is None  # as it is kept
         if ready is not None and plain:
             keeper = Keeper.of(self.view, USUAL, self.view.handle, self.family, self.store.id, self.encoder)
-            rulers = keeper.open() if keeper is not None else None
+            rulers = keeper.load() if keeper is not None else None
             usual = rulers.arrays["usual"] if rulers is not None else None
             return calibrated(scorer, ready.calibration, usual, weights, self.use_text)
         progress = _portion(self.progress, *CALIBRATING)
@@ -246,7 +246,7 @@ def _keep_usual(
     view: LibraryView, family: str, tower: TextTower, calibration: Calibration, tick: Callable[[int, int], None]
 ) -> None:
     keeper = Keeper.of(view, USUAL, view.handle, family, tower.id, view.encoder(family, tower.id))
-    if keeper is not None and keeper.open() is None:
+    if keeper is not None and keeper.load() is None:
         keeper.save({"usual": calibration.ruler.of_all(tick)}, {})
 
 

@@ -73,7 +73,7 @@ class Keeper:
         state = json.dumps([handle, family, tower, made_by, _program()], sort_keys=True, default=str)
         return cls(path, hashlib.sha256(state.encode()).hexdigest())
 
-    def open(self) -> Ready | None:
+    def load(self) -> Ready | None:
         """What was kept of this very state."""
         said = said_of(self.path)
         if not isinstance(said, dict) or said.get("key") != self.key:
