@@ -35,7 +35,7 @@ times = digits(2)
 def page(results: Mapping[str, Any]) -> str:
     """The whole page; what was not measured is left out, and the page says so."""
     figures, rows = results["figures"], results["rows"]
-    parts = [HEAD.format(date=results["date"][:10], machine=results["machine"]), METHOD]
+    parts = [HEAD.format(date=results["date"][:10], machine=results["machine"]), WHEN, METHOD]
     parts += [_layers(rows), _sweeps(rows), _pictures(rows)] if any("base_ms" in row for row in rows) else [UNMEASURED]
     parts += [_card(figures, rows), bounds.section(figures, rows), _memory(rows), _quality(rows)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -47,6 +47,13 @@ Made by `python -m benchmarks.apply.page` from `benchmarks/results/apply_speed.j
 
 A LoRA that is merged into the weights costs nothing while pictures are drawn. One beside a layer costs a little. A gate has to look at every LoRA's output before it lets it through, and as it is
 written down it does so in dozens of passes over tensors as large as the layer's output. Ours ([how](how_it_works.md)) makes none of those tensors."""  # noqa: E501
+
+WHEN = """## When the fast way is taken
+
+Linear layers whose LoRAs are all low rank, gated or summed, go it: on a processor a few tokens at a time, in place; on NVIDIA and AMD cards by one Triton kernel a gated span, plain sums by in-place
+products on any device. Under `torch.compile` the same arithmetic is traced without a loop. The gate is written out, from slices of the same factors, while *record* is on, when gradients pass, in other
+dtypes, and on a GPU without its kernel, with one warning that says why. Convolutions (1×1 too), LoKr, dense updates and the modes energy, klora, switch and composite keep separate branches; DoRA stays
+a weight patch of ComfyUI. The kernel was measured on a card by itself; the node around it has run on processors only."""  # noqa: E501
 
 METHOD = """## How it is measured
 
