@@ -20,6 +20,8 @@ def answer(name: str, said: Mapping[str, str], stop: Callable[[], bool]) -> Answ
     from ..autolora_core.panel.asked import Asked
 
     try:
+        if stop():  # it waited for a thread, and was given up meanwhile
+            raise Stopped
         return _answered(name, Asked.of(said), stop)
     except Stopped:
         return _json({"error": "Nobody waited for the answer."}, GONE)

@@ -63,6 +63,11 @@ def test_work_that_nobody_waits_for_is_told(monkeypatch, how):
     assert told.wait(10), "the thread goes on for nobody"
 
 
+def test_what_was_given_up_before_it_began_is_not_begun(comfy):
+    assert panel_answers.answer("entries", {"library": "none"}, lambda: True)[0] == panel_answers.GONE
+    assert panel_answers.answer("entries", {"library": "none"}, lambda: False)[0] == 404
+
+
 def test_pictures_are_no_pages(monkeypatch):
     monkeypatch.setattr(panel_answers, "answer", lambda *_: (200, "image/png", b"\x89PNG"))
     answer = asyncio.run(routes._answer("preview", request()))
