@@ -120,7 +120,8 @@ function nodeInputs(node) {
   return {
     choices: () => wish.readChoices(read("choices")),
     choose: (change) => write("choices", wish.writeChoices(change(wish.readChoices(read("choices")) ?? new Map()))),
-    locked: (name) => !find(name) || linked(name),
+    // A text that cannot be read may be of a newer version: a control would write over it, only forgetting it may.
+    locked: (name) => !find(name) || linked(name) || (name === "choices" && wish.readChoices(read(name)) === null),
     listed: (name, lora) => wish.isListed(read(name), lora),
     list: (name, lora, wanted) => write(name, wish.listed(read(name), lora, wanted)),
     watch: (act) =>
