@@ -7,6 +7,7 @@ it to Gated Multi-LoRA Apply and compares every weight, and what the encoders ma
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import sys
@@ -230,16 +231,19 @@ def _same(one: Any, two: Any) -> bool:
     return one == two
 
 
-def main(out: str) -> None:
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.conformance_text", description=__doc__)
+    parser.add_argument("out", type=Path, help="the JSON file to write")
+    out = parser.parse_args(arguments).out
     from benchmarks import in_comfy
 
     in_comfy.start()
     logging.disable(logging.WARNING)  # the stock loader tells of every key that it does not know
     rows = measure(progress=lambda name: print(name, file=sys.stderr, flush=True))
-    Path(out).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     counts = {kind: sum(row["outcome"] == kind for row in rows) for kind in ("exact", "stock", "refused", "wrong")}
     print(len(rows), "rows:", ", ".join(f"{count} {kind}" for kind, count in counts.items()))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])
