@@ -56,7 +56,8 @@ class AutoLoRARenderPreviews:
 
     @classmethod
     def IS_CHANGED(cls, **_: Any) -> str:
-        """Previews that came or went: so a run that was limited goes on, and one that is complete is not repeated."""
+        """Previews that came or went: a run that was limited goes on. One that has made some runs once more when it is
+        queued again, and finds nothing to do."""
         from .bridge_paths import user_directory
 
         return _state(os.path.join(user_directory(), "autolora"))
