@@ -26,7 +26,8 @@ def read_wishes(
     notes, shut = [], np.zeros(len(entries), bool)
     for pattern in _lines(banned):
         # In full it is that one alone: cards write it so, and files in two folders may share a name.
-        hit = np.array([_plain(entry.name) == _plain(pattern) for entry in entries], bool)
+        full = _plain(pattern)
+        hit = np.array([_plain(entry.name) == full for entry in entries], bool)
         if not hit.any():
             hit = np.array([_matches(entry, pattern) for entry in entries], bool)
         if not hit.any():
