@@ -49,9 +49,13 @@ function guarded(what, act) {
   }
 }
 
+// A node that ran several times for one prompt, as behind Compare Modes and Strengths, gives a card for each: the last one
+// is shown, which is also what was sampled last.
 function showOutput(node, output) {
-  const card = output?.autolora?.[0];
-  if (card?.format === FORMAT) guarded("showing a result", () => node.autoloraCards?.show?.(card));
+  const cards = output?.autolora ?? [];
+  const card = cards[cards.length - 1];
+  if (card?.format === FORMAT)
+    guarded("showing a result", () => node.autoloraCards?.show?.({ ...card, runs: cards.length }));
 }
 
 app.registerExtension({

@@ -21,6 +21,7 @@ export function applyCards(host, pictures) {
     const gate = card.gated === null ? "" : ` · gate on ${card.gated} of ${counted(card.fused, "layer")}`;
     host.headline(`${card.mode}${gate}`);
     const parts = [el("p", { class: "al-reason", text: `Mode ${card.mode}: ${card.why}.` })];
+    if (card.runs > 1) parts.unshift(el("p", { class: "al-reason", text: `The last of ${card.runs} runs.` }));
     parts.push(
       ...card.warnings.map((one) => el("p", { class: "al-warning" }, icon("warn"), el("span", { text: one }))),
     );

@@ -13,7 +13,7 @@ export async function cachedCard(api, promptId, id) {
   if (!now?.[id]) return null;
   const wanted = before(now, id);
   for (const run of Object.values(history).reverse()) {
-    const card = run.outputs?.[id]?.autolora?.[0];
+    const card = (run.outputs?.[id]?.autolora ?? []).slice(-1)[0];
     if (card && before(run.prompt[2], id) === wanted) return card;
   }
   return null;
