@@ -1,12 +1,13 @@
-// A person who has just installed the pack, on ComfyUI's own front end: template, a prompt of their own, Run, a pin on a
-// card, another prompt, Run, export, save, reload, open, Run. On the way pictures of what they see, for comparison.
-// Usage: node first_user.mjs '{"url", "profile", "viewport", "prompts": [2], "pin": name, "name": of what is saved, "pictures": folder}'
+// A person who has just installed the pack, on ComfyUI's own front end: template, a prompt of their own, Run, a pin on
+// a card, another prompt, Run, export, save, reload, open, Run. On the way pictures of what they see, for comparison.
+// Usage: node first_user.mjs '{"url", "profile", "viewport", "prompts": [2], "pin": LoRA, "name": workflow, "pictures"}'
 
 import { readFileSync } from "node:fs";
 import { MINUTE, onFrontEnd, step } from "./front_end.mjs";
 
 const job = JSON.parse(process.argv[2]);
-const PAGE = ["AutoLoRARetrieve", "AutoLoRAGatedApply"];
+const CARDS = { AutoLoRARetrieve: "LoRAs for the prompt", AutoLoRAGatedApply: "LoRAs applied" };
+const DIALOG = "[role=dialog]";
 
 await onFrontEnd(job, async (page, seen) => {
   await step("the greeting's templates", () => fromTemplate(page, seen));
@@ -20,7 +21,7 @@ await onFrontEnd(job, async (page, seen) => {
   });
   await step("look at the cards", async () => {
     seen.looks = {};
-    for (const type of PAGE) await takeCards(page, seen, type);
+    for (const type of Object.keys(CARDS)) await takeCards(page, seen, type);
   });
   await step("export", async () => (seen.exported = await exportApi(page)));
   await step("save", () => save(page));
@@ -33,16 +34,27 @@ await onFrontEnd(job, async (page, seen) => {
 
 // A new user is greeted with the templates; the pack's own are under its name.
 async function fromTemplate(page, seen) {
-  await page.locator(".p-dialog").getByText("autolora", { exact: true }).click();
+  await page.locator(DIALOG).getByText("autolora", { exact: true }).click();
   const card = page.getByTestId("template-workflow-retrieve_and_fuse");
   await card.locator("img").first().waitFor();
   await card.click();
   await page.waitForFunction(() => globalThis.app.graph.nodes.some((node) => node.type === "AutoLoRARetrieve"));
-  await page.waitForFunction(() => !document.querySelector(".p-dialog-mask"));
+  await page.waitForFunction((dialog) => !document.querySelector(dialog), DIALOG);
   await page.waitForTimeout(500); // dialogs on missing nodes or models come a moment after the graph
-  seen.dialogs = await page.locator(".p-dialog").allInnerTexts();
+  seen.dialogs = await page.locator(DIALOG).allInnerTexts();
   seen.nodes = await page.evaluate(() => globalThis.app.graph.nodes.map((node) => node.type));
+  await zoomTo(page, "AutoLoRARetrieve");
   seen.flawed = await page.evaluate(() => globalThis.app.graph.nodes.filter((node) => node.has_errors).length);
+}
+
+// As near as is needed to read it: a front end may show the whole graph first.
+function zoomTo(page, type) {
+  return page.evaluate((type) => {
+    const { canvas, graph } = globalThis.app;
+    const [x, y] = graph.nodes.find((node) => node.type === type).pos;
+    [canvas.ds.scale, canvas.ds.offset[0], canvas.ds.offset[1]] = [0.7, 500 - x, 160 - y];
+    canvas.setDirty(true, true);
+  }, type);
 }
 
 // By pointer and keys, in the text input of the node.
@@ -116,7 +128,7 @@ async function exportApi(page) {
   await page.locator(".comfy-menu-button-wrapper").click();
   await page.getByText("File", { exact: true }).hover();
   await page.getByText("Export (API)", { exact: true }).click();
-  const asked = page.locator(".p-dialog input");
+  const asked = page.locator(`${DIALOG} input`);
   await asked.waitFor();
   const coming = page.waitForEvent("download");
   await asked.press("Enter");
@@ -125,7 +137,7 @@ async function exportApi(page) {
 
 async function save(page) {
   await page.keyboard.press("Control+s");
-  const asked = page.locator(".p-dialog input");
+  const asked = page.locator(`${DIALOG} input`);
   await asked.waitFor();
   await asked.fill(job.name);
   await asked.press("Enter");
@@ -145,12 +157,12 @@ async function reload(page) {
 
 async function open(page) {
   await page.locator(".workflows-tab-button").click();
-  await page.locator(".comfyui-workflows-browse").getByText(`${job.name}.json`, { exact: true }).click();
+  await page.getByRole("treeitem").filter({ hasText: job.name }).last().click(); // those that are open stand before
   await page.waitForFunction(() => globalThis.app.graph.nodes.some((node) => node.type === "AutoLoRARetrieve"));
   await page.locator(".workflows-tab-button").click();
 }
 
-// -- pictures of what is seen, and where its parts lie ------------------------------------------------------------------
+// -- pictures of what is seen, and where its parts lie ---------------------------------------------------------------
 
 // As it is; in another font, as another machine would have it; and without its styles, which must be noticed.
 async function take(page, seen, name, element) {
@@ -204,8 +216,7 @@ async function takeCards(page, seen, type) {
     canvas.setDirty(true, true);
   }, type);
   await page.waitForTimeout(300);
-  const label = { AutoLoRARetrieve: "LoRAs for the prompt", AutoLoRAGatedApply: "LoRAs applied" }[type];
-  await take(page, seen, type, page.locator(".al-cards", { has: page.locator(`[aria-label="${label}"]`) }));
+  await take(page, seen, type, page.locator(".al-cards", { has: page.locator(`[aria-label="${CARDS[type]}"]`) }));
 }
 
 async function takePanel(page, seen) {
