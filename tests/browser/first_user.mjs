@@ -224,6 +224,9 @@ async function takePanel(page, seen) {
   await page.click(".autolora-library-tab-button");
   await page.waitForSelector(".autolora-row[id]:not(.autolora-waiting)");
   await page.waitForFunction(() => /\d LoRAs/.test(document.querySelector(".autolora-status").textContent));
+  // Front ends give it other sizes.
+  await panel.evaluate((root) => Object.assign(root.style, { width: "246px", height: "600px" }));
+  await page.waitForTimeout(300);
   await take(page, seen, "list", panel);
   await page.click("[data-tab=map]");
   await page.waitForSelector(".autolora-legend button");
