@@ -83,18 +83,20 @@ def test_loras_of_another_base_are_left_out_and_named(world):
 
 
 def test_a_gate_is_learnt_saved_and_used(world):
+    # In the small UNet, LoRAs change the loss so little that after 24 steps it is rounding that says which is better.
+    steps = {"sd3": 24, "sd15": 72}[world.kind]
     before = tiny_models.sample(world.model)
-    previews, report = train(world, 24)
+    previews, report = train(world, steps)
     assert tiny_models.sample(world.model).equal(before) and untouched(world.model)
     assert not any(p.requires_grad for p in world.model.model.parameters())
     assert previews.shape == (4, world.side, world.side, 3) and torch.isfinite(previews).all()
-    assert "24 steps on 3 LoRAs and 3 pictures" in report and "saved as mine.safetensors" in report, report
+    assert f"{steps} steps on 3 LoRAs and 3 pictures" in report and "saved as mine.safetensors" in report, report
     read = pack_module("autolora_core.fusion.files").read_gate(world.gates / "mine.safetensors")
     assert (
         read.k_range == (2, 3)
         and read.base_fingerprint
         and read.metadata["base_id"]
-        and "24 steps" in read.metadata["recipe"]
+        and f"{steps} steps" in read.metadata["recipe"]
     )
     assert read.family == world.kind
     model, _, report = world.apply(*((name, 1.0) for name in NAMES[:2]), mode="auto")
