@@ -38,7 +38,8 @@ PICTURES = {
 SAYS = {"find_duplicates": "compared by their weights", "train_gate": "on draws that nothing was learnt from"}
 
 
-def test_every_workflow_has_both_files():
+def test_every_workflow_has_both_files_and_a_picture():
+    assert all((FOLDER / f"{name}.jpg").read_bytes()[:3] == b"\xff\xd8\xff" for name in NAMES)
     assert set(NAMES) == set(PICTURES) == {path.stem for path in (FOLDER / "api").glob("*.json")}
 
 
