@@ -154,7 +154,10 @@ async function keys() {
   });
   await press("Enter");
   seen.keys.folded = await page.evaluate(() => globalThis.rootOf("AutoLoRARetrieve").classList.contains("al-closed"));
-  await press("Space", "Tab");
+  await press("Space");
+  await page.waitForFunction(() => globalThis.rootOf("AutoLoRARetrieve").querySelector(".al-row article")?.offsetHeight);
+  await page.waitForTimeout(300); // rows are laid out with the next frames
+  await press("Tab");
   seen.keys.firstCard = await page.evaluate(() =>
     document.activeElement.querySelector("article")?.getAttribute("aria-label"),
   );
