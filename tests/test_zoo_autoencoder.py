@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 
 from zoo import autoencoder_train, cache
+from zoo.autoencoder import Autoencoder
 from zoo.autoencoder_train import Trainer
 from zoo.budget import Budget
 
@@ -60,3 +62,19 @@ def test_a_number_of_steps_ends_a_run_which_is_then_done(alone: None) -> None:
     done = Trainer(Budget(steps=3), decoder_only=False, fresh=False, peak=1e-3)
     done.run()
     assert done.steps == 3
+
+
+def test_what_is_shipped_is_half_as_large_and_read_as_the_same(tmp_path: Path) -> None:
+    model = Autoencoder()
+    source = model.save(tmp_path / "trained.safetensors")
+    shipped = autoencoder_train.halved(source, tmp_path / "shipped.safetensors")
+    assert shipped.stat().st_size < 0.55 * source.stat().st_size
+    whole, half = load_file(source), load_file(shipped)
+    assert set(whole) == set(half)
+    for key, value in whole.items():
+        if key.startswith("vae_"):
+            assert torch.equal(half[key], value), key
+        else:
+            assert half[key].dtype == torch.float16 and torch.allclose(half[key].float(), value, rtol=1e-3, atol=1e-6)
+    again = Autoencoder.load(shipped)
+    assert all(torch.equal(value, half[name].float()) for name, value in again.state_dict().items())

@@ -20,6 +20,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -249,8 +250,17 @@ def shipped_path() -> Path:
 
 
 def export() -> Path:
-    """Copy the trained autoencoder to where stock ``VAELoader`` and the demo find it."""
-    return write_atomic(shipped_path(), lambda tmp: tmp.write_bytes(default_path().read_bytes()))
+    """The trained autoencoder where stock ``VAELoader`` and the demo find it, in float16: half as large, and no picture
+    looks different."""
+    return halved(default_path(), shipped_path())
+
+
+def halved(source: Path, target: Path) -> Path:
+    """A copy with its weights in float16; the two numbers that place latents stay as they are."""
+    with safe_open(str(source), "pt") as file:
+        metadata = file.metadata()
+    state = {key: value if key.startswith("vae_") else value.half() for key, value in load_file(str(source)).items()}
+    return write_atomic(target, lambda tmp: save_file(state, str(tmp), metadata))
 
 
 def evaluate(model: Autoencoder, sheet: Path) -> dict[str, float]:
