@@ -29,7 +29,7 @@ def answer(name: str, said: Mapping[str, str], stop: Callable[[], bool]) -> Answ
         # Without the path that the error's own text names: the page does not need to know it.
         words = {"error": error.message, "key": error.key, "fix": error.fix}
         return _json(words, 400 if isinstance(error, SelectionError) else 404)
-    except Exception:
+    except Exception:  # what nobody foresaw is for the log: its words could name paths, and the page needs an answer
         log.exception("The library panel could not be answered (%s)", name)
         return _json({"error": "The library could not be read; ComfyUI's log says why."}, 500)
 

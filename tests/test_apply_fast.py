@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
 
 import fast_layers as fl
 import pytest
 import torch
 from comfy_local import pack_module
 from reference_fusion import gated_sum_ref
+from triton_interpreter import needs_triton, passed
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # of the largest thing added
 
@@ -224,13 +220,7 @@ def test_a_kernel_that_fails_leaves_the_result_right(comfy, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed: there is none for this system")
+@needs_triton
 def test_the_layers_kernel_in_the_interpreter(comfy):
     """What a card would run, in place and on a slice, in a process of its own."""
-    script = Path(__file__).with_name("triton_layer_side.py")
-    env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=300, env=env, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("ok") == 3
+    assert passed("triton_layer_side.py") == 3

@@ -4,15 +4,11 @@ chunked torch path and, in Triton's interpreter, the kernel."""
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
+from triton_interpreter import needs_triton, passed
 
 from autolora_core.fusion.fast import chunked
 from autolora_core.fusion.fast.packed import BLOCK, coefficients, moments_of, pack
@@ -115,13 +111,7 @@ def test_ragged_ranks_are_filled_up():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed: there is none for this system")
+@needs_triton
 def test_kernel_in_the_interpreter():
     """Every launch, dtype and rank, against float64; in a process of its own, as Triton reads its switch at import."""
-    script = Path(__file__).with_name("triton_side.py")
-    env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=300, env=env, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("ok") == 10
+    assert passed("triton_side.py") == 10

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from scripts._lib.workflow_ui import is_widget
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
@@ -17,7 +19,6 @@ OTHER_MODELS = (
 )  # fmt: skip
 SHOWING = ("SaveImage", "PreviewImage", "AutoLoRASaveImage")
 NOTES = {"Note", "MarkdownNote"}  # known to the front end alone
-WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 
 def with_names_of_other_models(models: dict[str, list[Path]], tmp_path_factory: Any) -> dict[str, list[Path]]:
@@ -104,10 +105,6 @@ def menu(kind: Any, options: dict[str, Any]) -> list | None:
     if isinstance(kind, list):
         return kind
     return options.get("options") if kind == "COMBO" else None
-
-
-def is_widget(kind: Any, options: dict[str, Any]) -> bool:
-    return (isinstance(kind, list) or kind in WIDGETS) and not options.get("forceInput")
 
 
 def widget_values(info: dict[str, Any], saved: list) -> dict[str, Any]:

@@ -2,43 +2,14 @@
 // Usage: node cards.mjs '{"url", "workflow": file, "profile", "screenshots"?: folder}'; prints what was seen as JSON.
 
 import { readFileSync } from "node:fs";
-import { createRequire } from "node:module";
+import { MINUTE, onFrontEnd, step } from "./front_end.mjs";
 import { cards as cardsOf, palettes } from "./looks.mjs";
 
-const { chromium } = createRequire(import.meta.url)("playwright-core");
-const MINUTE = 60_000;
-const FLAGS = [
-  "--headless",
-  "--no-sandbox",
-  "--disable-gpu",
-  "--disable-software-rasterizer",
-  "--disable-gpu-rasterization",
-  "--disable-quic",
-  "--no-first-run",
-  "--disable-background-networking",
-  "--disable-component-update",
-  "--disable-sync",
-];
-
-const job = JSON.parse(process.argv[2]);
-const seen = { errors: [], alerts: [] };
-const context = await chromium.launchPersistentContext(job.profile, {
-  executablePath: process.env.AUTOLORA_BROWSER,
-  args: FLAGS,
-  ignoreDefaultArgs: ["--enable-unsafe-swiftshader"],
-  viewport: { width: 1300, height: 1000 },
-});
-const page = context.pages()[0] ?? (await context.newPage());
-try {
-  page.setDefaultTimeout(MINUTE);
-  page.on("pageerror", (error) => seen.errors.push(String(error)));
-  page.on("dialog", (dialog) => seen.alerts.push(dialog.message()) && dialog.dismiss());
-  const home = new URL(job.url).host;
-  await page.route(
-    (url) => url.host !== home && /^https?:$/.test(url.protocol),
-    (route) => route.abort(),
-  );
-  await step("open the front end", openFrontEnd);
+const job = { viewport: { width: 1300, height: 1000 }, ...JSON.parse(process.argv[2]) };
+let page, seen;
+await onFrontEnd(job, async (opened, found) => {
+  [page, seen] = [opened, found];
+  await step("listen", listen);
   await step("open the workflow", () => load(JSON.parse(readFileSync(job.workflow, "utf8"))));
   await step("run", async () => (seen.first = await run()));
   await step("look", async () => (seen.cards = await cards()));
@@ -60,22 +31,9 @@ try {
   seen.planted = await page.evaluate(() =>
     Array.from(document.querySelectorAll("[onerror], [onload]"), (one) => one.outerHTML),
   );
-} finally {
-  await context.close();
-}
-process.stdout.write(JSON.stringify(seen) + "\n");
+});
 
-async function step(name, act) {
-  const start = Date.now();
-  process.stderr.write(`${name} … `);
-  await act();
-  process.stderr.write(`${((Date.now() - start) / 1000).toFixed(1)} s\n`);
-}
-
-async function openFrontEnd() {
-  await page.goto(job.url, { waitUntil: "domcontentloaded" });
-  await page.getByTestId("queue-button").waitFor();
-  await page.waitForFunction(() => globalThis.app?.graph?.nodes && !document.querySelector(".p-blockui-mask"));
+async function listen() {
   await page.evaluate(() => {
     globalThis.told = { "autolora.progress": [], "autolora.heat": [] };
     for (const kind of Object.keys(globalThis.told))

@@ -2,31 +2,13 @@
 // and prints what was seen as one line of JSON. Usage: node run_workflow.mjs '{"url", "file", "profile", "screenshot"?}'
 // With "run": false it is only opened. With "menus" every menu of the graph is opened too: names of files are shown there.
 
-import { createRequire } from "node:module";
-
-const { chromium } = createRequire(import.meta.url)("playwright-core");
-const MINUTE = 60_000;
-// Drawn by the CPU without emulating a GPU, which would be slower by far.
-const FLAGS = [
-  "--headless", "--no-sandbox", "--disable-gpu", "--disable-software-rasterizer", "--disable-gpu-rasterization",
-  "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-];
+import { MINUTE, onFrontEnd, step } from "./front_end.mjs";
 
 const job = JSON.parse(process.argv[2]);
-const seen = { errors: [], alerts: [] };
-const context = await chromium.launchPersistentContext(job.profile, {
-  executablePath: process.env.AUTOLORA_BROWSER,
-  args: FLAGS,
-  ignoreDefaultArgs: ["--enable-unsafe-swiftshader"],
-  viewport: job.viewport,
-});
-try {
-  const page = context.pages()[0] ?? (await context.newPage());
+let seen;
+await onFrontEnd(job, async (page, found) => {
+  seen = found;
   page.setDefaultTimeout(2 * MINUTE);
-  page.on("pageerror", (error) => seen.errors.push(String(error)));
-  page.on("dialog", (dialog) => seen.alerts.push(dialog.message()) && dialog.dismiss());
-  await step("keep inside", () => keepInside(page));
-  await step("open the front end", () => openFrontEnd(page));
   await step("open the workflow", () => openWorkflow(page));
   await step("look at it", () => look(page));
   if (job.run !== false) {
@@ -35,30 +17,7 @@ try {
   }
   if (job.menus) await step("open the menus", () => menus(page));
   if (job.screenshot) await step("take a picture", () => takePicture(page));
-} finally {
-  await context.close();
-}
-process.stdout.write(JSON.stringify(seen) + "\n");
-
-// On standard error: which step took how long, so that a failed test says how far it came.
-async function step(name, act) {
-  const start = Date.now();
-  process.stderr.write(`${name} … `);
-  await act();
-  process.stderr.write(`${((Date.now() - start) / 1000).toFixed(1)} s\n`);
-}
-
-// Nothing leaves this machine: requests elsewhere are refused.
-async function keepInside(page) {
-  const home = new URL(job.url).host;
-  await page.route((url) => url.host !== home && /^https?:$/.test(url.protocol), (route) => route.abort());
-}
-
-async function openFrontEnd(page) {
-  await page.goto(job.url, { waitUntil: "domcontentloaded" });
-  await page.getByTestId("queue-button").waitFor();
-  await page.waitForFunction(() => globalThis.app?.graph?.nodes && !document.querySelector(".p-blockui-mask"));
-}
+});
 
 // The dialog that a person gets for Ctrl+O. Dialogs on missing nodes or models come a moment after the graph.
 async function openWorkflow(page) {
