@@ -28,6 +28,7 @@ PICTURES = {
     "written_k3": "three, the same gate as it is written down",
 }
 AIM = 1.08  # of the whole set of FLUX's linear layers on a GPU, three LoRAs of rank 16, over no LoRA
+DTYPE_WORDS = {"bfloat16 less float32, both eager": "bfloat16 instead of float32, both as written"}
 Rows = Sequence[Mapping[str, Any]]
 times = digits(2)
 
@@ -203,7 +204,7 @@ def _quality(rows: Rows) -> str:
     far = [
         [
             r["gate"].replace("_", " "),
-            r["dtype"],
+            DTYPE_WORDS.get(r["dtype"], r["dtype"]),
             f"{r['max_latent']:.1e}",
             f"{r['max_pixel']}",
             f"{r['mean_pixel']:.2g}",
@@ -216,6 +217,8 @@ def _quality(rows: Rows) -> str:
         errors.append([dtype, *(f"{max(r[of] for r in own):.1e}" for own in mine for of in ("max", "rms"))])
     return f"""## Do pictures move?
 
+{_in_short(joint, apart, errors)}
+
 `python -m benchmarks.apply --part quality`: {first["pairs"]} pairs of the [fusion benchmark](fusion.md), {first["seeds"]} pictures each, {first["k"]} LoRAs, the same noise, drawn once by the gate as written and once by the Apply node's layers. Share of pictures with subject and style both right, 95 % intervals over pairs:
 
 {table(("gate", "as written", "ours", "ours less as written"), lines)}
@@ -227,6 +230,17 @@ The largest difference between the two, of latents (in units of their root mean 
 At one layer, against float64, in units of the root mean square of what the LoRAs add (the worse of ranks 4, 16, 40 and 256, 7):
 
 {table(("", "as written: largest", "root mean square", "ours: largest", "root mean square"), errors)}"""  # noqa: E501
+
+
+def _in_short(joint: Rows, apart: Rows, errors: Sequence[Sequence[str]]) -> str:
+    """What the section's tables say, in a few sentences."""
+    less = [row for row in joint if row["path"] == "node less eager"]
+    same = all(row["low"] <= 0 <= row["high"] for row in less)
+    found = " and ".join(f"{100 * row['value']:+.1f} points ({row['gate'].replace('_', ' ')})" for row in less)
+    moved = {d: max(r["max_pixel"] for r in apart if r["dtype"] == d) for d in dict.fromkeys(r["dtype"] for r in apart)}
+    told = ", ".join(f"{pixel} ({DTYPE_WORDS.get(dtype, dtype)})" for dtype, pixel in moved.items())
+    return f"""The judge {"finds no difference" if same else "finds a difference"}: ours less the gate as written is {found}. The most that a pixel moves, of 255: {told}. The largest error at one layer, in units
+of what the LoRAs add there: {", ".join(f"{row[3]} in {row[0]}" for row in errors)}. In detail:"""  # noqa: E501
 
 
 def main() -> None:
