@@ -16,10 +16,11 @@ from library_dump import dump
 from safetensors.torch import load_file, save_file
 
 from autolora_core.encode.factor_table import quantised
-from autolora_core.encode.features import module_features, size_for
+from autolora_core.encode.features import file_features
 from autolora_core.encode.response_factors import response_factors
 from autolora_core.encode.signs import all_signs
-from autolora_core.library import one_pass
+from autolora_core.encode.whole_file import WholeFile
+from autolora_core.library import one_pass, reading
 from autolora_core.library.content import describe
 from autolora_core.library.index import Library
 from autolora_core.library.reading import Read, read_file
@@ -44,7 +45,7 @@ def assert_as_module_by_module(path: Path) -> Read:
     if lora.family.name == "unknown":
         assert found.encoded is None
         return found
-    wanted = module_features(lora.updates(), size_for(lora.family.name))
+    wanted = file_features(lora)
     made = found.encoded.features
     assert made.modules == wanted.modules and made.skipped == wanted.skipped
     np.testing.assert_allclose(made.log_norms, wanted.log_norms, atol=1e-5)
@@ -113,7 +114,7 @@ def test_values_are_judged_as_when_read_one_by_one(tmp_path, kind):
     lora.check_values()
     assert found.content == describe(lora, found.digest, path.stat().st_size)
     if found.encoded is not None:
-        wanted = module_features(lora.updates(), size_for("emoji"))
+        wanted = file_features(lora)
         assert found.encoded.features.modules == wanted.modules
         assert found.encoded.features.skipped == wanted.skipped
 
@@ -230,3 +231,46 @@ def test_a_moved_file_is_hashed_and_not_read_again(tmp_path, monkeypatch):
         monkeypatch.setattr(one_pass.Pass, "tensors", lambda *_: pytest.fail("its tensors are read again"))
         report = library.scan({"loras": tmp_path / "loras"})
     assert (report.renamed, report.shared, report.encoded) == (1, 1, 0)
+
+
+def not_sketched(path: Path) -> list[str]:
+    """Keys of the up factors of layers that are neither sketched nor read for the response."""
+    lora = LoraFile.open(path)
+    needed = WholeFile(lora.family.name, reading._widths(lora)).needed
+    return [entry.keys["up"] for name, entry in lora.entries.items() if name not in needed]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_broken_values_are_found_in_layers_that_are_not_sketched(tmp_path, dtype, value):
+    path = tmp_path / "a.safetensors"
+    made = tensors("sdxl", 4, dtype, 1, 60)
+    save_file(made, path)
+    key = not_sketched(path)[3]
+    made[key][-1, -1] = value
+    save_file(made, path)
+    found = assert_as_module_by_module(path)
+    assert any(key in problem for problem in found.content.problems)
+
+
+def test_a_file_is_zero_only_when_every_layer_is(tmp_path):
+    path = tmp_path / "a.safetensors"
+    made = tensors("sdxl", 4, torch.float16, 1, 60)
+    save_file(made, path)
+    last = not_sketched(path)[-1]
+    for key in made:
+        made[key] = made[key] * 0 if key.endswith("up.weight") and key != last else made[key]
+    save_file(made, path)
+    assert read(path).content.kind == "lora"
+    save_file({**made, last: made[last] * 0}, path)
+    assert read(path).content.kind == "all_zero"
+
+
+def test_large_values_that_overflow_a_sum_are_no_fault(tmp_path):
+    path = tmp_path / "a.safetensors"
+    made = tensors("sdxl", 4, torch.float16, 1, 60)
+    save_file(made, path)
+    key = not_sketched(path)[0]
+    made[key] = torch.full_like(made[key], 60000.0)
+    save_file(made, path)
+    assert not assert_as_module_by_module(path).content.problems

@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .canonical import has_linear_part
+from .sample import layer_of, sampled
 from .sketch import KINDS, SketchSize, sketch
 
 if TYPE_CHECKING:
     from ..lora.adapters import Update
     from ..lora.file import LoraFile
 
-# Sketch noise falls with the numbers a file, not a module: few modules get long rows, hundreds get short ones.
+# Sketch noise falls with the numbers a file, not a module: where few modules are sketched their rows are longer.
 SIZE_FEW_MODULES = SketchSize(product=16, gram=8, diag=16)
-SIZE_MANY_MODULES = SketchSize(product=6, gram=4, diag=8)
+SIZE_MANY_MODULES = SketchSize(product=12, gram=8, diag=16)
 FAMILIES_OF_FEW_MODULES = frozenset({"emoji"})
 # Centring on fewer files than this would remove what the files say.
 MIN_FILES_TO_CENTRE = 3
@@ -66,7 +67,7 @@ class Features:
 
 
 def module_features(updates: Iterable[Update], size: SketchSize) -> ModuleFeatures:
-    """Sketch every update of a file, fused qkv split first. ``updates``: ``LoraFile.updates()`` or any iterable."""
+    """Sketch every one of ``updates``, fused qkv split first."""
     rows, norms, skipped = {}, {}, {}
     for update in (part for whole in updates for part in split_fused(whole)):
         if not has_linear_part(update):
@@ -80,6 +81,14 @@ def module_features(updates: Iterable[Update], size: SketchSize) -> ModuleFeatur
     names = tuple(sorted(rows))
     stacked = np.stack([rows[name] for name in names]) if names else np.zeros((0, size.width), np.float32)
     return ModuleFeatures(names, stacked, np.array([norms[name] for name in names], np.float32), skipped)
+
+
+def file_features(lora: LoraFile) -> ModuleFeatures:
+    """:func:`module_features` of the layers of an open file that are sketched (:func:`.sample.sampled`)."""
+    family = lora.family.name
+    chosen = sampled(family, lora.entries)
+    updates = (lora.update(name) for name in lora.modules if layer_of(name) in chosen)
+    return module_features(updates, size_for(family))
 
 
 def split_fused(update: Update) -> Iterator[Update]:
@@ -185,5 +194,5 @@ class FeatureSchema:
 
 
 def featurize(lora_file: LoraFile, schema: FeatureSchema) -> Features:
-    """Read ``lora_file`` and place it on ``schema``: :func:`module_features`, then :meth:`FeatureSchema.assemble`."""
-    return schema.assemble(module_features(lora_file.updates(), schema.size))
+    """Read ``lora_file`` and place it on ``schema``: :func:`file_features`, then :meth:`FeatureSchema.assemble`."""
+    return schema.assemble(file_features(lora_file))

@@ -123,6 +123,18 @@ class Side:
             part.copy_(drawn.narrow(1, chunk.start, chunk.stop - chunk.start))
 
 
+def grams(factors: Sequence[Tensor], tall: bool) -> Tensor:
+    """(n, r, r) float64: the Gram matrices of factors of one rank, (n, r) where ``tall``, else (r, n); products in
+    float32."""
+    rank = factors[0].shape[1 if tall else 0]
+    made = torch.zeros(len(factors), rank, rank)
+    for gram, factor in zip(made.unbind(0), factors, strict=True):
+        for chunk in factor.split(max(FEWEST_ROWS, CHUNK_NUMBERS // max(1, rank)), dim=1 - tall):
+            held = _rooms.plain(chunk.shape).copy_(chunk)
+            torch.addmm(gram, held.mT, held, out=gram) if tall else torch.addmm(gram, held, held.mT, out=gram)
+    return made.double()
+
+
 class _Chunk(NamedTuple):
     """Numbers ``start`` to ``stop`` of the factors ``low`` to ``high``, all of one length; ``whole``: all numbers."""
 
@@ -179,6 +191,10 @@ class _Rooms(threading.local):
             wide = held.mT if tall else held
             self._rooms[key] = _Room(held, held.unbind(0), wide, made, made_tall, product, spread)
         return self._rooms[key]
+
+    def plain(self, shape: Sequence[int]) -> Tensor:
+        """A float32 buffer of that shape."""
+        return self._part("held", shape, torch.float32)
 
     def _part(self, use: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         numbers = math.prod(shape)

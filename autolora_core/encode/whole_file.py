@@ -1,7 +1,8 @@
 """What one file is kept as, from its modules as they come out of the stream: each tensor is seen once.
 
-:class:`WholeFile` takes modules in any order and any portions, without their scales (an alpha may lie behind the
-factors it scales); :meth:`WholeFile.features` and :meth:`WholeFile.response` put the scales in at the end.
+:class:`WholeFile` says which modules it needs (:attr:`WholeFile.needed`) and takes these in any order and any portions,
+without their scales (an alpha may lie behind the factors it scales); :meth:`WholeFile.features` and
+:meth:`WholeFile.response` put the scales in at the end.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from torch import Tensor
 from .batched import Sketched, sketch_modules
 from .canonical import has_linear_part
 from .features import ModuleFeatures, fused_bounds, size_for, split_fused
+from .long_products import grams
 from .response_factors import Layer, ResponseFactors, kept, layer_factors
+from .sample import layer_of, sampled
 from .sketch import sketch
 from .spaces import Space, space_of
 
@@ -40,16 +43,23 @@ class Factors:
 
 
 class WholeFile:
-    """One file of ``family``. ``widths``: module → inputs (in·k) of every module that the header names."""
+    """One file of ``family``. ``widths``: module → inputs (in·k) of every module that the header names, None where it
+    does not tell.
 
-    def __init__(self, family: str, widths: Mapping[str, int]):
+    ``needed``: those modules that are to be given, for their sketch or for the response.
+    """
+
+    def __init__(self, family: str, widths: Mapping[str, int | None]):
         self.family, self.size = family, size_for(family)
         self._rows: list[tuple[str, str, np.ndarray, float]] = []  # module, name, row, log norm, all without scale
         self._skipped: dict[str, str] = {}
         self._layers: dict[str, Layer] = {}
-        self._spaces = _spaces(family, widths)
+        self._spaces = _spaces(family, {module: width for module, width in widths.items() if width is not None})
         self._chosen = set(kept({space: widths[modules[0]] for space, modules in self._spaces.items()}))
         self._reached = {module for space in self._chosen for module in self._spaces[space]}
+        layers = sampled(family, widths)
+        self._sketched = {module for module in widths if layer_of(module) in layers}
+        self.needed = self._sketched | self._reached
         self._silent: set[str] = set()  # reached, but zero or not finite
 
     # -- taking modules --------------------------------------------------------------------------------------------
@@ -57,19 +67,25 @@ class WholeFile:
     def add(self, modules: Sequence[Factors]) -> list[str]:
         """Take low-rank modules. Returns those whose values must be looked at: some may be zero or not finite."""
         odd = []
-        for rank, same in groupby(sorted(modules, key=_rank), key=_rank):
+        for (rank, sketched), same in groupby(sorted(modules, key=self._sort), key=self._sort):
             for some in _portions(list(same), max(1, CORE_NUMBERS // rank**2)):
-                odd += self._take(some)
+                odd += self._take(some, *(self._sketched_grams(some) if sketched else _plain_grams(some)))
         return odd
 
-    def _take(self, modules: Sequence[Factors]) -> list[str]:
-        """Modules of one rank."""
+    def _sort(self, module: Factors) -> tuple[int, bool]:
+        return module.down.shape[0], module.module in self._sketched
+
+    def _sketched_grams(self, modules: Sequence[Factors]) -> tuple[Tensor, Tensor]:
+        """Sketch modules of one rank; (modules, r, r) upᵀup and down downᵀ."""
         parts = [_parts(module) for module in modules]
-        downs = [module.down.reshape(module.down.shape[0], -1) for module in modules]
-        gram, gram_down = self._sketch(parts, downs)
+        gram, gram_down = self._sketch(parts, [_wide(module) for module in modules])
         if gram.shape[0] > len(modules):
             owner = torch.tensor([number for number, some in enumerate(parts) for _ in some])
             gram = torch.zeros_like(gram_down).index_add_(0, owner, gram)
+        return gram, gram_down
+
+    def _take(self, modules: Sequence[Factors], gram: Tensor, gram_down: Tensor) -> list[str]:
+        """Modules of one rank with their Gram matrices; those that may be zero or not finite."""
         loud = (gram * gram_down).sum(dim=(1, 2)).tolist()
         sums = (gram.diagonal(dim1=1, dim2=2).sum(1) * gram_down.diagonal(dim1=1, dim2=2).sum(1)).tolist()
         odd = {module.module for module, sum_ in zip(modules, sums, strict=True) if not 0 < sum_ < math.inf}
@@ -82,8 +98,7 @@ class WholeFile:
         if odd or not 0 < squared < math.inf:
             self._silent.add(module.module)
         else:
-            down = module.down.reshape(module.down.shape[0], -1).clone()
-            self._layers[module.module] = Layer(down, gram.clone(), squared**0.5)
+            self._layers[module.module] = Layer(_wide(module).clone(), gram.clone(), squared**0.5)
 
     def _sketch(self, parts: Sequence[Sequence[_Part]], downs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Sketch modules of one rank, again in float64 what float32 blurs; (parts, r, r) upᵀup and (modules, r, r)
@@ -114,7 +129,7 @@ class WholeFile:
 
     def add_update(self, module: str, update: Update) -> None:
         """Take a module of another kind (dense, Tucker, DoRA, …)."""
-        for part in split_fused(update):
+        for part in split_fused(update) if module in self._sketched else ():
             if has_linear_part(part):
                 self._keep(module, part.module, part)
             else:
@@ -203,8 +218,15 @@ def _spaces(family: str, widths: Mapping[str, int]) -> dict[Space, list[str]]:
     return found
 
 
-def _rank(module: Factors) -> int:
-    return module.down.shape[0]
+def _wide(module: Factors) -> Tensor:
+    """The down factor as (r, in·k)."""
+    return module.down.reshape(module.down.shape[0], -1)
+
+
+def _plain_grams(modules: Sequence[Factors]) -> tuple[Tensor, Tensor]:
+    """(modules, r, r) float64 upᵀup and down downᵀ of modules of one rank."""
+    ups = [module.up.reshape(module.up.shape[0], -1) for module in modules]
+    return grams(ups, True), grams([_wide(module) for module in modules], False)
 
 
 def _parts(module: Factors) -> list[_Part]:

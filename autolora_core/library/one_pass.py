@@ -11,8 +11,9 @@ import io
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Set
 from dataclasses import dataclass
+from itertools import groupby
 from typing import BinaryIO
 
 import torch
@@ -27,6 +28,10 @@ BLOCK = 1 << 20  # bytes read, hashed while they are in the cache, and looked up
 PORTION = 16 << 20  # bytes of tensors that are encoded together
 HELD_BYTES = 256 << 20
 BEING_WRITTEN = "it is being written just now; scan again later"
+
+# Types whose sums are cheap, by the header's names; numbers summed together, few enough for float16 not to overflow.
+SUMMED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SUMMED_TOGETHER = 1 << 19
 
 Tick = Callable[[int], None]
 Take = Callable[[dict[str, Tensor]], None]
@@ -73,10 +78,14 @@ class Pass:
         self._early = start
         return LoraFile(header, sort_modules(header))
 
-    def tensors(self, header: Header, wanted: set[str], take: Take) -> None:
+    def tensors(self, header: Header, wanted: set[str], take: Take, glanced: Set[str] = frozenset()) -> list[str]:
         """Hand all ``wanted`` tensors to ``take``, some at a time in the order of the file; they are views of a buffer
-        that is used again. The others are passed by."""
-        space = _room.space()
+        that is used again. The others are passed by.
+
+        Returns those of ``glanced`` (of types in :data:`SUMMED`) that may hold NaN or Inf, and perhaps their
+        neighbours.
+        """
+        space, odd = _room.space(), []
         for portion in _portions(header):
             start, stop = portion[0][1].start, portion[-1][1].stop
             if stop - start > len(space):
@@ -86,6 +95,8 @@ class Pass:
             found = {key: _tensor(space, header, key, info, start) for key, info in portion if key in wanted}
             if found:
                 take(found)
+            odd += _not_finite(space, portion, glanced, start)
+        return odd
 
     def rest(self) -> os.stat_result:
         """Read what is left to the end; what the file says of itself then. Raises OSError when it was written
@@ -166,6 +177,21 @@ def _tensor(space: bytearray, header: Header, key: str, info: TensorInfo, base: 
     return torch.frombuffer(space, dtype=dtype, count=math.prod(info.shape), offset=at).view(info.shape)
 
 
+def _not_finite(space: bytearray, portion: list[tuple[str, TensorInfo]], glanced: Set[str], base: int) -> Iterator[str]:
+    """Of ``glanced`` in a portion those in a run of one type whose sum is no number: cheaper than every value, and
+    NaN and Inf stay in a sum."""
+    for dtype, alike in groupby(portion, key=lambda item: item[1].dtype):
+        keys, places = zip(*alike, strict=True)
+        at, stop = places[0].start - base, places[-1].stop - base
+        if dtype not in SUMMED or at == stop or glanced.isdisjoint(keys):
+            continue
+        kind = SUMMED[dtype]
+        view = space if at % kind.itemsize == 0 else space[at:stop]
+        run = torch.frombuffer(view, dtype=kind, count=(stop - at) // kind.itemsize, offset=at if view is space else 0)
+        if not all(math.isfinite(part.sum()) for part in run.split(SUMMED_TOGETHER)):
+            yield from glanced & set(keys)
+
+
 class _Room(threading.local):
     """The buffer of one thread, kept for its next file."""
 
@@ -182,11 +208,11 @@ _room = _Room()
 
 
 class Gathering:
-    """Tensors that wait for their partners, at most ``HELD_BYTES`` of them."""
+    """Tensors of ``modules`` that wait for their partners, at most ``HELD_BYTES`` of them."""
 
-    def __init__(self, lora: LoraFile):
+    def __init__(self, lora: LoraFile, modules: Collection[str]):
         self.lora = lora
-        self._module = {key: name for name, entry in lora.entries.items() for key in entry.keys.values()}
+        self._module = {key: name for name in modules for key in lora.entries[name].keys.values()}
         self._held: dict[str, dict[str, Tensor]] = {}
         self._late: set[str] = set()
         self._bytes = 0

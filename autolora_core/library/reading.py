@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,16 +20,19 @@ from ..encode.spaces import space_of
 from ..encode.whole_file import Factors, Incomplete, WholeFile
 from ..errors import AutoLoRAError
 from ..lora.file import LoraFile, scalar, stock_scale, values_of
+from ..lora.header import DTYPES, TensorInfo
 from ..lora.modules import ModuleEntry
 from ..portable import openable
 from .content import Content, damaged, describe
-from .one_pass import BEING_WRITTEN, Gathering, Pass, Stamp, Tick, open_pass
+from .one_pass import BEING_WRITTEN, SUMMED, Gathering, Pass, Stamp, Tick, open_pass
 from .responses import has_response
 from .sketches import ENCODABLE_KINDS
 from .walk import Found
 
 log = logging.getLogger(__name__)
 _PLAIN_ROLES = frozenset({"up", "down", "alpha"})
+# Types, by the header's names, whose values float32 holds.
+FLOATS = frozenset(name for name, (_, kind) in DTYPES.items() if kind and kind.is_floating_point and kind.itemsize <= 4)
 
 
 @dataclass
@@ -137,18 +140,47 @@ class _Weights:
         self.whole: WholeFile | None = None
         if encode and lora.kind in ENCODABLE_KINDS and self.family != "unknown":
             self.whole = WholeFile(self.family, _widths(lora))
+        self._unread = self._not_needed()
         self._values: dict[str, tuple[list[str], bool]] = {}
         self._alphas: dict[str, float | None] = {}
         self._unscaled: list[str] = []
         self._failure: Exception | None = None
 
+    def _not_needed(self) -> set[str]:
+        """Modules of which it is enough to know their alpha, and that their values are numbers."""
+        if self.whole is None:
+            return set()
+        infos = self.lora.header.tensors
+        return {name for name, entry in self.lora.entries.items()
+                if name not in self.whole.needed and _is_plain(entry, infos, SUMMED)}  # fmt: skip
+
     def run(self, one: Pass) -> None:
-        gathering = Gathering(self.lora)
-        one.tensors(self.lora.header, gathering.wanted, lambda found: self._take(gathering.complete(found)))
-        for name, tensors in gathering.late(lambda key: one.again(self.lora.header, key)):
+        header, entries = self.lora.header, self.lora.entries
+        gathering = Gathering(self.lora, [name for name in entries if name not in self._unread])
+        alphas = {entries[name].keys["alpha"] for name in self._unread if "alpha" in entries[name].keys}
+        glanced = {key: name for name in self._unread for role, key in entries[name].keys.items() if role != "alpha"}
+
+        def take(found: dict[str, Tensor]) -> None:
+            self._alphas |= {key: scalar(found.pop(key)) for key in alphas.intersection(found)}
+            self._take(gathering.complete(found))
+
+        odd = one.tensors(header, gathering.wanted | alphas, take, glanced.keys())
+        for name, tensors in gathering.late(lambda key: one.again(header, key)):
             self._take({name: tensors})
-        self.lora.take_values(self._values)
+        self._look_again(one, {glanced[key] for key in odd})
+        self.lora.take_values({**dict.fromkeys(entries, ([], False)), **self._values})
         self.lora.take_alphas(self._alphas)
+
+    def _look_again(self, one: Pass, odd: set[str]) -> None:
+        """Read the values of modules that were only glanced at: of those that are odd; and, while all before are zero,
+        of one after the other, since a file of zeros is no LoRA."""
+        zero = all(zero for _, zero in self._values.values())
+        for name in sorted(self._unread):
+            if name in odd or zero:
+                keys = self.lora.entries[name].keys
+                tensors = {role: one.again(self.lora.header, key) for role, key in keys.items()}
+                self._values[name] = values_of(self.lora.entries[name], tensors)
+                zero &= self._values[name][1]
 
     def _take(self, ready: Mapping[str, Mapping[str, Tensor]]) -> None:
         entries, plain = self.lora.entries, []
@@ -157,7 +189,9 @@ class _Weights:
             alpha = scalar(tensors["alpha"]) if "alpha" in tensors else None
             if "alpha" in tensors:
                 self._alphas[entry.keys["alpha"]] = alpha
-            if self.whole is not None and _is_plain(entry, tensors) and math.isfinite(alpha or 0.0):
+            needed = self.whole is not None and name in self.whole.needed
+            infos = self.lora.header.tensors
+            if needed and _is_plain(entry, infos, FLOATS) and math.isfinite(alpha or 0.0):
                 plain.append(Factors(name, tensors["up"], tensors["down"]))
             else:
                 self._values[name] = values_of(entry, tensors)
@@ -170,6 +204,8 @@ class _Weights:
         self._unscaled += [factors.module for factors in plain]
 
     def _add(self, entry: ModuleEntry, tensors: Mapping[str, Tensor]) -> None:
+        if entry.name not in self.whole.needed:
+            return
         if entry.kind == "lora":  # its scale may stand in a file beside it: put in at the end
             self._unscaled.append(entry.name)
             scale = 1.0
@@ -211,8 +247,9 @@ class _Weights:
             return response_factors((self.lora.update(name) for name in reached), self.family)
 
 
-def _widths(lora: LoraFile) -> dict[str, int]:
-    return {name: math.prod(entry.shape[1:]) for name, entry in lora.entries.items() if len(entry.shape) > 1}
+def _widths(lora: LoraFile) -> dict[str, int | None]:
+    return {name: math.prod(entry.shape[1:]) if len(entry.shape) > 1 else None
+            for name, entry in lora.entries.items()}  # fmt: skip
 
 
 def _reason(failure: Exception | None) -> str | None:
@@ -221,12 +258,13 @@ def _reason(failure: Exception | None) -> str | None:
     return f"encoding failed ({type(failure).__name__}: {failure})"
 
 
-def _is_plain(entry: ModuleEntry, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a module is a product of two factors and nothing else, of values that float32 holds."""
-    if entry.kind != "lora" or entry.dora or entry.swap_halves or not _PLAIN_ROLES.issuperset(tensors):
+def _is_plain(entry: ModuleEntry, infos: Mapping[str, TensorInfo], dtypes: Collection[str]) -> bool:
+    """Whether a module is a product of two factors of these types and nothing else."""
+    if entry.kind != "lora" or entry.dora or entry.swap_halves or not _PLAIN_ROLES.issuperset(entry.keys):
         return False
-    up, down = tensors.get("up"), tensors.get("down")
-    if up is None or down is None or up.ndim < 2 or down.ndim < 2 or up[0].numel() != down.shape[0]:
+    if "up" not in entry.keys or "down" not in entry.keys:
         return False
-    kinds = (up.dtype, down.dtype)
-    return all(kind.is_floating_point and kind.itemsize <= 4 for kind in kinds)
+    up, down = infos[entry.keys["up"]], infos[entry.keys["down"]]
+    if len(up.shape) < 2 or len(down.shape) < 2 or math.prod(up.shape[1:]) != down.shape[0]:
+        return False
+    return up.dtype in dtypes and down.dtype in dtypes

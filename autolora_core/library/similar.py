@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..encode.features import module_features, size_for
+from ..encode.features import file_features
 from ..encode.threads import one_thread
 from ..encode.towers import file_sha256
 from ..errors import LibraryError, NoUpdatesError
@@ -112,7 +112,7 @@ def _query(library: Library, path: str) -> tuple[str, str, str]:
 
 def _row(path: str, family: str) -> np.ndarray:
     """The grid's row of a file that the library does not hold."""
-    features = module_features(LoraFile.open(path).updates(), size_for(family))
+    features = file_features(LoraFile.open(path))
     if not features.modules:
         raise NoUpdatesError("no layer of this file can be compared", path=path, fix="choose a LoRA that adds matrices")
     return row_of(features, family)
