@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ..autolora_core.encode.spaces import FAMILIES as FAMILIES_THAT_ANSWER
@@ -14,6 +15,7 @@ from ..autolora_core.library.index import Library
 from ..autolora_core.library.report import weights_line
 from ..autolora_core.retrieve.cards import retrieve_cards
 from ..autolora_core.retrieve.choices import FIRST_TRIGGERS, apply_choices, read_choices
+from ..autolora_core.retrieve.names import Names, lines_of
 from ..autolora_core.retrieve.near import Near
 from ..autolora_core.retrieve.selection import Pick, Selection
 from ..autolora_core.wording import shown
@@ -86,11 +88,6 @@ def _tower_for(library: Library, family: str | None, clip: Any) -> Any:
     tower = ClipTower(clip)
     found = library.encoder(family, tower.id)
     return tower if found is not None and found.usable else None
-
-
-def lines_of(text: str) -> tuple[str, ...]:
-    """Non-empty lines, as typed in pinned and banned."""
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 def _comparable(text: str) -> str:
@@ -226,9 +223,11 @@ class AutoLoRARetrieve:
             wanted_first(library, [pick.name for pick in (*found.picks, *found.misses)])
             read_later(library)
         bar.finish()
-        chosen = apply_choices(found, wished, (entry.name for entry in entries))
-        selection = chosen.selection
+        names = Names(entry.name for entry in entries)
+        chosen = apply_choices(found, wished, names)
+        own = Names(entry.name for entry in entries if entry.family in (found.family, "unknown"))
+        selection, beside = chosen.selection, partial(names.beside, own=own)
         words, added = prompt_with_triggers(prompt, selection.picks, chosen.words)
         report = selection_report(selection, "\n\n".join(filter(None, [why, unasked, *unread])), added)
         result = (selection.to_json(), extend_stack(lora_stack, selection.picks), words, report)
-        return {"ui": {"text": [report], "autolora": [retrieve_cards(found, chosen, added)]}, "result": result}
+        return {"ui": {"text": [report], "autolora": [retrieve_cards(found, chosen, added, beside)]}, "result": result}

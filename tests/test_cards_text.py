@@ -6,13 +6,17 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from autolora_core.errors import SelectionError
-from autolora_core.retrieve.choices import FORMAT, Choice, read_choices
+from autolora_core.errors import FamilyError, SelectionError
+from autolora_core.retrieve.choices import FORMAT, Choice, apply_choices, read_choices
+from autolora_core.retrieve.names import Names
+from autolora_core.retrieve.selection import Parts, Pick, Selection
 from autolora_core.retrieve.wishes import read_wishes
 
 WEB = Path(__file__).resolve().parents[1] / "web"
@@ -58,11 +62,12 @@ def test_a_card_is_that_of_the_same_nodes_however_many_there_are(tmp_path, depth
 
 def test_what_the_cards_write_the_node_reads(tmp_path):
     script = """
-    let all = it.withChoice(new Map(), "a/otter.safetensors", "strength", 0.6);
-    all = it.withTrigger(all, "A\\\\Otter", "constructor", true, false);
-    all = it.withTrigger(all, "a/otter", "tok", true, true);
-    all = it.withChoice(all, "__proto__", "role", "style");
-    all = it.withChoice(it.withChoice(all, "gone", "role", "style"), "gone", "role", undefined);
+    const otter = { name: "a/otter.safetensors" };
+    let all = it.withChoice(new Map(), otter, "strength", 0.6);
+    all = it.withTrigger(all, { name: "A\\\\Otter" }, "constructor", true, false);
+    all = it.withTrigger(all, otter, "tok", true, true);
+    all = it.withChoice(all, { name: "__proto__" }, "role", "style");
+    all = it.withChoice(it.withChoice(all, { name: "gone" }, "role", "style"), { name: "gone" }, "role", undefined);
     return [it.writeChoices(all), it.writeChoices(it.readChoices(it.writeChoices(all)))];
     """
     written, again = said_by(tmp_path, "cards/choices.js", script)
@@ -76,33 +81,109 @@ def test_what_the_cards_write_the_node_reads(tmp_path):
 class Entry:
     """What pinning goes by."""
 
-    def __init__(self, name: str):
-        self.name, self.hash, self.family = name, name, "sdxl"
+    def __init__(self, name: str, family: str = "sdxl"):
+        self.name, self.hash, self.family = name, sha256(name.encode()).hexdigest(), family
 
 
-LINES = ["a/otter.safetensors", "a\\otter", "OTTER", "otter: 0.7", "a/otter.safetensors:-.5e1", "otters", "fox", "ott"]
+# Names that differ by case alone, by folder, by how a mark is written; one with signs that other rules take for the end
+# of a line; and one of another base.
+SHELF = [
+    "a/otter.safetensors", "A/Otter.safetensors", "b/otter.safetensors", "deep/down/b/otter.safetensors",
+    "fox.safetensors", "Fox.safetensors", "stra\u00dfe.safetensors", "cafe\u0301.safetensors", "\u0130.safetensors",
+    "line\u2028break\u0085here\x0b.safetensors", "ratio 1:2.safetensors", "\u039f\u0394\u039f\u03a3.safetensors",
+]  # fmt: skip
+ENTRIES = [
+    *map(Entry, SHELF),
+    Entry("FOX.safetensors", "flux"),
+    Entry("deep/owl.safetensors"),
+    Entry("owl.safetensors", "flux"),
+]
+LINES = [
+    *SHELF, "otter", "a/otter", "A\\OTTER", "B/OTTER", "b/otter", "c/otter", "down/b/otter", "FOX", "fox", "Fox", "foX",
+    "FOX.safetensors", "fox: 0.7", "Fox.safetensors:-.5e1", "fox:1e999", "fox: 1_0", "fox :nan", "foxes", "STRASSE",
+    "STRA\u00dfE", "caf\u00e9", "CAF\u00c9", "ratio 1:2", "ratio 1:2:0.5", "\u03bf\u03b4\u03bf\u03c2", "owl",
+    "line\u2028break\u0085here\x0b: 2", "fox.safetensors\u2028", "a/otter\rb/otter", "fox\x85Fox", "\u2003otter\ufeff",
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("line", LINES)
-def test_a_line_is_pinned_for_the_card_where_it_is_for_the_node(tmp_path, line):
-    name, entries = "a/otter.safetensors", [Entry("a/otter.safetensors"), Entry("fox.safetensors")]
+def cards_of(own: list[Entry], everything: list[Entry]) -> list[dict[str, Any]]:
+    """A card a LoRA of the base, with what the node tells of other names."""
+    known, ours = Names(one.name for one in everything), Names(one.name for one in own)
+    return [{"name": one.name, "beside": known.beside(one.name, ours)} for one in own]
+
+
+def wished(field: str, line: str, own: list[Entry]) -> list[str] | None:
+    """The names that the node pins or bans; None where it says that it cannot tell which, or of another base."""
     try:
-        taken = [entries[lora].name for lora, _ in read_wishes(entries, entries, "sdxl", [line], [], 1.0)[0]]
-    except SelectionError:  # the node knows no such LoRA
-        taken = []
-    script = "return [it.isListed(given[0], given[1]), it.listed(given[0], given[1], false)];"
-    pinned, rest = said_by(tmp_path, "cards/choices.js", script, [line, name])
-    assert pinned == (taken == [name]) and (rest == "") == pinned
+        wishes = {"pinned": [], "banned": []} | {field: line}
+        taken, shut, _ = read_wishes(own, ENTRIES, "sdxl", wishes["pinned"], wishes["banned"], 1.0)
+    except FamilyError:
+        return None
+    except SelectionError as error:
+        return None if "ambiguous" in error.message else []
+    hit = [index for index, _ in taken] if field == "pinned" else np.flatnonzero(shut).tolist()
+    return [own[index].name for index in hit]
+
+
+@pytest.mark.parametrize("field", ["pinned", "banned"])
+def test_a_line_means_on_the_card_what_it_means_to_the_node(tmp_path, field):
+    own = [entry for entry in ENTRIES if entry.family == "sdxl"]
+    script = """
+    const { field, lines, cards } = given;
+    return lines.map((line) => cards.filter((one) => it.isListed(field, line, one)).map((one) => one.name));
+    """
+    given = {"field": field, "lines": LINES, "cards": cards_of(own, ENTRIES)}
+    shown = said_by(tmp_path, "cards/choices.js", script, given)
+    of_node = {line: wished(field, line, own) for line in LINES}
+    told = {line: names for line, names in zip(LINES, shown, strict=True) if of_node[line] is not None}
+    assert told == {line: names for line, names in of_node.items() if names is not None}
+    assert sum(map(bool, told.values())) > 20 and sum(not names for names in told.values()) > 4
+
+
+@pytest.mark.parametrize("key", [*SHELF, "otter", "A/OTTER", "a\\otter", "FOX", "Fox", "fox", "c/otter", "caf\u00c9"])
+def test_a_choice_is_of_the_lora_that_the_node_takes_it_for(tmp_path, key):
+    own = [entry for entry in ENTRIES if entry.family == "sdxl"]
+    text = json.dumps({"format": FORMAT, "loras": {key: {"strength": 0.5}}})
+    picks = tuple(Pick(one.name, one.hash, "", "subject", 1.0, 0.9, Parts(), "") for one in own)
+    made = apply_choices(Selection("x", "sdxl", picks), read_choices(text), [one.name for one in ENTRIES]).selection
+    script = """
+    const all = it.readChoices(given.text);
+    return given.cards.filter((one) => it.choiceOf(all, one).strength === 0.5).map((one) => one.name);
+    """
+    shown = said_by(tmp_path, "cards/choices.js", script, {"text": text, "cards": cards_of(own, ENTRIES)})
+    assert shown == [pick.name for pick in made.picks if pick.strength == 0.5]
+    assert len(shown) == (key in SHELF or key in ("a\\otter", "Fox", "fox", "caf\u00c9"))
+
+
+def test_a_control_of_one_leaves_a_namesake_s_line_and_choice(tmp_path):
+    cards = cards_of(ENTRIES[:6], ENTRIES)
+    script = """
+    const [small, large] = given.filter((one) => one.name.toLowerCase() === "fox.safetensors");
+    const pinned = it.listed("pinned", it.listed("pinned", "", small, true), large, true);
+    const all = it.withChoice(it.withChoice(new Map(), small, "strength", 0.1), large, "strength", 0.2);
+    const left = it.writeChoices(it.withoutChoice(all, small));
+    return [pinned, it.listed("pinned", pinned, small, false), it.writeChoices(all), left];
+    """
+    both, left, written, rest = said_by(tmp_path, "cards/choices.js", script, cards)
+    assert (both.split("\n"), left) == (["fox.safetensors", "Fox.safetensors"], "Fox.safetensors")
+    assert {name: one.strength for name, one in read_choices(written).items()} == {
+        "fox.safetensors": 0.1,
+        "Fox.safetensors": 0.2,
+    }
+    assert list(read_choices(rest)) == ["Fox.safetensors"]
 
 
 def test_a_ban_in_full_leaves_others_of_that_name(tmp_path):
     names = ["a/otter.safetensors", "b/otter.safetensors", "fox.safetensors"]
     entries = [Entry(name) for name in names]
-    line = said_by(tmp_path, "cards/choices.js", "return it.listed('', given, true);", names[1])
+    script = "return it.listed('banned', '', given, true);"
+    line = said_by(tmp_path, "cards/choices.js", script, {"name": names[1]})
     for pattern, shut in (
         (line, [0, 1, 0]),
         ("B\\Otter.safetensors", [0, 1, 0]),
         ("otter", [1, 1, 0]),
+        ("b/otter", [0, 1, 0]),
+        ("c/otter", [0, 0, 0]),
         ("*/ott*", [1, 1, 0]),
     ):
         assert read_wishes(entries, entries, "sdxl", [], [pattern], 1.0)[1].tolist() == shut, pattern
@@ -112,7 +193,7 @@ def test_a_ban_in_full_leaves_others_of_that_name(tmp_path):
 PIN = """
 const node = { type: "AutoLoRARetrieve", title: "Mine", inputs: [{ widget: { name: "pinned" }, link: given.link }] };
 node.widgets = ["pinned", "banned"].map((name) => ({ name, value: given[name] }));
-const said = it.pin({ graph: { nodes: [node] } }, "a/otter.safetensors");
+const said = it.pin({ graph: { nodes: [node] } }, { name: "a/otter.safetensors", beside: given.beside });
 return [said, ...node.widgets.map((widget) => widget.value)];
 """
 
@@ -121,6 +202,12 @@ return [said, ...node.widgets.map((widget) => widget.value)];
     ("given", "said", "pinned", "banned"),
     [
         ({"pinned": "fox\n", "banned": "Otter\nfox"}, "Pinned in “Mine”.", "fox\na/otter.safetensors", "fox"),
+        (
+            {"pinned": "A/Otter.safetensors", "banned": "", "beside": ["A/Otter.safetensors"]},
+            "Pinned in",
+            "A/Otter.safetensors\na/otter.safetensors",
+            "",
+        ),
         ({"pinned": "a\\otter: 0.5", "banned": ""}, "It is pinned there already.", "a\\otter: 0.5", ""),
         ({"pinned": "", "banned": "", "link": 3}, "Its field pinned is connected to another node", "", ""),
     ],

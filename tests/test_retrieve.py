@@ -170,6 +170,21 @@ def test_ambiguous_and_wrong_family_pins_are_named():
         retrieve(view, "x", family="emoji", pinned=["flux"], tower=LEXICAL)
 
 
+def test_a_pin_with_a_folder_takes_no_namesake_of_another():
+    view = MemoryView([ViewEntry("a/x.safetensors", digest("1")), ViewEntry("deep/b/y.safetensors", digest("2"))])
+    with pytest.raises(SelectionError, match=r"pinned 'b/x' is not in the library.*elsewhere there is a/x.safetensors"):
+        retrieve(view, "x", family="emoji", pinned=["b/x"], tower=LEXICAL)
+    for name in ("b/y", "B\\Y.safetensors:0.5", "y"):  # leading folders may be left out
+        assert retrieve(view, "x", family="emoji", pinned=[name], tower=LEXICAL).picks[0].hash == digest("2")
+
+
+def test_lines_end_where_they_end_on_the_page():
+    odd = "x\u2028y\x0bz\x85.safetensors"
+    view = MemoryView([ViewEntry(odd, digest("1")), ViewEntry("b.safetensors", digest("2"))])
+    found = retrieve(view, "x", family="emoji", pinned=f"{odd}\rb\r\n\n", tower=LEXICAL).picks
+    assert [pick.name for pick in found if pick.role == "pinned"] == [odd, "b.safetensors"]
+
+
 def test_banned_are_never_listed(words):
     selection = words("an otter and an axolotl", banned=["ott*", "no such thing"], threshold=0.0)
     everything = [pick.name for pick in selection.picks + selection.misses]

@@ -56,6 +56,24 @@ def test_an_exact_name_goes_before_one_of_another_case():
     assert [one.strength for one in found.selection.picks] == [0.2, 0.1]
 
 
+def test_a_choice_for_one_file_is_not_taken_by_one_of_another_case():
+    """On a disk that keeps such names apart they are two files: in other case only what is certain is taken."""
+    two = ("A.safetensors", "a.safetensors")
+    for key, changed in (("A.safetensors", [0.5, 1.0]), ("a", [1.0, 0.5])):
+        found = applied(text(**{key: {"strength": 0.5}}), *map(pick, two), known=two)
+        assert [one.strength for one in found.selection.picks] == changed, key
+    waits = applied(text(**{"A.safetensors": {"strength": 0.5}}), pick("a.safetensors"), known=two)
+    assert waits.selection.picks == (pick("a.safetensors"),) and "kept for 1 LoRA" in waits.selection.notes[0]
+    names = ("Fox.safetensors", "fOx.safetensors")
+    for wishes in ({"FOX": {"strength": 0.5}}, {"FOX.safetensors": {"role": "style"}}):
+        found = applied(text(**wishes), *map(pick, names), known=names)
+        assert found.selection.picks == tuple(map(pick, names)) and "nearly that name: FOX" in found.selection.notes[0]
+    twice = applied(
+        text(**{"OTTER": {"strength": 0.1}, "oTTER": {"strength": 0.2}}), pick("otter.safetensors"), known=()
+    )
+    assert twice.selection.picks[0].strength == 1.0 and "OTTER, oTTER" in twice.selection.notes[0]
+
+
 def test_no_choice_changes_nothing():
     for nothing in ("", "  \n", text(), text(**{"a/otter.safetensors": {}}), text(**{"a/otter": {"strength": 1}})):
         found = applied(nothing)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,9 +13,12 @@ from .selection import Pick, Selection
 FORMAT = "autolora-cards/1"
 
 
-def retrieve_cards(found: Selection, chosen: Chosen, added: Sequence[str]) -> dict[str, Any]:
-    """``found``: the selection before the choices; ``added``: the trigger words that the prompt got. No paths: the
-    page asks for previews by library and hash."""
+def retrieve_cards(
+    found: Selection, chosen: Chosen, added: Sequence[str], beside: Callable[[str], list[str]] = lambda name: []
+) -> dict[str, Any]:
+    """``found``: the selection before the choices; ``added``: the trigger words that the prompt got; ``beside``: other
+    files that a name on the card may mean (:meth:`.names.Names.beside`). No paths: the page asks for previews by
+    library and hash."""
     picks = zip(found.picks, chosen.selection.picks, strict=True)
     return {
         "format": FORMAT,
@@ -23,15 +26,15 @@ def retrieve_cards(found: Selection, chosen: Chosen, added: Sequence[str]) -> di
         "library": last_name(str(found.index.get("folder", ""))),
         "prompt": found.prompt,
         "family": found.family,
-        "picks": [_pick(before, after, chosen.words[before.name]) for before, after in picks],
-        "misses": [_shared(miss) for miss in found.misses],
+        "picks": [_pick(before, after, chosen.words[before.name], beside(before.name)) for before, after in picks],
+        "misses": [_shared(miss, beside(miss.name)) for miss in found.misses],
         "none_reason": found.none_reason,
         "added": list(added),
         "notes": list(chosen.selection.notes),
     }
 
 
-def _shared(pick: Pick) -> dict[str, Any]:
+def _shared(pick: Pick, beside: list[str]) -> dict[str, Any]:
     return {
         "name": pick.name,
         "hash": pick.hash,
@@ -39,13 +42,14 @@ def _shared(pick: Pick) -> dict[str, Any]:
         "parts": asdict(pick.parts),
         "reason": pick.reason,
         "triggers": list(pick.triggers),
+        "beside": beside,
     }
 
 
-def _pick(before: Pick, after: Pick, words: Sequence[str]) -> dict[str, Any]:
+def _pick(before: Pick, after: Pick, words: Sequence[str], beside: list[str]) -> dict[str, Any]:
     """``found`` is what the node decided by itself, beside what the choices made of it."""
     return {
-        **_shared(before),
+        **_shared(before, beside),
         "role": after.role,
         "strength": after.strength,
         "on": list(words),

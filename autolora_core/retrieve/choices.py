@@ -9,13 +9,13 @@ A choice stays for as long as it stands in the text, whether its LoRA is picked 
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import SelectionError
 from ..wording import counted, listed, shown
+from .names import Names, closest, plain
 from .selection import Pick, Selection
 
 FORMAT = "autolora-choices/1"
@@ -59,22 +59,42 @@ def read_choices(text: str) -> dict[str, Choice]:
     return {name: _choice(one, f"choices.loras[{name!r}]") for name, one in _object(data, "loras").items()}
 
 
-def apply_choices(selection: Selection, choices: Mapping[str, Choice], known: Iterable[str]) -> Chosen:
+def apply_choices(selection: Selection, choices: Mapping[str, Choice], known: Names | Iterable[str]) -> Chosen:
     """The selection with every pick as chosen, and its ``notes`` saying what that changed. ``known``: the names of all
     LoRAs in the library; choices for others are noted, those for LoRAs that were not picked wait."""
+    known = known if isinstance(known, Names) else Names(known)
     picks, words, notes = [], {}, []
-    names = _by_name(choices)
+    keys = _by_name(choices)
+    used = {pick.name: _key(keys.get(plain(pick.name), ()), pick.name, known) for pick in selection.picks}
     for pick in selection.picks:
-        key = names.get(_spelled(pick.name)) or names.get(_plain(pick.name))
-        choice = choices[key] if key else Choice()
-        made, on, said = _applied(pick, choice)
+        key = used[pick.name]
+        made, on, said = _applied(pick, Choice() if key is None else choices[key])
         picks.append(made)
         words[pick.name] = on
         notes += [f"As chosen on its card, {shown(pick.name)}: {', '.join(said)}."] if said else []
-    notes += _idle(choices, {*_spellings(pick.name for pick in picks)}, {*_spellings(known)})
+    notes += _idle(choices, used, known)
     if not notes:
         return Chosen(replace(selection, picks=tuple(picks)), words)
     return Chosen(replace(selection, picks=tuple(picks), notes=(*notes, *selection.notes)), words)
+
+
+def _by_name(choices: Mapping[str, Choice]) -> dict[str, list[str]]:
+    """Name without case and ending → the keys that may mean it."""
+    keys: dict[str, list[str]] = {}
+    for key in choices:
+        keys.setdefault(plain(key), []).append(key)
+    return keys
+
+
+def _key(keys: Iterable[str], name: str, known: Names) -> str | None:
+    """The key that means this LoRA and no other, the closest of several; None where that is not one."""
+    own = [key for key in keys if _meant(key, known, name) == [name]]
+    found = closest(name, own, whole=True)
+    return found[0] if len(found) == 1 else None
+
+
+def _meant(key: str, known: Names, *more: str) -> list[str]:
+    return closest(key, list(dict.fromkeys([*more, *known.namesakes(key)])), whole=True)
 
 
 def _applied(pick: Pick, choice: Choice) -> tuple[Pick, tuple[str, ...], list[str]]:
@@ -100,39 +120,26 @@ def _applied(pick: Pick, choice: Choice) -> tuple[Pick, tuple[str, ...], list[st
     return pick, on, said
 
 
-def _idle(choices: Mapping[str, Choice], picked: set[str], known: set[str]) -> list[str]:
-    """Notes on choices that changed nothing."""
-    strange = [name for name in choices if not {*_spellings([name])} & known]
-    waiting = len([name for name in choices if not {*_spellings([name])} & picked]) - len(strange)
+def _idle(choices: Mapping[str, Choice], used: Mapping[str, str | None], known: Names) -> list[str]:
+    """Notes on choices that changed nothing. ``used``: pick's name → its key."""
+    strange, unsure, waiting = [], [], 0
+    for key in choices:
+        found = _meant(key, known, *(name for name, its in used.items() if its == key))
+        if not found:
+            strange.append(shown(key))
+        elif len(found) > 1 or (found[0] in used and used[found[0]] != key):
+            unsure.append(shown(key))
+        elif found[0] not in used:
+            waiting += 1
     notes = []
     if strange:
-        whose = listed([shown(name) for name in strange])
-        notes.append(f"Choices for LoRAs that are not in the library changed nothing: {whose}.")
+        notes.append(f"Choices for LoRAs that are not in the library changed nothing: {listed(strange)}.")
+    if unsure:
+        why = "another choice or another file has nearly that name"
+        notes.append(f"Choices that changed nothing, {why}: {listed(unsure)}.")
     if waiting:
         notes.append(f"Choices kept for {counted(waiting, 'LoRA')} not picked this time.")
     return notes
-
-
-def _by_name(choices: Mapping[str, Choice]) -> dict[str, str]:
-    """Spelling → key; an exact name goes before one that differs by case or ending."""
-    names: dict[str, str] = {}
-    for key in choices:
-        names.setdefault(_plain(key), key)
-    names.update({_spelled(key): key for key in choices})
-    return names
-
-
-def _spellings(names: Iterable[str]) -> Iterable[str]:
-    return (_plain(name) for name in names)
-
-
-def _spelled(name: str) -> str:
-    """Separators of any system alike, letters with marks as one sign."""
-    return unicodedata.normalize("NFC", name.replace("\\", "/"))
-
-
-def _plain(name: str) -> str:
-    return _spelled(name).casefold().removesuffix(".safetensors")
 
 
 def _quoted(words: Iterable[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import unicodedata
+import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
@@ -11,7 +11,12 @@ import numpy as np
 
 from ..errors import FamilyError, SelectionError
 from ..lora.base_match import related
+from ..wording import listed, shown
+from .names import ENDING, Names, lines_of, lowered, plain, spelled
 from .view import EntryLike
+
+# ``name: 0.7``; what is no number belongs to the name. web/cards/choices.js reads it so, too.
+_STRENGTH = re.compile(r"(.*\S)[ \t]*:[ \t]*([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]+)?)", re.S | re.I)
 
 
 def read_wishes(
@@ -25,78 +30,100 @@ def read_wishes(
     """Pinned LoRAs with their strengths, the banned mask (N,), and notes on bans that hit nothing."""
     notes, shut = [], np.zeros(len(entries), bool)
     for pattern in _lines(banned):
-        # In full it is that one alone: cards write it so, and files in two folders may share a name.
-        full = _plain(pattern)
-        hit = np.array([_plain(entry.name) == full for entry in entries], bool)
-        if not hit.any():
-            hit = np.array([_matches(entry, pattern) for entry in entries], bool)
-        if not hit.any():
+        hit, known = _banned(entries, everything, pattern)
+        if not known:
             notes.append(f"Nothing in the library is called {pattern!r}, so banning it changed nothing.")
-        shut |= hit if len(hit) else shut
+        shut |= hit
     taken: list[tuple[int, float]] = []
-    for line in _lines(pinned):
-        lora, power = _pinned(entries, everything, family, line, strength)
+    lines = _lines(pinned)
+    shelf = _Shelf(entries, everything, family) if lines else None
+    for line in lines:
+        lora, power = shelf.pinned(line, strength)
         if lora not in [index for index, _ in taken]:
             taken.append((lora, power))
     return taken, shut, notes
 
 
-def _lines(wishes: Iterable[str]) -> list[str]:
-    wishes = wishes.splitlines() if isinstance(wishes, str) else wishes
-    return [line.strip() for line in wishes if line.strip()]
+def _lines(wishes: Iterable[str]) -> tuple[str, ...]:
+    return lines_of(wishes if isinstance(wishes, str) else "\n".join(wishes))
 
 
-def _pinned(entries, everything, family, line: str, strength: float) -> tuple[int, float]:
-    name, colon, power = line.rpartition(":")
-    choices = [(line, strength)]
-    try:
-        choices += [(name.strip(), float(power))] if colon and math.isfinite(float(power)) else []
-    except ValueError:
-        pass  # the colon belongs to the name
-    for wanted, wished in choices:
-        # Names differ by case alone on some disks, so the exact one comes first.
-        found = [i for i, entry in enumerate(entries) if _spelled(entry.name) == _spelled(wanted)]
-        found = found or [i for i, entry in enumerate(entries) if _plain(entry.name) == _plain(wanted)]
-        found = found or [i for i, entry in enumerate(entries) if _is_called(entry, wanted)]
-        if len({entries[i].hash for i in found}) == 1:
-            return found[0], wished
-        if found:
-            names = ", ".join(sorted(entries[i].name for i in found))
-            raise SelectionError(f"pinned {wanted!r} is ambiguous: {names}", key="pinned", fix="use the full name")
-        other = [entry for entry in everything if _is_called(entry, wanted) and entry.family != family]
-        if other:
-            made_for = "an unknown base" if other[0].family == "unknown" else other[0].family
-            try_it = f", or choose {made_for} as family: much of it fits" if related(other[0].family, family) else ""
-            raise FamilyError(
-                f"pinned {other[0].name} is a LoRA for {made_for}, the model is {family}",
-                key="pinned", fix=f"remove it from the pinned names{try_it}",
-            )  # fmt: skip
-    raise SelectionError(
-        f"pinned {line!r} is not in the library", key="pinned",
-        fix="write the name as the loras list shows it, or run Encode LoRA Library again",
-    )  # fmt: skip
+def _banned(entries: Sequence[EntryLike], everything: Sequence[EntryLike], pattern: str) -> tuple[np.ndarray, bool]:
+    """(N,) bool, and whether the library has anything called so. In full it is that file alone: cards write it so, and
+    files in two folders may share a name, or differ by case alone."""
+    exact, full, own = spelled(pattern), lowered(pattern), plain(pattern)
+    known = any(spelled(entry.name) == exact for entry in everything)
+    hit = np.array([spelled(entry.name) == exact for entry in entries], bool)
+    if not known and full.endswith(ENDING):
+        hit = np.array([lowered(entry.name) == full for entry in entries], bool)
+    if not known and not hit.any():
+        hit = np.array([_matches(entry, own, full) for entry in entries], bool)
+    return hit, known or bool(hit.any())
 
 
-def _spelled(name: str) -> str:
-    """Separators of any system alike, and letters with marks as one sign: a Mac's disks keep the two apart."""
-    return unicodedata.normalize("NFC", name.replace("\\", "/"))
+def _matches(entry: EntryLike, own: str, pattern: str) -> bool:
+    name, whole = plain(entry.name), lowered(entry.name)
+    if name == own or name.endswith("/" + own) or _is_hash(entry, pattern):
+        return True
+    return fnmatchcase(whole, pattern) or fnmatchcase(name.rpartition("/")[2], pattern)
 
 
-def _plain(name: str) -> str:
-    return _spelled(name).casefold()
+def _is_hash(entry: EntryLike, wanted: str) -> bool:
+    """By at least ten digits of the hash."""
+    return len(wanted) >= 10 and entry.hash.startswith(wanted.lower())
 
 
-def _stem(name: str) -> str:
-    return _plain(name).rpartition("/")[2].removesuffix(".safetensors")
+def _readings(line: str, strength: float) -> list[tuple[str, float]]:
+    """What a line may mean: a name, or a name and its strength."""
+    found = _STRENGTH.fullmatch(line)
+    power = float(found[2]) if found else math.inf
+    return [(line, strength), *([(found[1], power)] if found and math.isfinite(power) else [])]
 
 
-def _is_called(entry: EntryLike, wanted: str) -> bool:
-    """By full name, stem, or at least ten digits of the hash."""
-    by_hash = len(wanted) >= 10 and entry.hash.startswith(wanted.lower())
-    return _plain(wanted) == _plain(entry.name) or _stem(wanted) == _stem(entry.name) or by_hash
+class _Shelf:
+    """``entries``: those of the base searched; ``everything``: all of the library."""
 
+    def __init__(self, entries: Sequence[EntryLike], everything: Sequence[EntryLike], family: str):
+        self.entries, self.everything, self.family = entries, everything, family
+        self.own, self.all = (Names(entry.name for entry in some) for some in (entries, everything))
 
-def _matches(entry: EntryLike, pattern: str) -> bool:
-    pattern = _plain(pattern)
-    names = (_plain(entry.name), _stem(entry.name))
-    return _is_called(entry, pattern) or any(fnmatchcase(name, pattern) for name in names)
+    def pinned(self, line: str, strength: float) -> tuple[int, float]:
+        """The place of the LoRA and its strength. Raises SelectionError for a name that is not there or not clear,
+        FamilyError for one of another base."""
+        for wanted, wished in _readings(line, strength):
+            names = set(self._meant(wanted))
+            found = [i for i, entry in enumerate(self.entries) if entry.name in names]
+            found = found or [i for i, entry in enumerate(self.entries) if _is_hash(entry, wanted)]
+            if len({self.entries[i].hash for i in found}) == 1:
+                return found[0], wished
+            if found:
+                told = ", ".join(sorted(self.entries[i].name for i in found))
+                raise SelectionError(f"pinned {wanted!r} is ambiguous: {told}", key="pinned", fix="use the full name")
+            self._refuse_other_bases(wanted)
+        raise SelectionError(f"pinned {line!r} is not in the library", key="pinned", fix=self._fix(line))
+
+    def _meant(self, wanted: str) -> list[str]:
+        found = self.own.meant(wanted)
+        if found and plain(found[0]) == plain(wanted):
+            # A file of another base that is called exactly so goes before one of this base in other case.
+            nearest = {*self.all.meant(wanted, whole=True)} or {*found}
+            found = [name for name in found if name in nearest]
+        return found
+
+    def _refuse_other_bases(self, wanted: str) -> None:
+        names = set(self.all.meant(wanted))
+        other = [one for one in self.everything if one.family != self.family]
+        other = [one for one in other if one.name in names or _is_hash(one, wanted)]
+        if not other:
+            return
+        made_for = "an unknown base" if other[0].family == "unknown" else other[0].family
+        try_it = f", or choose {made_for} as family: much of it fits" if related(other[0].family, self.family) else ""
+        raise FamilyError(
+            f"pinned {other[0].name} is a LoRA for {made_for}, the model is {self.family}",
+            key="pinned", fix=f"remove it from the pinned names{try_it}",
+        )  # fmt: skip
+
+    def _fix(self, line: str) -> str:
+        alike = [shown(name) for reading, _ in _readings(line, 1.0) for name in self.all.namesakes(reading)]
+        there = f" (elsewhere there is {listed(alike)})" if alike else ""
+        return f"write the name as the loras list shows it{there}, or run Encode LoRA Library again"

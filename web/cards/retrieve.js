@@ -122,8 +122,8 @@ function nodeInputs(node) {
     choose: (change) => write("choices", wish.writeChoices(change(wish.readChoices(read("choices")) ?? new Map()))),
     // A text that cannot be read may be of a newer version: a control would write over it, only forgetting it may.
     locked: (name) => !find(name) || linked(name) || (name === "choices" && wish.readChoices(read(name)) === null),
-    listed: (name, lora) => wish.isListed(read(name), lora),
-    list: (name, lora, wanted) => write(name, wish.listed(read(name), lora, wanted)),
+    listed: (name, lora) => wish.isListed(name, read(name), lora),
+    list: (name, lora, wanted) => write(name, wish.listed(name, read(name), lora, wanted)),
     watch: (act) =>
       ["choices", "pinned", "banned"]
         .map(find)
@@ -135,9 +135,9 @@ function nodeInputs(node) {
 function pinButtons(one, inputs, changed) {
   const name = shortName(one.name);
   const flip = (list, other, verb) => () => {
-    const wanted = !inputs.listed(list, one.name);
-    inputs.list(list, one.name, wanted);
-    if (wanted && inputs.listed(other, one.name)) inputs.list(other, one.name, false);
+    const wanted = !inputs.listed(list, one);
+    inputs.list(list, one, wanted);
+    if (wanted && inputs.listed(other, one)) inputs.list(other, one, false);
     changed(wanted ? `${name} ${verb}.` : `${name} no longer ${verb}.`);
   };
   const pin = iconButton("pin", `Pin ${name}: always choose it`, flip("pinned", "banned", "pinned"), false);
@@ -145,7 +145,7 @@ function pinButtons(one, inputs, changed) {
   pin.disabled = inputs.locked("pinned");
   ban.disabled = inputs.locked("banned");
   function update() {
-    const state = { pinned: inputs.listed("pinned", one.name), banned: inputs.listed("banned", one.name) };
+    const state = { pinned: inputs.listed("pinned", one), banned: inputs.listed("banned", one) };
     pin.setAttribute("aria-pressed", String(state.pinned));
     ban.setAttribute("aria-pressed", String(state.banned));
     return state;
@@ -178,7 +178,7 @@ function pickCard(pick, url, inputs, changed) {
   };
   const { buttons, update: pins } = pinButtons(pick, inputs, changed);
   const undo = iconButton("undo", `Forget what was chosen for ${name}`, () =>
-    choose(`${name} as the node decides.`, (all) => wish.withoutChoice(all, pick.name)),
+    choose(`${name} as the node decides.`, (all) => wish.withoutChoice(all, pick)),
   );
   const role = el("button", {
     type: "button",
@@ -187,13 +187,13 @@ function pickCard(pick, url, inputs, changed) {
       click: () => {
         const wanted = now().role === "style" ? "subject" : "style";
         const value = wanted === pick.found.role ? undefined : wanted;
-        choose(`${name} is the ${wanted}.`, (all) => wish.withChoice(all, pick.name, "role", value));
+        choose(`${name} is the ${wanted}.`, (all) => wish.withChoice(all, pick, "role", value));
       },
     },
   });
   const strength = strengthRow(`Strength of ${name}`, (value) => {
     const kept = value === pick.found.strength ? undefined : value;
-    choose("", (all) => wish.withChoice(all, pick.name, "strength", kept));
+    choose("", (all) => wish.withChoice(all, pick, "strength", kept));
   });
   const words = pick.triggers.map((word, at) => triggerButton(word, at, pick, () => now().on, choose));
   const card = el(
@@ -213,7 +213,7 @@ function pickCard(pick, url, inputs, changed) {
   );
 
   function now() {
-    const chosen = wish.choiceOf(inputs.choices() ?? new Map(), pick.name);
+    const chosen = wish.choiceOf(inputs.choices() ?? new Map(), pick);
     return {
       chosen: Object.keys(chosen).length > 0,
       strength: typeof chosen.strength === "number" ? chosen.strength : pick.found.strength,
@@ -252,7 +252,7 @@ function triggerButton(word, at, pick, on, choose) {
   button.addEventListener("click", () => {
     const wanted = !on().includes(word);
     const said = wanted ? `“${shown(word)}” goes into the prompt.` : `“${shown(word)}” stays out of the prompt.`;
-    choose(said, (all) => wish.withTrigger(all, pick.name, word, wanted, usual));
+    choose(said, (all) => wish.withTrigger(all, pick, word, wanted, usual));
   });
   button.update = (words) => button.setAttribute("aria-pressed", String(words.includes(word)));
   return button;

@@ -32,17 +32,18 @@ export function retrieveNode(app) {
   return selected[0] ?? (all.length === 1 ? all[0] : null);
 }
 
-/** Add a name to the `pinned` lines of a Retrieve node, and take it out of `banned`; what was done, in words. */
-export function pin(app, name) {
-  if (/[\r\n]/.test(name)) return "This file has a line break in its name: rename it to pin it.";
+/** Add a LoRA to the `pinned` lines of a Retrieve node, and take it out of `banned`; what was done, in words. */
+export function pin(app, row) {
+  if (/[\r\n]/.test(row.name)) return "This file has a line break in its name: rename it to pin it.";
   const node = retrieveNode(app);
   if (!node) return "Select a node Retrieve LoRAs from Prompt first.";
   const [pinned, banned] = ["pinned", "banned"].map((field) => node.widgets?.find((one) => one.name === field));
   if (!pinned) return "This Retrieve node has no field pinned.";
   if (isLinked(node, "pinned")) return "Its field pinned is connected to another node: add the name there.";
-  if (isListed(pinned.value, name)) return "It is pinned there already.";
-  write(pinned, listed(pinned.value, name, true));
-  if (banned && !isLinked(node, "banned") && isListed(banned.value, name)) write(banned, listed(banned.value, name, false));
+  if (isListed("pinned", pinned.value, row)) return "It is pinned there already.";
+  write(pinned, listed("pinned", pinned.value, row, true));
+  if (banned && !isLinked(node, "banned") && isListed("banned", banned.value, row))
+    write(banned, listed("banned", banned.value, row, false));
   node.setDirtyCanvas?.(true, true);
   app.extensionManager?.workflow?.activeWorkflow?.changeTracker?.checkState?.();
   return `Pinned in “${node.title ?? RETRIEVE}”.`;

@@ -67,7 +67,7 @@ export class Details {
       usable && !row.by_header ? this.#button("Similar to this", () => this.similar(row)) : null,
       this.#button("Copy name", () => this.#copy(row.name, "The name")),
       row.triggers.length ? this.#button("Copy trigger words", () => this.#copy(row.triggers.join(", "), `${counted(row.triggers.length)} trigger word(s)`)) : null,
-      usable ? this.#button("Pin in Retrieve", () => this.say(pin(this.app, row.name)), "Add it to pinned of the selected Retrieve node") : null);
+      usable ? this.#button("Pin in Retrieve", () => this.say(pin(this.app, row)), "Add it to pinned of the selected Retrieve node") : null);
   }
 
   async #copy(text, what) {
