@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import emoji_factors, real_loras, write_lora
 
+from autolora_core.encode.sample import layer_of, sampled
 from autolora_core.errors import LibraryError, LibraryVersionError
 from autolora_core.library import scan_rows
 from autolora_core.library.index import Library
@@ -318,7 +319,9 @@ def test_real_files(library, path, tmp_path):
     assert entry.family == "sd15" or entry.kind == "text_encoder_only"
     if entry.kind == "lora":
         features = library.module_features("sd15")[entry.hash]
-        assert len(features.modules) > 90
+        layers = {layer_of(name) for name in (*features.modules, *features.skipped)}
+        assert layers == sampled("sd15", [name for name, _, _ in library.modules(entry.hash)])
+        assert len(features.modules) > 15
 
 
 def test_a_library_made_anew_shows_nothing_of_the_old_one(roots, tmp_path):

@@ -84,11 +84,11 @@ def module_features(updates: Iterable[Update], size: SketchSize) -> ModuleFeatur
 
 
 def file_features(lora: LoraFile) -> ModuleFeatures:
-    """:func:`module_features` of the layers of an open file that are sketched (:func:`.sample.sampled`)."""
-    family = lora.family.name
-    chosen = sampled(family, lora.entries)
-    updates = (lora.update(name) for name in lora.modules if layer_of(name) in chosen)
-    return module_features(updates, size_for(family))
+    """:func:`module_features` of the layers of an open file that are sketched (:func:`.sample.sampled`), or where these
+    are zero, as in a file that was made of a few blocks of another, of all."""
+    size, chosen = size_for(lora.family.name), sampled(lora.family.name, lora.entries)
+    found = module_features((lora.update(name) for name in lora.modules if layer_of(name) in chosen), size)
+    return found if found.modules else module_features(lora.updates(), size)
 
 
 def split_fused(update: Update) -> Iterator[Update]:

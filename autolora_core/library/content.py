@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import os
@@ -15,6 +14,7 @@ from functools import lru_cache
 from ..errors import AutoLoRAError, LoraError
 from ..lora.file import LoraFile
 from .entries import Entry, EntryText
+from .garbage import uncollected
 from .store import now
 
 # Raise when lora/ reads files differently, so that libraries read their contents again (without hashing anew).
@@ -135,13 +135,8 @@ def modules_of(db: sqlite3.Connection, digest: str) -> tuple[tuple[str, str, int
 
 def read_entries(db: sqlite3.Connection) -> list[Entry]:
     """Every row of the files table as an :class:`Entry`, sorted by name, then root."""
-    collecting = gc.isenabled()
-    gc.disable()  # entries are no garbage, and a hundred thousand of them would be looked through again and again
-    try:
+    with uncollected():
         return list(_entries(db))
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _entries(db: sqlite3.Connection) -> Iterator[Entry]:

@@ -14,7 +14,7 @@ from functools import partial
 
 from torch import Tensor
 
-from ..encode.features import ModuleFeatures
+from ..encode.features import ModuleFeatures, file_features
 from ..encode.response_factors import ResponseFactors, response_factors
 from ..encode.spaces import space_of
 from ..encode.whole_file import Factors, Incomplete, WholeFile
@@ -24,6 +24,7 @@ from ..lora.header import DTYPES, TensorInfo
 from ..lora.modules import ModuleEntry
 from ..portable import openable
 from .content import Content, damaged, describe
+from .garbage import uncollected
 from .one_pass import BEING_WRITTEN, SUMMED, Gathering, Pass, Stamp, Tick, open_pass
 from .responses import has_response
 from .sketches import ENCODABLE_KINDS
@@ -109,7 +110,8 @@ class _Reading:
 
     def run(self, one: Pass) -> None:
         try:
-            self._lora = one.head()
+            with uncollected():
+                self._lora = one.head()
             if self._lora.kind != "not_a_lora":
                 self._weights = _Weights(self._lora, self.encode)
                 self._weights.run(one)
@@ -125,7 +127,8 @@ class _Reading:
         """Content, metadata, and what was encoded."""
         if self._trouble is not None:
             return self.known or damaged(self._trouble, digest, size), None, None
-        content = self.known or describe(self._lora, digest, size)
+        with uncollected():
+            content = self.known or describe(self._lora, digest, size)
         if self._weights is None:
             return content, None, None
         wanted = self._weights.whole is not None and content.kind in ENCODABLE_KINDS
@@ -231,6 +234,8 @@ class _Weights:
         """What is kept of the weights, now that the scales are known."""
         scales = {name: self.lora.modules[name].scale for name in self._unscaled}
         features = self._encode(lambda: self.whole.features(scales))
+        if features is not None and not features.modules and self._unread:
+            features = self._encode(lambda: file_features(self.lora))
         made = Encoded(features, None if features else _reason(self._failure))
         if features is not None and not features.modules:
             made.features_problem = "no module of this file can be encoded"
