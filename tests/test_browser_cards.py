@@ -190,6 +190,12 @@ def test_of_ten_thousand_cards_those_in_view_are_built(seen):
     assert many["took"] < 5000
 
 
+def test_problems_that_a_card_leaves_out_are_counted_by_kind(seen):
+    assert "30,000 notes on files" in seen["faulty"]
+    assert "… and 29,800 more. They are listed elsewhere." in seen["faulty"]
+    assert "30,000 × this is <b>not</b> a safetensors file" in seen["faulty"]
+
+
 def test_a_graph_laid_out_before_there_were_cards_keeps_its_sizes(seen):
     assert seen["older"]["folded"] and seen["older"]["height"] == 560 < seen["older"]["unfolded"]
 

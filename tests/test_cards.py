@@ -14,6 +14,10 @@ from conftest import emoji_factors, write_lora
 from autolora_core.fusion.card import fusion_card
 from autolora_core.fusion.report import LoraOutcome
 from autolora_core.fusion.requests import Request, library_of
+from autolora_core.library.entries import Entry, EntryText, ScanReport
+from autolora_core.library.fit_report import FitReport
+from autolora_core.library.report import Summary, encode_report
+from autolora_core.library.report_card import MOST, MOST_KINDS, OTHERS, encode_card, kind_of, problem_kinds
 from autolora_core.pace import Pace
 
 state, world = sd3_fixtures(64)
@@ -158,3 +162,65 @@ def test_messages_go_nowhere_without_a_server(monkeypatch):
     monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=instance)))
     events.send("heat", {"node": "1"})
     assert sent == [("autolora.heat", {"node": "1"}, "me")]
+
+
+# -- a card of many problems ------------------------------------------------------------------------------------------
+
+
+def summary_of(problems: int) -> Summary:
+    """A scan of files with three kinds of problems in turn, each with layers, numbers and names of its own."""
+    kinds = (
+        "lora_unet_{}.mid: {} of 640 values of down are NaN or infinite",
+        "the header claims {}{:03d} bytes but the file has 99: it is truncated or it lies. What to do: try again",
+        "no tensor of this file is part of a LoRA ('a.{}', 'b.{}'). What to do: check that it is a LoRA",
+    )
+    found = [(f"f/{i}.safetensors", kinds[i % 3].format(i, i)) for i in range(problems)]
+    return Summary(ScanReport(added=problems, problems=found), FitReport(), [], folder="/u/autolora/x")
+
+
+def test_a_card_of_thirty_thousand_problems_is_small_and_counts_them_all():
+    card = encode_card(summary_of(30_000))
+    assert len(card["problems"]) == MOST and card["problems_left_out"] == 30_000 - MOST
+    assert card["problems"][1]["why"].endswith("What to do: try again"), "how to mend it is said"
+    assert card["problem_kinds"] == [
+        {"why": "no tensor of this file is part of a LoRA …", "count": 10_000},
+        {"why": "the header claims … bytes but the file has … it is truncated or it lies", "count": 10_000},
+        {"why": "… of … values of down are NaN or infinite", "count": 10_000},
+    ]
+    assert "Unreadable" in card["problems_where"] and len(json.dumps(card)) < 60_000
+    few = encode_card(summary_of(MOST))
+    assert (len(few["problems"]), few["problems_left_out"], few["problems_where"]) == (MOST, 0, "")
+
+
+def test_kinds_beyond_the_most_are_one_of_their_own():
+    letters = [chr(97 + i // 26) + chr(97 + i % 26) for i in range(100)]
+    kinds = problem_kinds([f"the file is {one}" for one in letters] + ["the file is aa"])
+    assert len(kinds) == MOST_KINDS and kinds[0] == {"why": "the file is aa", "count": 2}
+    assert kinds[-1] == {"why": OTHERS, "count": 101 - 2 - (MOST_KINDS - 2)}
+
+
+@pytest.mark.parametrize(
+    ("problem", "kind"),
+    [
+        ("the header is not valid JSON (value: line 1 (char 0)). What to do: x", "the header is not valid JSON …"),
+        ("the user's file can't be read", "the user's file can't be read"),
+        ("metadata 'x y' is a dict, not a text", "metadata … is a dict, not a text"),
+        ("the file cannot be read: Permission denied", "the file cannot be read: Permission denied"),
+        ("x" * 5000, "x" * 119 + "…"),
+        ("(" * 5000, "(" * 119 + "…"),
+    ],
+)  # fmt: skip
+def test_the_kind_of_a_problem(problem, kind):
+    assert kind_of(problem) == kind
+
+
+def test_a_group_of_many_copies_is_a_short_line_of_the_report():
+    def copy(number: int) -> Entry:
+        name = f"a folder/copy {number}.safetensors"
+        return Entry(name, name, "0" * 64, 1, 0.0, "emoji", "", "lora", None, 4, False, (), EntryText())
+
+    copies = [copy(number) for number in range(10_000)]
+    summary = Summary(ScanReport(added=10_000), FitReport(), copies, [copies])
+    (line,) = [line for line in encode_report(summary).splitlines() if line.endswith("identical files")]
+    assert line.startswith("- a folder/copy 0.safetensors = ") and "9992 more" in line and len(line) < 1000
+    assert encode_card(summary)["duplicates"]["identical"] == 9999

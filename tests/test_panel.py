@@ -6,6 +6,7 @@ import json
 import sys
 
 import pytest
+import torch
 from conftest import emoji_factors, write_lora
 from PIL import Image
 
@@ -13,6 +14,8 @@ from autolora_core.encode.towers import LexicalTower
 from autolora_core.errors import LibraryError, SelectionError
 from autolora_core.library.entries import Entry, EntryText
 from autolora_core.library.index import Library
+from autolora_core.library.report import Summary
+from autolora_core.library.report_card import encode_card
 from autolora_core.panel import answers
 from autolora_core.panel.asked import MAX_OFFSET, MOST_ROWS, Asked
 from autolora_core.panel.catalogue import Catalogue, catalogue_of
@@ -62,7 +65,7 @@ def test_every_word_must_be_in_the_row():
     assert found.select("otter", "flux").rows.tolist() == [1]
     assert found.select("otter", "flux").families == {"sdxl": 2, "flux": 1}, "counts are of all families"
     assert found.select("", kind="control").rows.tolist() == [2] and not len(found.select("", "no such base").rows)
-    assert found.problems.tolist() == [2, 3]
+    assert found.problems().tolist() == [2, 3] and found.problems({"two"}).tolist() == [2, 1, 3]
 
 
 def test_pages_lie_side_by_side():
@@ -102,6 +105,19 @@ def test_searches_and_lists_of_a_real_library(world):
     assert names(answers.entries(library, Asked(hash=digest), WAITS)) == ["louder.safetensors"]
     with pytest.raises(LibraryError, match="no such LoRA"):
         answers.similar(library, Asked(hash="0" * 64), WAITS)
+
+
+def test_unreadable_lists_all_that_the_card_of_encode_counts(world):
+    loras, library = world
+    strange = {"body.layer": (torch.ones(2, 8), torch.ones(8, 2))}
+    write_lora(loras / "stranger.safetensors", strange)
+    scan = library.scan({"loras": loras})
+    card = encode_card(Summary(scan, library.fit(LexicalTower()), library.entries(), unencoded=library.unencoded()))
+    told = {one["name"]: one["why"] for one in card["problems"]}
+    assert set(told) == {"broken.safetensors", "stranger.safetensors"}
+    catalogue_of(library).made = -1e9  # older than a list may be that is shown while files are being read
+    rows = {row["name"]: row["problems"] for row in answers.problems(library, Asked(), WAITS)["rows"]}
+    assert set(rows) == set(told) and all(told[name] in rows[name] for name in told)
 
 
 def test_the_search_by_meaning_ranks_as_retrieve_scores(world):

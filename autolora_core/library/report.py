@@ -15,6 +15,7 @@ from .fit_report import FitReport
 from .unencoded import KIND_NAMES
 
 MAX_LINES = 20
+MAX_COPIES = 8  # names in one line
 # Each is a file the user has to do something about; more than this are better mended than read.
 MAX_UNENCODED = 100
 
@@ -179,10 +180,15 @@ def _markup(summary: Summary) -> list[str]:
 
 def _duplicates(summary: Summary) -> list[str]:
     names = {entry.hash: entry.name for entry in reversed(summary.entries)}
-    lines = [f"- {' = '.join(shown(entry.name) for entry in group)}: identical files" for group in summary.copies]
+    lines = [f"- {_equal([shown(entry.name) for entry in group])}: identical files" for group in summary.copies]
     for pairs in summary.near.values():
         lines += [f"- {_name(names, p.hash_a)} ~ {_name(names, p.hash_b)}: {describe(p)}" for p in pairs]
     return _bounded(f"{counted(len(lines), 'duplicate')}:", lines)
+
+
+def _equal(names: list[str]) -> str:
+    more = [f"{len(names) - MAX_COPIES} more"] if len(names) > MAX_COPIES else []
+    return " = ".join([*names[:MAX_COPIES], *more])
 
 
 def _name(names: dict[str, str], digest: str) -> str:

@@ -60,9 +60,18 @@ def entries(library: Library, asked: Asked, stop: Stop) -> dict:
 
 
 def problems(library: Library, asked: Asked, stop: Stop) -> dict:
-    """Files that cannot be used, or of which there is something to say."""
+    """Files that cannot be used, or of which there is something to say: all that Encode's card counts."""
     catalogue = catalogue_of(library)
-    return page(catalogue, catalogue.select(asked.query, asked.family, asked.kind, catalogue.problems), asked)
+    if "problems" not in catalogue.kept:
+        reasons = {entry.name: why for entry, why in library.unencoded()}
+        catalogue.kept["problems"] = catalogue.problems(reasons), reasons
+    rows, reasons = catalogue.kept["problems"]
+    answer = page(catalogue, catalogue.select(asked.query, asked.family, asked.kind, rows), asked)
+    for row in answer["rows"]:
+        why = "" if row["missing"] else reasons.get(row["name"], "")
+        if why and not row["problems"]:
+            row["problems"] = [why]
+    return answer
 
 
 def duplicates(library: Library, asked: Asked, stop: Stop) -> dict:

@@ -11,7 +11,7 @@ import threading
 import time
 import unicodedata
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -20,6 +20,7 @@ import numpy as np
 from ..library.entries import Entry
 from ..library.index import Library
 from ..previews.shelf import FOLDER, SUFFIXES
+from ..retrieve.names import Names, last
 
 MAX_TERMS = 12
 MAX_SHOWN = 300  # letters of one text of a row
@@ -69,6 +70,21 @@ class Catalogue:
         return found
 
     @cached_property
+    def _namesakes(self) -> dict[str, list[Entry]]:
+        """Last part of a name, whatever the case → files there now, where several have it."""
+        found: dict[str, list[Entry]] = {}
+        for entry in self.entries:
+            if not entry.missing:
+                found.setdefault(last(entry.name), []).append(entry)
+        return {name: entries for name, entries in found.items() if len(entries) > 1}
+
+    def _beside(self, entry: Entry) -> list[str]:
+        """Other files that a line in pinned may mean: what the page has to know to pin this one."""
+        near = self._namesakes.get(last(entry.name), ())
+        own = Names(other.name for other in near if other.family in (entry.family, "unknown"))
+        return Names(other.name for other in near).beside(entry.name, own)
+
+    @cached_property
     def families(self) -> tuple[str, ...]:
         """Names of the base families, the largest first."""
         counts = Counter(entry.family for entry in self.entries)
@@ -79,10 +95,10 @@ class Catalogue:
         number = {name: at for at, name in enumerate(self.families)}
         return np.array([number[entry.family] for entry in self.entries], np.int32)
 
-    @cached_property
-    def problems(self) -> np.ndarray:
-        """Files that cannot be used first, then those of which there is something to say, then those that are gone."""
-        ranks = [_rank(entry) for entry in self.entries]
+    def problems(self, reasons: Collection[str] = ()) -> np.ndarray:
+        """Files that cannot be used first, then those of which there is something to say, then those that are gone.
+        ``reasons``: names of files of which there is something to say that their entry does not know."""
+        ranks = [_rank(entry, entry.name in reasons) for entry in self.entries]
         rows = [at for at, rank in enumerate(ranks) if rank < 3]
         return np.array(sorted(rows, key=lambda at: (ranks[at], at)), np.int64)
 
@@ -149,7 +165,8 @@ class Catalogue:
             "title": _cut(text.title), "tags": [_cut(tag) for tag in text.tags[:12]],
             "triggers": [_cut(trigger) for trigger in text.triggers[:8]], "problems": self._problems(entry),
             "base_model": _cut(entry.base_model), "preview": bool(entry.preview) or entry.hash in drawn,
-            "by_header": entry.by_header, "missing": entry.missing, "description": text.description[:MAX_DESCRIPTION],
+            "beside": self._beside(entry), "by_header": entry.by_header, "missing": entry.missing,
+            "description": text.description[:MAX_DESCRIPTION],
         }  # fmt: skip
 
     @staticmethod
@@ -162,12 +179,12 @@ def _cut(text: str) -> str:
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"
 
 
-def _rank(entry: Entry) -> int:
+def _rank(entry: Entry, more: bool) -> int:
     if entry.missing:
         return 2
     if not entry.hash or entry.kind in UNUSABLE:
         return 0
-    return 1 if entry.problems else 3
+    return 1 if entry.problems or more else 3
 
 
 def _said(entry: Entry) -> list[str]:
@@ -198,7 +215,7 @@ def catalogue_of(library: Library) -> Catalogue:
         generation = library.generation
         entries = library.entries(include_missing=True)
         found = Catalogue(generation, sorted(entries, key=lambda entry: entry.missing), str(library.folder))
-        found.words, found.by_hash, found.problems  # noqa: B018 - made now, in this thread, not at the first search
+        found.words, found.by_hash  # noqa: B018 - made now, in this thread, not at the first search
         found.took = time.monotonic() - began
         with _held_lock:
             _held[key] = found

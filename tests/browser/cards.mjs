@@ -225,6 +225,27 @@ async function many() {
     await settle();
     return { took, first, last: built(), focused: document.activeElement.getAttribute("aria-posinset") };
   });
+  // Thirty thousand problems: two hundred come with the card, all are counted.
+  seen.faulty = await page.evaluate(() => {
+    const why = "this is not a safetensors file. What to do: download it again";
+    globalThis.our("AutoLoRAEncodeLibrary").autoloraCards.show({
+      format: "autolora-cards/1",
+      kind: "encode",
+      library: "",
+      files: 30_000,
+      changes: { new: 30_000 },
+      families: [],
+      problems: Array.from({ length: 200 }, (_, number) => ({ name: `many/${number}`, why, encoded: false })),
+      problems_left_out: 29_800,
+      problem_kinds: [{ why: "this is <b>not</b> a safetensors file", count: 30_000 }],
+      problems_where: "They are listed elsewhere.",
+      duplicates: { identical: 0, near: 0 },
+      waiting: 0,
+      offline: [],
+      speed: null,
+    });
+    return globalThis.rootOf("AutoLoRAEncodeLibrary").textContent;
+  });
 }
 
 // A workflow saved before there were cards keeps its sizes: they are folded.

@@ -42,8 +42,7 @@ export function encodeCards(host) {
         scroller: host.body,
       });
       parts.push(list);
-      if (card.problems_left_out)
-        parts.push(el("p", { class: "al-reason", text: `… and ${card.problems_left_out} more` }));
+      if (card.problems_left_out) parts.push(...others(card));
     }
     host.body.replaceChildren(...parts);
     host.say(`${counted(card.files, "file")} in the library, ${counted(trouble, "note")}.`);
@@ -111,6 +110,13 @@ function problemRow({ name, why, encoded }) {
   );
   line.title = `${shown(name)}\n${shown(why)}`;
   return line;
+}
+
+// How many more problems there are, of which kinds all of them are, and where they are listed.
+function others(card) {
+  const kinds = (card.problem_kinds ?? []).map((kind) => `${kind.count.toLocaleString("en")} × ${kind.why}`);
+  const more = `… and ${card.problems_left_out.toLocaleString("en")} more. ${card.problems_where ?? ""}`;
+  return [more, ...kinds].map((text) => el("p", { class: "al-reason", text }));
 }
 
 function warning(text) {
