@@ -8,9 +8,9 @@ from typing import Any
 
 from ..autolora_core.errors import AutoLoRAError, SelectionError
 from ..autolora_core.fusion.requests import requests_of
-from ..autolora_core.previews.run import Wanted, render
+from ..autolora_core.previews.run import WITHOUT, Wanted, render
 from ..autolora_core.previews.settings import NEUTRAL_PROMPTS, Settings, read_prompts
-from ..autolora_core.previews.sheet import WITHOUT, contact_sheet
+from ..autolora_core.previews.sheet import contact_sheet
 from ..autolora_core.previews.shelf import FOLDER, PreviewShelf, without_key
 from ..autolora_core.previews.words import preview_report
 from .bar import Bar
@@ -18,6 +18,8 @@ from .preview_source import clip_tower
 
 NONE = "none"
 SHOWN = 24  # LoRAs on the sheet
+# Runs that a file open elsewhere cut short: one may have changed nothing, and goes on all the same when queued again.
+_in_use = {"runs": 0}
 PASSING = (
     "The model or CLIP carries changes of its own (a LoRA, patches): these previews count as rendered only as long as "
     "ComfyUI runs."
@@ -60,7 +62,7 @@ class AutoLoRARenderPreviews:
         queued again, and finds nothing to do."""
         from .bridge_paths import user_directory
 
-        return _state(os.path.join(user_directory(), "autolora"))
+        return f"{_state(os.path.join(user_directory(), 'autolora'))}|{_in_use['runs']}"
 
     def render(
         self, index: dict, model: Any, clip: Any, vae: Any, prompts: str, seed: int = 0, steps: int = 20,
@@ -99,6 +101,7 @@ class AutoLoRARenderPreviews:
             camera = ModelCamera(model, clip, vae, settings, tower, bar.show)
             outcome = render(shelf, settings, asked.wanted, camera, kept=images_kept, limit=limit, tick=bar)
             outcome.failed = asked.failed | outcome.failed
+            _in_use["runs"] += bool(outcome.in_use)
             handle = library.handle
         bar.finish()
         report = preview_report(outcome, settings, asked.others, () if lasting else (PASSING,))

@@ -13,6 +13,7 @@ import torch
 from apply_world import World, untouched
 from comfy_local import pack_module
 from test_train_gate_comfy import Halves, clip_for
+from windows_disk import make_windows_disk
 
 LAYERS, PROMPTS = "x_block", "a picture\na thing"
 
@@ -178,3 +179,20 @@ def test_a_clip_looks_at_the_pictures(world, monkeypatch):
     record = shelf(world).record(next(shelf(world).rendered()))
     assert record.towers == {"clip": "clip-image-small", "latents": "latents"}
     assert np.abs(record.vectors["clip"][0, 0] - float(looked[2].mean() - looked[0].mean())) < 1e-6
+
+
+def test_a_run_that_an_open_file_cut_short_goes_on_when_queued_again(world, monkeypatch):
+    render(world)
+    kept, portable = shelf(world), pack_module("autolora_core.portable")
+    first = {key: kept.record(key).settings for key in kept.rendered()}
+    render(world, strength=0.5, limit=2)
+    (last,) = [key for key in kept.rendered() if kept.record(key).settings == first[key]]
+    monkeypatch.setattr(portable, "WINDOWS", True)
+    monkeypatch.setattr(portable, "WAITS", (0.001,) * 3)
+    make_windows_disk(monkeypatch)
+    state, before = kept.state, changed(world)
+    with open(kept.folder / f"{last}.safetensors", "rb"):
+        report = render(world, strength=0.5)[2]
+    assert "Not rendered:" in report and "close it there, then queue this again" in report
+    assert kept.state == state and changed(world) != before, "ComfyUI would not run it again"
+    assert "1 LoRA rendered" in render(world, strength=0.5)[2] and kept.record(last).settings != first[last]

@@ -12,7 +12,6 @@ from ..wording import shown
 SIDE, EDGE, GAP, LINE = 192, 12, 8, 20  # pixels
 WIDE, LEAST = 1600, 64  # a sheet, about; a picture with its title
 PAPER, INK = (255, 255, 255), (30, 32, 38)
-WITHOUT = "without a LoRA"
 
 
 def contact_sheet(strips: Sequence[tuple[str, Sequence[Image.Image]]], side: int = SIDE) -> np.ndarray:

@@ -24,6 +24,7 @@ from PIL import Image, features
 from safetensors import SafetensorError
 from safetensors.torch import save
 
+from ..errors import FileInUseError
 from ..portable import load_whole, remove, sweep, write_bytes
 from .difference import difference
 
@@ -84,14 +85,20 @@ class PreviewShelf:
         return record is not None and record.settings == settings and len(self.pictures(key)) >= pictures
 
     def put(self, key: str, record: Record, pictures: Sequence[Image.Image]) -> None:
-        """Put pictures and record there, in place of what was. Raises ``NotWrittenError``."""
+        """Put pictures and record there, in place of what was. Raises ``NotWrittenError``, and on Windows
+        ``FileInUseError`` where somebody has a file of before open: the LoRA counts as not rendered then."""
         self.folder.mkdir(parents=True, exist_ok=True)
         remove(self.folder / f"{key}.safetensors")  # from here to its end the LoRA counts as not rendered
         for path in self.pictures(key):
             remove(path)
+        written = []
         for number, picture in enumerate(pictures, 1):
             data, end = _encoded(picture)
-            write_bytes(self.folder / f"{_stem(key, number)}{end}", data)
+            written.append(self.folder / f"{_stem(key, number)}{end}")
+            write_bytes(written[-1], data)
+        for path in self.pictures(key):
+            if path not in written:  # it would be taken for one of these settings
+                raise FileInUseError("an older picture cannot be removed: another program has it open", path=path)
         tensors = {space: torch.from_numpy(np.asarray(rows, np.float32)) for space, rows in record.vectors.items()}
         said = {"format": FORMAT, "settings": record.settings, "name": record.name.encode("utf-8", "replace").decode()}
         said |= {f"tower.{space}": tower for space, tower in record.towers.items()}
