@@ -30,7 +30,7 @@ from benchmarks.fusion_page_forms import (
 )  # fmt: skip
 from benchmarks.fusion_page_gates import pieces, second_section
 from benchmarks.fusion_plots import BASELINES, IMAGES, OURS, OWN, PIECES, Found, draw_all
-from benchmarks.results_file import REPO, RESULTS, read_results
+from benchmarks.results_file import REPO, RESULTS, read_results, written
 
 PAGE, TRIED, SHEET = REPO / "docs" / "fusion.md", REPO / "docs" / "fusion_tried.md", IMAGES / "fusion_sheet.png"
 # K → the least worst retention that ours should have.
@@ -219,8 +219,9 @@ def inserts() -> tuple[str | None, bool, Mapping[str, Any] | None]:
 def main() -> None:
     results = json.loads((RESULTS / "fusion.json").read_text(encoding="utf-8"))
     draw_all(Found.of(results), RETENTION_AIMS)
-    PAGE.write_text(page(results, *inserts()), encoding="utf-8")
-    print(f"wrote {PAGE}")
+    path = written(PAGE)
+    path.write_text(page(results, *inserts()), encoding="utf-8")
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results_file import REPO
+from benchmarks.results_file import REPO, written
 
 IMAGES = REPO / "docs" / "images"
 OURS, WHOLE = "ours", 0.9
@@ -157,7 +157,7 @@ def _panels(columns: int, rows: int, width: float, height: float, **shared: Any)
 def _save(figure: Any, path: Path) -> Path:
     import matplotlib.pyplot as plt
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = written(path)
     figure.tight_layout()
     figure.savefig(path, metadata={"Software": None}, bbox_inches="tight")
     plt.close(figure)

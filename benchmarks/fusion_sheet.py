@@ -14,6 +14,7 @@ from benchmarks.fusion_entries import Entry
 from benchmarks.fusion_methods import Workbench, single
 from benchmarks.fusion_network import Network, Painter
 from benchmarks.fusion_shelf import TEST, Shelf
+from benchmarks.results_file import written
 from zoo.cache import REPO, write_atomic, zoo_dir
 from zoo.captions import STYLE_NAMES, subject_name
 from zoo.evaluate import load_autoencoder
@@ -57,7 +58,7 @@ def write_sheet(shelf: Shelf, cases: Sequence[Case], methods: Mapping[str, Entry
     published = args.shelf != "shipped" and args.part == TEST
     folder = REPO / "docs" / "images" if published else zoo_dir("fusion")
     name = "fusion_sheet.png" if published else f"sheet-{args.shelf}-{args.part}.png"
-    return write_atomic(folder / name, lambda tmp: _save(sheet, tmp))
+    return write_atomic(written(folder / name), lambda tmp: _save(sheet, tmp))
 
 
 def _save(sheet: Image.Image, path: Path) -> None:

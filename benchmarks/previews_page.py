@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.fusion_page_forms import table
 from benchmarks.previews import FILE, JUDGED, LATENT, NAMED, SHUFFLED, WEIGHTS
 from benchmarks.previews_render import Rendering
-from benchmarks.results_file import REPO, read_results
+from benchmarks.results_file import REPO, read_results, written
 
 PAGE = REPO / "docs" / "previews.md"
 BEGIN, END = "<!-- made by `python -m benchmarks.previews_page`: -->", "<!-- end of what is made -->"
@@ -79,8 +79,9 @@ def main() -> None:
     results = read_results("previews")
     if results is None:
         raise SystemExit("benchmarks/results/previews.json is not there: run python -m benchmarks.previews first")
-    PAGE.write_text(with_figures(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8", newline="\n")
-    print(f"wrote {PAGE}")
+    path = written(PAGE)
+    path.write_text(with_figures(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8", newline="\n")
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,15 @@ REPO = Path(__file__).resolve().parent.parent
 RESULTS = REPO / "benchmarks" / "results"
 
 
+def written(path: Path) -> Path:
+    """Where a file of this repository is written: in its place, or at the same place below the folder that
+    `AUTOLORA_RESULTS` names (the tests', so that trying a benchmark changes nothing here). The folder is made."""
+    root = os.environ.get("AUTOLORA_RESULTS")
+    out = Path(root) / path.relative_to(REPO) if root and path.is_relative_to(REPO) else path
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out
+
+
 def commit() -> str:
     """The commit measured, with `-dirty` when tracked code differs from it; outside a checkout what
     `AUTOLORA_COMMIT` says, or 'unknown'."""
@@ -84,14 +93,14 @@ def write_results(
     head = json.dumps(data, ensure_ascii=False, indent=1)[:-2]
     text = f'{head},\n "rows": [\n{body}\n ]\n}}\n'
     json.loads(text)
-    folder.mkdir(parents=True, exist_ok=True)
+    path = written(folder / f"{name}.json")
     with tempfile.NamedTemporaryFile(
-        "w", dir=folder, suffix=".tmp", delete=False, encoding="utf-8", newline="\n"
+        "w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8", newline="\n"
     ) as handle:
         handle.write(text)
     os.chmod(handle.name, 0o644)
-    os.replace(handle.name, folder / f"{name}.json")
-    return folder / f"{name}.json"
+    os.replace(handle.name, path)
+    return path
 
 
 def read_results(name: str, folder: Path = RESULTS) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results_file import REPO, RESULTS
+from benchmarks.results_file import REPO, RESULTS, written
 
 TEMPLATE = Path(__file__).with_suffix(".md")
 PAGE = REPO / "docs" / "retrieval.md"
@@ -103,8 +103,9 @@ def _extra(figures: dict[str, float]) -> dict[str, str]:
 
 def main() -> None:
     results = json.loads((RESULTS / "retrieval.json").read_text(encoding="utf-8"))
-    PAGE.write_text(page(results), encoding="utf-8")
-    print(f"wrote {PAGE}")
+    path = written(PAGE)
+    path.write_text(page(results), encoding="utf-8")
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

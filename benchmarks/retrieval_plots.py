@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.results_file import REPO
+from benchmarks.results_file import REPO, written
 
 IMAGES = REPO / "docs" / "images"
 
@@ -24,9 +24,8 @@ def _axes(width: float, height: float):
 def _save(figure: Any, name: str) -> None:
     import matplotlib.pyplot as plt
 
-    IMAGES.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
-    figure.savefig(IMAGES / name, metadata={"Software": None})
+    figure.savefig(written(IMAGES / name), metadata={"Software": None})
     plt.close(figure)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.results_file import REPO, read_results, write_results
+from benchmarks.results_file import REPO, read_results, write_results, written
 from zoo.cache import write_atomic, zoo_dir
 from zoo.captions import STYLE_NAMES, subject_name
 from zoo.evaluate import (
@@ -187,8 +187,8 @@ def run(subjects: int, seeds: int, from_cache: bool, command: str) -> Path:
     path = write_results("world", command, 0, figures, rows)
     curve = [r for r in rows if r.get("kind") == "base loss"]
     if curve:
-        loss_figure(curve, IMAGES / "base_loss.png")
-    sample_sheet(from_cache, pictures, IMAGES / "base_samples.png")
+        loss_figure(curve, written(IMAGES / "base_loss.png"))
+    sample_sheet(from_cache, pictures, written(IMAGES / "base_samples.png"))
     log.info("wrote %s: %s", path, figures)
     return path
 

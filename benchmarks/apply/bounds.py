@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.fusion_page_forms import digits, table
-from benchmarks.results_file import REPO
+from benchmarks.results_file import REPO, written
 
 from .gpu_kept import OF_PEAK, PEAK
 
@@ -81,8 +81,7 @@ def draw(figures: Mapping[str, float], rows: Rows) -> None:
     axes[0][0].set_ylabel("operations a second")
     axes[0][-1].legend(frameon=False, fontsize=8)
     figure.tight_layout()
-    IMAGE.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(IMAGE, metadata={"Software": None})
+    figure.savefig(written(IMAGE), metadata={"Software": None})
     plt.close(figure)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.fusion_page_forms import digits, table
-from benchmarks.results_file import REPO, read_results
+from benchmarks.results_file import REPO, read_results, written
 
 from . import bounds
 from .layers import OWN_SIZE, SWEEP
@@ -249,8 +249,9 @@ def main() -> None:
     if results is None:
         raise SystemExit("benchmarks/results/apply_speed.json is not there: run python -m benchmarks.apply first")
     bounds.draw(results["figures"], results["rows"])
-    PAGE.write_text(page(results), encoding="utf-8")
-    print(f"wrote {PAGE}")
+    path = written(PAGE)
+    path.write_text(page(results), encoding="utf-8")
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results_file import REPO, read_results, write_results
+from benchmarks.results_file import REPO, read_results, write_results, written
 
 from .bases import BASES, SEED
 
@@ -63,7 +63,7 @@ def write(rows: Sequence[Row], complete: bool = True) -> None:
 
 def write_page() -> None:
     """``docs/conformance.md`` from the results file alone."""
-    PAGE.write_text(page(read_results("conformance")), encoding="utf-8", newline="\n")
+    written(PAGE).write_text(page(read_results("conformance")), encoding="utf-8", newline="\n")
 
 
 def page(results: Mapping[str, Any]) -> str:
