@@ -89,7 +89,7 @@ def test_what_nobody_described_is_found(library, thing):
     assert [pick.hash for pick in found.picks] == [thing]
     (pick,) = found.picks
     assert pick.parts.response > 0.8 and pick.parts.text is pick.parts.weights is None
-    assert "in the model it answers them clearly" in pick.reason and f"“{thing}”" in pick.reason
+    assert "in the model it responds clearly" in pick.reason and f"“{thing}”" in pick.reason
     assert Selection.from_json(found.to_json()) == found
     assert "10 of 11 LoRAs" in " ".join(found.notes)
 
@@ -98,16 +98,18 @@ def test_a_reason_is_told_by_the_parts_that_speak(library):
     """An encoder that sees nothing does not contradict what the words and the model show; alone, it says so."""
     phrase = SimpleNamespace(field="tags", text="otter, an otter")
     scorer = SimpleNamespace(sayings=SimpleNamespace(phrase=lambda at: phrase))
-    spans, choice = [SimpleNamespace(text="otter")], Choice(0, 0, 0.9)
+    spans = [SimpleNamespace(text="otter")]
 
-    def told(weights: float, response: float, phrase: int = 0) -> str:
-        parts = (np.array([[value]]) for value in (weights, 0.9, 0.9, response, 2.0))
-        return reason(scorer, spans, Evidence(np.array([0]), *parts, np.array([[phrase]])), choice)
+    def told(weights: float, response: float, phrase: int = 0, words: float = 0.9, score: float = 0.9) -> str:
+        parts = (np.array([[value]]) for value in (weights, words, words, response, 2.0))
+        return reason(scorer, spans, Evidence(np.array([0]), *parts, np.array([[phrase]])), Choice(0, 0, score))
 
     said = "Matches “otter”: its tags say “otter, an otter”"
-    assert told(0.01, 0.04) == f"{said} and in the model it answers them hardly (4%)."
+    assert told(0.01, 0.04) == f"{said} and in the model it hardly responds (4%)."
     assert told(0.3, np.nan) == f"{said} and its weights hint at it (30%)."
     assert told(0.01, np.nan, -1) == "Matches “otter”: its weights do not show it (1%)."
+    far = "its tags “otter, an otter” are only distantly related and in the model it hardly responds (1%)"
+    assert told(0.01, 0.01, words=0.05, score=0.03) == f"Compared with “otter”: {far}."
 
 
 def test_without_a_base_it_is_not(library):

@@ -31,13 +31,14 @@ def reason(scorer: Scorer, spans: Sequence[Span], evidence: Evidence, choice: Ch
         if lexical >= CLEAR:
             proofs.append((lexical, f"{field} {'say' if field.endswith('s') else 'says'} “{said}”"))
         elif text >= CLEAR:
-            proofs.append((text, f"{field} “{said}” means nearly the same"))
+            proofs.append((text, f"{field} “{said}” {'mean' if field.endswith('s') else 'means'} nearly the same"))
         else:
-            proofs.append((text, f"{field} “{said}” is only distantly related"))
+            verb = "are" if field.endswith("s") else "is"
+            proofs.append((text, f"{field} “{said}” {verb} only distantly related"))
     answer = float(evidence.response[at])
     if not math.isnan(answer):
-        strength = "clearly" if answer >= CLEAR else "a little" if answer >= HINT else "hardly"
-        proofs.append((answer, f"in the model it answers them {strength} ({answer:.0%})"))
+        responds = "responds clearly" if answer >= CLEAR else "responds a little" if answer >= HINT else "hardly responds"
+        proofs.append((answer, f"in the model it {responds} ({answer:.0%})"))
     picture = math.nan if evidence.picture is None else float(evidence.picture[at])
     if picture >= HINT:
         strength = "point clearly to it" if picture >= CLEAR else "hint at it"
@@ -50,7 +51,9 @@ def reason(scorer: Scorer, spans: Sequence[Span], evidence: Evidence, choice: Ch
     if not proofs:
         return f"Compared with “{spans[choice.span].text}”: neither words nor usable weights to go on."
     proofs.sort(key=lambda proof: -proof[0])
-    return f"Matches “{spans[choice.span].text}”: {' and '.join(text for _, text in proofs)}."
+    # One of those left out that is as good as unrelated must not read like a match.
+    verb = "Matches" if choice.score >= HINT else "Compared with"
+    return f"{verb} “{spans[choice.span].text}”: {' and '.join(text for _, text in proofs)}."
 
 
 def miss_reason(why: str, matched: str) -> str:
