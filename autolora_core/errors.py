@@ -41,9 +41,11 @@ class AutoLoRAError(Exception):
             parts.append(f"[file: {self.path}]")
         if key is not None and key not in message:
             parts.append(f"[key: {key}]")
+        said = " ".join(parts)
         if fix:
-            parts.append(f"What to do: {fix}")
-        super().__init__(" ".join(parts))
+            # ComfyUI's dialog shows it all as one line: without a full stop the two run into one sentence.
+            said += f"{'' if said.endswith(('.', '!', '?')) else '.'} What to do: {fix}"
+        super().__init__(said)
 
 
 class FileFormatError(AutoLoRAError):

@@ -40,7 +40,7 @@ def test_names_that_mean_no_file_or_several_are_refused(world, errors):
         from_text("<lora:twin:1>")
     with pytest.raises(errors.SelectionError, match=r"c/twin is not in any.*there is a.twin\.safetensors, b.twin"):
         from_text("<lora:c/twin:1>")
-    with pytest.raises(errors.SelectionError, match="nothing is not in any of ComfyUI's loras folders What to do"):
+    with pytest.raises(errors.SelectionError, match="nothing is not in any of ComfyUI's loras folders. What to do"):
         from_text("<lora:nothing:1>")
     with pytest.raises(errors.SelectionError, match="twin may be any of"):
         world.apply(("twin", 1.0))

@@ -37,7 +37,9 @@ def reason(scorer: Scorer, spans: Sequence[Span], evidence: Evidence, choice: Ch
             proofs.append((text, f"{field} “{said}” {verb} only distantly related"))
     answer = float(evidence.response[at])
     if not math.isnan(answer):
-        responds = "responds clearly" if answer >= CLEAR else "responds a little" if answer >= HINT else "hardly responds"
+        responds = (
+            "responds clearly" if answer >= CLEAR else "responds a little" if answer >= HINT else "hardly responds"
+        )
         proofs.append((answer, f"in the model it {responds} ({answer:.0%})"))
     picture = math.nan if evidence.picture is None else float(evidence.picture[at])
     if picture >= HINT:
