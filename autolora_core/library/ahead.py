@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-import torch
+from ..encode.threads import only_one
 
 MOST_WORKERS = 4
 Item = TypeVar("Item")
@@ -66,4 +66,4 @@ class ReadAhead:
 
 def _prepare() -> None:
     # A file's many small products are done one after the other: the threads here are the parallelism.
-    torch.set_num_threads(1)
+    only_one()
