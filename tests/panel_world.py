@@ -23,13 +23,16 @@ WORDS = ("otter", "castle", "volcano", "sunflower", "tractor", "rocket", "cupcak
 
 
 def small(folder: Path, loras: Path) -> None:
-    """A real library of real files: six LoRAs with words and previews, hostile names, a copy, a damaged file."""
+    """A real library of real files: six LoRAs with words and previews, one of them louder, hostile names, a copy, a
+    damaged file."""
     for seed, word in enumerate(WORDS[:6]):
         write_lora(loras / f"{word}.safetensors", emoji_factors(seed, blocks=1), tags(word))
         Image.new("RGB", (64, 48), (40 * seed, 90, 160)).save(loras / f"{word}.preview.png")
     for seed, name in enumerate(HOSTILE):
         said = tags(html.escape(name)) | {"modelspec.title": f"Trap {html.escape(name)}"}
         write_lora(loras / f"{name}.safetensors", emoji_factors(20 + seed, blocks=1), said)
+    louder = {name: (down, 2 * up) for name, (down, up) in emoji_factors(4, blocks=1).items()}
+    write_lora(loras / "stronger tractor.safetensors", louder, tags("plough"))
     (loras / "copy of otter.safetensors").write_bytes((loras / "otter.safetensors").read_bytes())
     (loras / f"broken {IMAGE}.safetensors").write_bytes(b"<html>")
     with Library.open(folder) as library:
