@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ntpath
+import re
 from collections.abc import Iterable
 
 
@@ -16,6 +17,12 @@ def listed(names: Iterable[str], most: int = 4) -> str:
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def lines_apart(report: str) -> str:
+    """The same text for Preview as Text, which shows Markdown and would run lines together: two spaces at a line's
+    end keep the next one apart, and no plain display shows them."""
+    return re.sub(r"(?<=\S)\n(?=[^\n])(?!- )", "  \n", report)
 
 
 # Signs that move a terminal's cursor or show a text in another order than it has; lines and tabs stay.

@@ -7,6 +7,7 @@ from typing import Any
 from ..autolora_core.fusion.methods.planner import Settings
 from ..autolora_core.fusion.requests import requests_of
 from ..autolora_core.fusion.terms import terms_of
+from ..autolora_core.wording import lines_apart
 from . import fusion_inputs as inputs
 
 
@@ -66,4 +67,5 @@ class AutoLoRAConflictReport:
         prompt = str((selection or {}).get("prompt") or "")
         wishes = Wishes(mode, gate, Settings(density, mu, swap_roles, interval), prompt, terms_of(terms))
         made = conflict_report(model, clip, requests_of(selection, lora_stack, strength), wishes)
-        return {"ui": {"text": [made.text]}, "result": (made.text, made.picture, made.data)}
+        text = lines_apart(made.text)
+        return {"ui": {"text": [text]}, "result": (text, made.picture, made.data)}

@@ -16,6 +16,7 @@ from ..autolora_core.library.report import Summary, encode_report
 from ..autolora_core.library.report_card import encode_card
 from ..autolora_core.library.walk import Scope, folder_state
 from ..autolora_core.retrieve.prepare import warm
+from ..autolora_core.wording import lines_apart
 from .bar import Bar
 from .later import PACK_MODELS, read_later
 from .tower import shared_tower, tower_state
@@ -207,7 +208,7 @@ class AutoLoRAEncodeLibrary:
             summary = Summary(
                 scan, fitted, view.entries(), view.exact_copies(), near, str(place), view.unencoded(), searches
             )
-            report = encode_report(summary)
+            report = lines_apart(encode_report(summary))
             handle = view.handle
             read_later(view)
         _filled.setdefault(str(place), 0)

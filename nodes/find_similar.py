@@ -14,6 +14,7 @@ from ..autolora_core.library.similar import Found, Hit, find_like
 from ..autolora_core.library.similar_words import found_report, picture_report, relation_words, versions_report
 from ..autolora_core.library.versions import list_versions
 from ..autolora_core.retrieve.selection import Parts, Pick, Selection
+from ..autolora_core.wording import lines_apart
 from .bar import Bar
 from .retrieve import extend_stack
 from .retrieve_inputs import AUTO, FAMILIES
@@ -147,7 +148,7 @@ class AutoLoRAFindSimilar:
                 lists.append(picks_by_picture(seen, strength))
             if not reports:
                 reports = _list_all(library, base)
-        report = "\n\n".join(reports)
+        report = lines_apart("\n\n".join(reports))
         picks = fused(lists, top_k)
         why = None if picks else _why_none(lists)
         selection = Selection(prompt="", family=searched, picks=picks, none_reason=why, index=index)

@@ -7,6 +7,7 @@ from typing import Any
 from ..autolora_core.fusion.methods.planner import Settings
 from ..autolora_core.fusion.requests import library_of, requests_of
 from ..autolora_core.fusion.terms import terms_of
+from ..autolora_core.wording import lines_apart
 from . import fusion_inputs as inputs
 
 MODE_TIP = (
@@ -75,13 +76,13 @@ class AutoLoRAGatedApply:
         """As :meth:`apply`, and what the page shows of it."""
         applied = self._applied(selection=selection, node=str(unique_id or ""), **inputs)
         card = {**applied.card, "library": library_of(selection)}
-        shown = {"text": [applied.report], "autolora": [card]}
-        return {"ui": shown, "result": (applied.model, applied.clip, applied.report)}
+        report = lines_apart(applied.report)
+        return {"ui": {"text": [report], "autolora": [card]}, "result": (applied.model, applied.clip, report)}
 
     def apply(self, model: Any, *given: Any, **inputs: Any) -> tuple[Any, Any, str]:
         """Model, CLIP and report; the inputs by name, or in their order."""
         applied = self._applied(model, *given, **inputs)
-        return applied.model, applied.clip, applied.report
+        return applied.model, applied.clip, lines_apart(applied.report)
 
     def _applied(
         self,

@@ -18,7 +18,7 @@ from ..autolora_core.retrieve.choices import FIRST_TRIGGERS, apply_choices, read
 from ..autolora_core.retrieve.names import Names, lines_of
 from ..autolora_core.retrieve.near import Near
 from ..autolora_core.retrieve.selection import Pick, Selection
-from ..autolora_core.wording import shown
+from ..autolora_core.wording import lines_apart, shown
 from .bar import Bar
 from .later import BY_LETTERS, quick_tower, read_later, wanted_first
 from .preview_source import OFF, picture_source
@@ -144,18 +144,18 @@ def _line(pick: Pick) -> str:
 def selection_report(selection: Selection, why_family: str, added: Sequence[str]) -> str:
     """Every decision with its reason. Lists and blank lines stay apart in Preview as Text, which may show Markdown."""
     lines = [f"Prompt: {selection.prompt}", "", why_family]
+    near = [miss for miss in selection.misses if miss.score >= WORTH_A_LINE]
     if selection.picks:
         lines += ["", "Picked:", *(f"{_line(pick)} Strength {pick.strength:g}." for pick in selection.picks)]
     if selection.none_reason:
-        lines += ["", selection.none_reason]
+        lines += ["", selection.none_reason.partition(" Nearest: ")[0] if near else selection.none_reason]
     if added:
         lines += ["", f"Trigger words added to the prompt: {', '.join(added)}"]
-    near = [miss for miss in selection.misses if miss.score >= WORTH_A_LINE]
     if near:
         lines += ["", "Nearest of those left out:", *(_line(miss) for miss in near)]
     if selection.notes:
-        lines += ["", *selection.notes]
-    return "\n".join(lines)
+        lines += ["", "Besides:", *(f"- {note}" for note in selection.notes)]
+    return lines_apart("\n".join(lines))
 
 
 class AutoLoRARetrieve:

@@ -8,6 +8,7 @@ from ..autolora_core.fusion.merged.pack import DTYPES
 from ..autolora_core.fusion.methods.planner import Settings
 from ..autolora_core.fusion.requests import requests_of
 from ..autolora_core.fusion.terms import terms_of
+from ..autolora_core.wording import lines_apart
 from . import fusion_inputs as inputs
 
 MODE_TIP = (
@@ -78,4 +79,5 @@ class AutoLoRASaveMerged:
         prompt = str((selection or {}).get("prompt") or "")
         wishes = Wishes(mode, gate, Settings(density, mu, swap_roles), prompt, terms_of(terms))
         saved, report = save_merged(model, clip, requests, wishes, Target(name, dtype, overwrite))
+        report = lines_apart(report)
         return {"ui": {"text": [report]}, "result": (saved, report)}

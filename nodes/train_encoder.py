@@ -11,6 +11,7 @@ from ..autolora_core.train.captions import read_table, table_inside, table_path
 from ..autolora_core.train.outcome import EPOCHS, MINUTES, Options
 from ..autolora_core.train.own import families_of, train_library
 from ..autolora_core.train.report import training_report
+from ..autolora_core.wording import lines_apart
 from .bar import Bar
 from .encode_library import PACK_MODELS
 from .retrieve_inputs import AUTO, FAMILIES
@@ -130,5 +131,5 @@ class AutoLoRATrainEncoder:
             library.fit(tower, progress=bar, should_stop=bar.stopped, shipped=shipped)
             bar.finish()
             handle = library.handle
-        report = training_report(outcomes, notes)
+        report = lines_apart(training_report(outcomes, notes))
         return {"ui": {"text": [report]}, "result": (handle, report)}

@@ -78,7 +78,9 @@ def test_the_right_lora_in_every_form(run):
 def test_nothing_fits(run):
     selection, stack, prompt, report = run("a bowl of noodle soup", family="emoji")
     assert selection["picks"] == [] and stack == [] and prompt == "a bowl of noodle soup"
-    assert selection["none_reason"] and selection["none_reason"] in report
+    why, _, nearest = selection["none_reason"].partition(" Nearest: ")
+    assert nearest and why in report and nearest not in report, "a list below names them already"
+    assert report.count("lantern.safetensors") == 1
 
 
 def test_same_question_same_answer(run):
@@ -86,11 +88,23 @@ def test_same_question_same_answer(run):
 
 
 def test_pinned_and_banned(run):
-    selection, stack, _, _ = run("a fox", family="emoji", pinned="rocket\n\n guitar:0.5 ", banned="fox", top_k=4)
+    selection, stack, _, report = run("a fox", family="emoji", pinned="rocket\n\n guitar:0.5 ", banned="fox", top_k=4)
+    assert "- Left out, banned by you: fox.safetensors." in report
     assert stack == [("rocket.safetensors", 0.8, 0.8), ("guitar.safetensors", 0.5, 0.5)]
     assert [pick["role"] for pick in selection["picks"]] == ["pinned", "pinned"]
     with pytest.raises(Exception, match=r"unicorn.*not in the library\. What to do"):
         run("a fox", family="emoji", pinned="unicorn")
+    with pytest.raises(Exception, match=r"did you mean rocket\.safetensors\?"):
+        run("a fox", family="emoji", pinned="rokcet: 0.7")
+
+
+def test_the_lines_of_a_report_stay_apart_in_markdown(run):
+    """Preview as Text shows Markdown, which makes one paragraph of lines that follow each other."""
+    apart = pack_module("autolora_core.wording").lines_apart
+    assert apart("a\nb\n\nc\n- d\n  e\n- f\n") == "a  \nb\n\nc\n- d  \n  e\n- f\n"
+    lines = run("a fox", family="emoji")[3].split("\n")
+    for line, after in zip(lines, lines[1:], strict=False):
+        assert not line or not after or after.startswith("- ") or line.endswith("  "), (line, after)
 
 
 def test_incoming_stack_is_extended_never_changed(run):

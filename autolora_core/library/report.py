@@ -77,7 +77,7 @@ def changes_of(scan: ScanReport) -> dict[str, int]:
 def _counts(summary: Summary) -> list[str]:
     scan, changes = summary.scan, [f"{count} {word}" for word, count in changes_of(summary.scan).items()]
     files = f"{counted(scan.files, 'LoRA file')}: {', '.join(changes)}."
-    lines = [files if changes else "No LoRA file in this folder."]
+    lines = [files if changes else "No LoRA file in this folder, or none that name_filter lets through."]
     if scan.bytes_read:
         speed = f"{size_text(scan.bytes_read)} in {scan.seconds:.1f} s ({size_text(scan.bytes_per_second)}/s)"
         lines.append(f"Read {speed}; {scan.encoded} encoded, {scan.shared} known by their content already.")

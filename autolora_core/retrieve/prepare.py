@@ -158,8 +158,8 @@ class _Work:
         calibration = self._calibrated(scorer, groups, weights, ready)
         if weights:
             notes.append(
-                f"Weights count for at most {scorer.weight_claim:.0%}: so often they put the right LoRA first without "
-                "its words."
+                f"Weights count for at most {scorer.weight_claim:.0%}: so often they alone put the right LoRA first, "
+                "of those here that have words."
             )
         if self.use_weights:
             notes += _unencoded_note(view, family)
@@ -168,7 +168,8 @@ class _Work:
             notes.append(told)
         notes += self._silent_note(scorer, weights)
         reader = reading.id if reading else None
-        return Prepared(scorer, groups, calibration, weights, self.use_text, reader, tuple(notes), near)
+        told = tuple(notes) if scorer.entries else ()  # of no LoRA there is nothing to tell
+        return Prepared(scorer, groups, calibration, weights, self.use_text, reader, told, near)
 
     def _calibrated(self, scorer: Scorer, groups: np.ndarray, weights: bool, ready: Ready | None) -> Calibration:
         plain = self.use_text and self.asking is None  # as it is kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -12,9 +13,10 @@ import numpy as np
 from ..errors import FamilyError, SelectionError
 from ..lora.base_match import related
 from ..wording import listed, shown
-from .names import ENDING, Names, lines_of, lowered, plain, spelled
+from .names import ENDING, Names, last, lines_of, lowered, plain, spelled
 from .view import EntryLike
 
+MOST_COMPARED = 5_000  # names: a twentieth of a second
 # ``name: 0.7``; what is no number belongs to the name. web/cards/choices.js reads it so, too.
 _STRENGTH = re.compile(r"(.*\S)[ \t]*:[ \t]*([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]+)?)", re.S | re.I)
 
@@ -27,13 +29,16 @@ def read_wishes(
     banned: Iterable[str],
     strength: float,
 ) -> tuple[list[tuple[int, float]], np.ndarray, list[str]]:
-    """Pinned LoRAs with their strengths, the banned mask (N,), and notes on bans that hit nothing."""
+    """Pinned LoRAs with their strengths, the banned mask (N,), and notes on what was banned."""
     notes, shut = [], np.zeros(len(entries), bool)
     for pattern in _lines(banned):
         hit, known = _banned(entries, everything, pattern)
         if not known:
             notes.append(f"Nothing in the library is called {pattern!r}, so banning it changed nothing.")
         shut |= hit
+    if shut.any():
+        out = [shown(entries[i].name) for i in np.flatnonzero(shut)]
+        notes.append(f"Left out, banned by you: {listed(out)}.")
     taken: list[tuple[int, float]] = []
     lines = _lines(pinned)
     shelf = _Shelf(entries, everything, family) if lines else None
@@ -125,5 +130,17 @@ class _Shelf:
 
     def _fix(self, line: str) -> str:
         alike = [shown(name) for reading, _ in _readings(line, 1.0) for name in self.all.namesakes(reading)]
-        there = f" (elsewhere there is {listed(alike)})" if alike else ""
+        there = f" (elsewhere there is {listed(alike)})" if alike else self._misspelt(line)
         return f"write the name as the loras list shows it{there}, or run Encode LoRA Library again"
+
+    def _misspelt(self, line: str) -> str:
+        """The names nearest to what was written, of a library that can be compared in no time."""
+        if len(self.everything) > MOST_COMPARED:
+            return ""
+        known = {last(entry.name): shown(entry.name) for entry in self.everything}
+        near = [
+            known[name]
+            for reading, _ in _readings(line, 1.0)
+            for name in difflib.get_close_matches(last(reading), known, n=2, cutoff=0.75)
+        ]
+        return f" (did you mean {' or '.join(dict.fromkeys(near))}?)" if near else ""

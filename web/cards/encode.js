@@ -76,7 +76,7 @@ export function encodeCards(host) {
 
 function summary(card) {
   const changes = Object.entries(card.changes).map(([word, count]) => `${count.toLocaleString("en")} ${word}`);
-  const parts = [changes.length ? `${changes.join(", ")}.` : "No LoRA file in this folder."];
+  const parts = [changes.length ? `${changes.join(", ")}.` : "No LoRA file in this folder, or none that name_filter lets through."];
   if (card.speed) parts.push(`Read ${card.speed.read} in ${card.speed.seconds} s (${card.speed.per_second}/s).`);
   if (card.waiting)
     parts.push(`${counted(card.waiting, "file")} still to be read by their weights, while no prompt runs.`);
@@ -86,8 +86,8 @@ function summary(card) {
 }
 
 function familyRow(one, most) {
-  const lines = Object.entries(one.lines).map(([name, count]) => `${name} ${count}`);
-  const extra = [`${one.worded} with words`, one.partial ? `${one.partial} partial` : "", ...lines]
+  const lines = Object.entries(one.lines).map(([name, count]) => `${name}: ${count}`);
+  const extra = [`${one.worded} say what they are`, one.partial ? `${one.partial} partial` : "", ...lines]
     .filter(Boolean)
     .join(" · ");
   const row = el(
