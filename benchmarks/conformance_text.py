@@ -234,12 +234,14 @@ def _same(one: Any, two: Any) -> bool:
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.conformance_text", description=__doc__)
     parser.add_argument("out", type=Path, help="the JSON file to write")
-    out = parser.parse_args(arguments).out
+    parser.add_argument("--only", action="append", metavar="NAME", help="text encoders of this base, as its rows say")
+    given = parser.parse_args(arguments)
+    out = given.out
     from benchmarks import in_comfy
 
     in_comfy.start()
     logging.disable(logging.WARNING)  # the stock loader tells of every key that it does not know
-    rows = measure(progress=lambda name: print(name, file=sys.stderr, flush=True))
+    rows = measure(given.only, progress=lambda name: print(name, file=sys.stderr, flush=True))
     out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     counts = {kind: sum(row["outcome"] == kind for row in rows) for kind in ("exact", "stock", "refused", "wrong")}
     print(len(rows), "rows:", ", ".join(f"{count} {kind}" for kind, count in counts.items()))

@@ -24,6 +24,7 @@ from benchmarks.fusion_run import Runner, Scope
 from benchmarks.fusion_shelf import SAMPLE, SCALE, TEST, VALIDATION, Shelf, open_shelf
 from benchmarks.fusion_store import Verdicts
 from benchmarks.fusion_table import write_table
+from benchmarks.zoo_needed import zoo_needed
 from zoo.budget import positive_int
 from zoo.cache import zoo_dir
 from zoo.pictures import Pictures
@@ -105,4 +106,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with zoo_needed():
+        main()

@@ -36,6 +36,7 @@ from benchmarks.fusion_shelf import TEST, Lora
 from benchmarks.fusion_store import Verdicts
 from benchmarks.fusion_table import Table, report
 from benchmarks.results_file import write_results
+from benchmarks.zoo_needed import zoo_needed
 from zoo.budget import positive_int
 from zoo.cache import read_json, zoo_dir
 from zoo.captions import subject_name, with_article
@@ -214,4 +215,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with zoo_needed("`python -m zoo build`, then `python -m zoo.train_second`"):
+        main()

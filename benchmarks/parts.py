@@ -56,7 +56,8 @@ def run(
     for part in asked:
         print(f"{benchmark}: {part} …", flush=True)
         command = [sys.executable, "-m", f"benchmarks.{benchmark}", "--here", "--part", part]
-        subprocess.run([*command, *(["--quick"] if options.quick else [])], cwd=REPO, check=True)
+        if subprocess.run([*command, *(["--quick"] if options.quick else [])], cwd=REPO).returncode:
+            raise SystemExit(f"{benchmark}: {part} did not come to its end, as said above")
     if not options.quick:
         write(benchmark, parts, seed, results)
 

@@ -39,8 +39,9 @@ from benchmarks.results_file import write_results
 from benchmarks.retrieval import texts_of_run
 from benchmarks.retrieval_measure import ABSENT, Asked, Combination, by_prompt, interval, ranks, shares
 from benchmarks.retrieval_methods import Learner, controls, standardised
-from benchmarks.retrieval_study import ask, prompts_of
+from benchmarks.retrieval_study import ask, part_of, prompts_of
 from benchmarks.retrieval_texts import HEADLINE
+from benchmarks.zoo_needed import zoo_needed
 from zoo.encoder_data import encoder_data
 from zoo.features_pack import Pack, read
 from zoo.judge import Judge
@@ -56,12 +57,6 @@ CELLS = ("zs", "zs_trigger_only", "zs_all", "zs_style")
 LATENT, JUDGED, NAMED = "pictures: latents, learned", "pictures: judge, learned", "pictures: judge's own words"
 SUM = ", fitted sum"
 SHUFFLED = "control: pictures of other LoRAs, learned"
-
-
-def part_of(pack: Pack, kept: np.ndarray) -> Pack:
-    """Some LoRAs of a pack; what they were projected on stays."""
-    chosen = [row for row, keep in zip(pack.rows, kept, strict=True) if keep]
-    return Pack(chosen, {k: v[kept] for k, v in pack.arrays.items()}, pack.bases, pack.means, pack.info)
 
 
 class Study:
@@ -232,4 +227,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with zoo_needed():
+        main()

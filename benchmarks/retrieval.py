@@ -53,9 +53,11 @@ from benchmarks.retrieval_study import (
     add_untrained_and_baselines,
     begin,
     drawn_texts,
+    part_of,
     phrases_needed,
 )
 from benchmarks.retrieval_texts import HEADLINE
+from benchmarks.zoo_needed import zoo_needed
 from zoo.cache import zoo_dir
 from zoo.encoder_data import GROUPS
 from zoo.features_pack import Pack, read
@@ -176,8 +178,10 @@ def sizes(pack: Pack, asked: Asked) -> dict[str, float]:
     }  # fmt: skip
 
 
-def run(name: str, epochs: int) -> tuple[Study, SetEncoder, str, dict[str, float]]:
+def run(name: str, epochs: int, every: int = 1) -> tuple[Study, SetEncoder, str, dict[str, float]]:
     pack = read(name)
+    if every > 1:
+        pack = part_of(pack, np.arange(len(pack)) % every == 0)
     texts = texts_of_run(pack)
     study = begin(pack, texts)
     checkpoint = zoo_dir("encoder") / f"{name}-{pack.info['base']}-{len(pack)}-{epochs}.safetensors"
@@ -199,6 +203,7 @@ def texts_of_run(pack: Pack) -> Texts:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--small", action="store_true", help="the shipped LoRAs only: a first look")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="every Nth LoRA only: nothing is published")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--curves", action="store_true")
     parser.add_argument("--ship", action="store_true", help="write models/emoji_encoder.safetensors")
@@ -206,22 +211,22 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     began, name = time.time(), "retrieval_small" if args.small else "retrieval"
-    study, encoder, parts, figures = run(name, args.epochs)
+    published = not args.small and args.every == 1
+    study, encoder, parts, figures = run(name, args.epochs, args.every)
     groups = cells(study)
     methods = [OURS, WITNESSED, CHOSEN, RESPONSE, RESPONSE_TEXT, RESPONSE_NODE, DRAWN, DRAWN_LEARNT, PROFILE, "draw",
                *study.encoders, RIDGE, "ridge on our tokens, file only", *study.baselines, *study.controls]  # fmt: skip
     rows = [method_row(study, method, groups) for method in methods]
     figures |= figures_of(study, rows) | sizes(study.pack, study.asked["test"])
     rows.append({"method": "parts of ours", "names": parts})
-    if not args.small:
+    if published:
         plot_methods(rows, name)
-    if not args.small:
         curves = pool_curve(study) + (training_curve(study, args.epochs) if args.curves else [])
         rows += curves
         plot_curves(curves, name)
     figures["seconds"] = time.time() - began
     kept = {k: v for k, v in figures.items() if np.isfinite(v)}
-    folder = zoo_dir("retrieval") if args.small else RESULTS
+    folder = RESULTS if published else zoo_dir("retrieval")
     write_results(name, " ".join(["python -m benchmarks.retrieval", *sys.argv[1:]]), SEED, kept, rows, folder)
     if args.ship:
         held_out = next(row for row in rows if row["method"] == FILE_ONLY)
@@ -235,4 +240,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with zoo_needed("`python -m zoo build`, then `python -m zoo.features_pack --small`"):
+        main()

@@ -44,6 +44,12 @@ SETS = 200
 PLAIN_SUBJECT = "otter"
 
 
+def part_of(pack: Pack, kept: np.ndarray) -> Pack:
+    """Some LoRAs of a pack; what they were projected on stays."""
+    chosen = [row for row, keep in zip(pack.rows, kept, strict=True) if keep]
+    return Pack(chosen, {k: v[kept] for k, v in pack.arrays.items()}, pack.bases, pack.means, pack.info)
+
+
 def prompts_of(pack: Pack, part: str) -> list[Prompt]:
     """What is asked of one part: its subjects and styles, and pairs of the two."""
     mine = [row for row in pack.rows if row["part"] == part]

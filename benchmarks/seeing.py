@@ -10,6 +10,7 @@ the record and drawing the map over seconds of one sampling. Needs the ComfyUI o
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable
@@ -77,13 +78,18 @@ def measure(mode: str, rounds: int) -> tuple[dict[str, float], dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--mode", choices=MODES, action="append", help="only this mode: nothing is written")
+    options = parser.parse_args()
+    rounds = options.rounds
     torch.set_num_threads(1)
     figures, rows = {}, []
-    for mode in MODES:
+    for mode in options.mode or MODES:
         found, row = measure(mode, rounds)
         figures |= found
         rows.append(row)
+    if options.mode:
+        print(json.dumps(figures, indent=1))
+        return
     write_results("seeing", f"python -m benchmarks.seeing --rounds {rounds}", SEED, figures, rows)
 
 

@@ -66,10 +66,13 @@ def write(pack: Pack, texts: Sequence[str], z: np.ndarray) -> None:
 
 
 def read_responses(pack: Pack, texts: Sequence[str]) -> np.ndarray:
-    """(texts, n) float32, NaN for texts that were not asked and LoRAs that no prompt reaches."""
+    """(texts, n) float32, NaN for texts that were not asked and LoRAs that no prompt reaches; of a whole pack or some
+    of its LoRAs."""
     with safe_open(str(DATA / "responses.safetensors"), "numpy") as handle:
         about, packed = handle.metadata(), handle.get_tensor("roots").astype(np.float32)
-    if about["base"] != pack.info["base"] or json.loads(about["ids"]) != list(pack.column("id")):
+    places = {one: place for place, one in enumerate(json.loads(about["ids"]))}
+    mine = [places.get(one) for one in pack.column("id").tolist()]
+    if about["base"] != pack.info["base"] or None in mine:
         raise AutoLoRAError(
             "benchmarks/data/responses.safetensors is of another zoo than benchmarks/data/retrieval.safetensors",
             fix="make it again with `python -m zoo.responses_pack`",
@@ -79,7 +82,7 @@ def read_responses(pack: Pack, texts: Sequence[str]) -> np.ndarray:
     found = np.full((len(texts), len(pack)), np.nan, np.float32)
     for row, text in zip(found, texts, strict=True):
         if text in at:
-            row[:] = np.sign(roots[at[text]]) * roots[at[text]] ** 2
+            row[:] = np.sign(roots[at[text], mine]) * roots[at[text], mine] ** 2
     return found
 
 

@@ -27,6 +27,7 @@ from benchmarks.fusion_methods import Workbench, gate_vectors, gated_plan
 from benchmarks.fusion_network import Course, Network, Painter
 from benchmarks.fusion_shelf import SAMPLE, TEST, open_shelf
 from benchmarks.fusion_table import resampled
+from benchmarks.zoo_needed import zoo_needed
 from zoo.autoencoder import decode_latents
 from zoo.cache import models_dir
 from zoo.evaluate import load_autoencoder
@@ -140,8 +141,10 @@ def judged(name: str, plan: Plan, cases: Sequence[Case], seeds: int, steps: int)
 def measure(quick: bool) -> tuple[dict[str, float], list[dict]]:
     count, rows = threads(), []
     pairs, seeds, steps, few = (2, 1, 2, 1) if quick else (PAIRS, SEEDS, STEPS, COMPARED)
-    shelf = open_shelf(SAMPLE)
-    ready = [case for case in all_cases(shelf, TEST, 8 * pairs) if all(map(shelf.ready, case.loras(LORAS)))][:pairs]
+    with zoo_needed():
+        shelf = open_shelf(SAMPLE)
+        cases = all_cases(shelf, TEST, 8 * pairs)
+    ready = [case for case in cases if all(map(shelf.ready, case.loras(LORAS)))][:pairs]
     in_comfy.start()
     rows += error_rows()
     for name, plan in gates().items():

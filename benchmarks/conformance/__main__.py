@@ -11,21 +11,23 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import in_comfy
 from benchmarks.results_file import REPO
 
 from .bases import BASES
+from .updates import KINDS
 
 REAL, LAYOUTS, TEXT = "real files", "real layouts", "text encoders"
 UNETS = ("SD1.5", "SD2", "SDXL")  # the slowest, so they come last
 PARTS = (*(base.name for base in BASES if base.name not in UNETS), TEXT, LAYOUTS, REAL, *UNETS)
 
 
-def part_cells(name: str, folder: Path) -> Iterator[dict]:
-    """The rows of one part of the matrix, measured in this process."""
+def part_cells(name: str, folder: Path, kinds: Sequence[str] = ()) -> Iterator[dict]:
+    """The rows of one part of the matrix, or of some kinds of adapter in it, measured in this process."""
     in_comfy.start()
     import logging
 
@@ -39,7 +41,8 @@ def part_cells(name: str, folder: Path) -> Iterator[dict]:
     base = next((base for base in BASES if base.name == name), None)
     if base is not None and not base.available:
         return
-    found = makers[name](folder) if base is None else cells.base_cells(base, folder)
+    some = [kind for kind in KINDS if not kinds or kind.name in kinds]
+    found = makers[name](folder) if base is None else cells.base_cells(base, folder, some)
     for cell in found:
         yield cell.row()
 
@@ -53,11 +56,18 @@ def cache_folder() -> Path:
     return cache / "conformance" / comfy_path().name
 
 
-def run_part(name: str, keep: bool) -> list[dict]:
+def run_part(name: str, keep: bool, kinds: Sequence[str] = ()) -> list[dict]:
     """The rows of a part, from the cache or from a process of its own."""
+    if kinds:
+        with tempfile.TemporaryDirectory() as folder:
+            return _measured(name, Path(folder) / "rows.json", kinds)
     out = cache_folder() / f"{name.replace(' ', '_')}.json"
     if keep and out.exists():
         return json.loads(out.read_text(encoding="utf-8"))
+    return _measured(name, out, ())
+
+
+def _measured(name: str, out: Path, kinds: Sequence[str]) -> list[dict]:
     out.parent.mkdir(parents=True, exist_ok=True)
     if name == TEXT:
         subprocess.run([sys.executable, "-m", "benchmarks.conformance_text", str(out)], cwd=REPO, check=True)
@@ -65,6 +75,7 @@ def run_part(name: str, keep: bool) -> list[dict]:
         out.write_text(json.dumps(rows), encoding="utf-8")
         return rows
     command = [sys.executable, "-m", "benchmarks.conformance", "--part", name, "--out", str(out)]
+    command += [word for kind in kinds for word in ("--kind", kind)]
     subprocess.run(command, cwd=REPO, check=True)
     return json.loads(out.read_text(encoding="utf-8"))
 
@@ -79,17 +90,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--keep", action="store_true", help="keep what an earlier run measured")
     parser.add_argument("--parts", nargs="*", default=PARTS, metavar="PART", help=f"some of: {', '.join(PARTS)}")
+    parser.add_argument("--kind", action="append", default=[], choices=[kind.name for kind in KINDS],
+                        help="only this kind of adapter: nothing is written")  # fmt: skip
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.part:
         folder = cache_folder() / "loras" / str(os.getpid())
-        rows = list(part_cells(given.part, folder))
+        rows = list(part_cells(given.part, folder, given.kind))
         given.out.write_text(json.dumps(rows), encoding="utf-8")
         return
     rows = []
     for name in given.parts:
-        found = run_part(name, given.keep)
+        found = run_part(name, given.keep, given.kind)
         rows += found
         counts = {outcome: sum(row["outcome"] == outcome for row in found) for outcome in ("exact", "stock", "refused")}
         wrong = [row for row in found if row["outcome"] == "wrong"]
@@ -98,7 +111,7 @@ def main() -> None:
             print(f"  {row['form']} / {row['kind']}: {row['error']} {row['note']}", flush=True)
     from .report import write
 
-    write(rows, complete=set(given.parts) == set(PARTS))
+    write(rows, complete=set(given.parts) == set(PARTS) and not given.kind)
 
 
 if __name__ == "__main__":

@@ -105,8 +105,8 @@ def _forget(folder: Path) -> None:
 
 
 def measure(quick: bool = False) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """A library of 100,000 (quick: 5,000), 400 prompts (quick: 40)."""
-    count, asked = (5000, 40) if quick else (100_000, 400)
+    """A library of 100,000 (quick: 1,000), 400 prompts (quick: 12)."""
+    count, asked = (1000, 12) if quick else (100_000, 400)
     folder, tower = kept_library(count), default_tower()
     figures = cold(folder)
     rows = []

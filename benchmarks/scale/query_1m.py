@@ -69,13 +69,13 @@ def plain(rows: np.ndarray, asked: dict) -> list[dict[str, Any]]:
 
 
 def measure(quick: bool = False) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """A million vectors (quick: 50,000)."""
+    """A million vectors (quick: 12,000)."""
     torch.set_num_threads(index_kinds.THREADS)
     if quick:
-        switch.FROM = 10_000
+        switch.FROM = 3_000
     parts = Parts.of()
-    rows = many_vectors(parts, 50_000 if quick else index_kinds.VECTORS, 0)
-    asked = index_kinds.queries(parts, 20 if quick else ASKED)
+    rows = many_vectors(parts, 12_000 if quick else index_kinds.VECTORS, 0)
+    asked = index_kinds.queries(parts, 8 if quick else ASKED)
     tower = CachedTower(default_tower())
     view, _ = in_memory(rows, tower, parts)
     prepared, ready_s, build_s = ready(view, tower)
@@ -84,7 +84,7 @@ def measure(quick: bool = False) -> tuple[dict[str, float], list[dict[str, Any]]
     quarter = Table(rows[: len(rows) // 4])  # where it is switched
     right = {kind: index_kinds.truth(quarter.rows, those) for kind, those in asked.items()} | {"table": quarter.rows}
     small = search_row(f"{EXACT_SEARCH}, inner products", quarter, asked, right, 0.0)
-    whole = compared(view, tower, prepared, 20 if quick else ASKED)
+    whole = compared(view, tower, prepared, 8 if quick else ASKED)
     of = {row["what"]: row for row in whole}
     right = {kind: index_kinds.truth(rows, those) for kind, those in asked.items()}
     table = [own, exact, *plain(rows, asked), small, *index_kinds.measure(rows, asked, right), *whole]

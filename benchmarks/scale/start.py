@@ -61,7 +61,7 @@ def one_run() -> dict[str, Any]:
 
 def measure(quick: bool = False) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """The median of several starts (the first, which may compile, is not counted)."""
-    runs = [one_run() for _ in range((2 if quick else RUNS) + 1)][1:]
+    runs = [one_run() for _ in range((1 if quick else RUNS) + 1)][1:]
     figures = {
         figure: float(np.median([run[name] for run in runs]))
         for figure, name in (
