@@ -11,6 +11,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import dropwhile
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,8 @@ def commands(page: Path) -> list[list[str]]:
     lines += re.findall(r"`((?:\S*python\S* )(?:-m |\S+\.py)[^`\n]*)`", page.read_text(encoding="utf-8"))
     # words in angle brackets stand for something of the reader's
     words = [shlex.split(re.sub(r"<[^>]*>", "SOMETHING", line), comments=True) for line in lines]
-    return [line for line in words if line]
+    # variables before a command are the shell's
+    return [line for all_ in words if (line := list(dropwhile(lambda word: re.match(r"[A-Z_]+=", word), all_)))]
 
 
 def program(words: list[str]) -> tuple[str, ...] | None:
@@ -87,6 +89,12 @@ def test_the_test_would_notice_an_option_that_is_not_there():
     assert "--no-such-option" not in help_of(("scripts/demo.py",))[1]
     with pytest.raises(AssertionError):
         program(["pyhton", "scripts/demo.py"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_stand_where_they_are_found(page):
+    text = re.sub(r"```(bash|python|csv|json)\n.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    assert not re.findall(r"^(?:    |```.*\n)[^|`\n]*\bpython\S* .*", text, re.M), "put commands into a bash block"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

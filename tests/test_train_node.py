@@ -113,6 +113,6 @@ def test_every_command_of_the_page_is_understood():
     from autolora_core.train.__main__ import parse
 
     lines = (ROOT / "docs" / "train_encoder.md").read_text(encoding="utf-8").splitlines()
-    commands = [line.split()[3:] for line in lines if line.startswith("    python -m autolora_core.train ")]
+    commands = [line.split()[3:] for line in lines if line.startswith("python -m autolora_core.train ")]
     assert len(commands) == 3 and all(parse(command).index.name == "INDEX_FOLDER" for command in commands)
     assert parse(commands[1]).family == "sdxl" and parse(commands[1]).minutes == 10 and parse(commands[2]).epochs == 0

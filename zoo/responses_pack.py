@@ -10,6 +10,7 @@ minutes on one core.
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import time
@@ -87,6 +88,7 @@ def read_responses(pack: Pack, texts: Sequence[str]) -> np.ndarray:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     from benchmarks.demo_states import DemoStates
     from benchmarks.library import BASE
     from benchmarks.retrieval_study import asked_phrases
