@@ -26,7 +26,9 @@ def parse(arguments):
         "--server", action="append", metavar="URL", help="a ComfyUI (default http://127.0.0.1:8188); may be repeated"
     )
     parser.add_argument(
-        "--workflow", metavar="FILE", help="in API format (default: workflows/api/retrieve_and_fuse.json)"
+        "--workflow",
+        metavar="FILE",
+        help="yours, from File → Export (API) (default: workflows/api/retrieve_and_fuse.json, for the demo model)",
     )
     parser.add_argument("--out", metavar="DIR", help="folder for pictures and manifest (default: the file's name)")
     parser.add_argument("--seed", type=int, default=0, help="rows without a seed get others with another number here")
@@ -78,6 +80,8 @@ def main(arguments):
     servers = [Remote(address, patience) for address in options.server or ["http://127.0.0.1:8188"]]
     remotes = {remote.name: remote for remote in servers}
     told = filler.told(dict.fromkeys([*columns, "seed"]))
+    if not options.workflow:
+        told = [f"Workflow: {chosen.name}, which is for the demo model; --workflow FILE takes yours", *told]
     jobs, notes = plan(rows, filler, options.seed)
     for line in [*told, *notes[:10], *([f"… and {len(notes) - 10} more such rows"] if len(notes) > 10 else [])]:
         print(line)

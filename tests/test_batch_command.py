@@ -56,6 +56,7 @@ def test_the_page_s_first_command_reads_the_page_s_own_table(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "negative → Negative prompt.text" in done.stdout and "Sample.steps → Sample.steps" in done.stdout
     assert "4 jobs from 2 rows; nothing was sent." in done.stdout
+    assert "for the demo model; --workflow FILE takes yours" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["prompts.csv"]
 
 

@@ -152,7 +152,7 @@ def test_a_server_without_the_pack_is_named_and_not_used(world, fakes):
 def test_servers_that_nobody_started_are_an_error_that_names_them(world, fakes):
     (fake,) = fakes()
     fake.stop()
-    with pytest.raises(ScriptFailed, match=f"No server can be used:\n.*{fake.port}.*refused"):
+    with pytest.raises(ScriptFailed, match=f"No server can be used:\n.*{fake.port}.*refused(.*\n)+.*--server"):
         world.run([fake])
 
 

@@ -44,6 +44,25 @@ def test_every_workflow_has_both_files_and_a_picture():
 
 
 @each
+def test_a_workflow_for_the_demo_model_says_how_to_get_it(name):
+    """A new user's ComfyUI has no such model: the loaders turn red, and nothing else says why."""
+    ui = ui_file(name)
+    notes = [node["widgets_values"][0] for node in ui["nodes"] if node["type"] == "MarkdownNote"]
+    needs = "emoji_mmdit.safetensors" in json.dumps(api_file(name))
+    assert any("demo.py --serve --comfyui" in note for note in notes) == needs
+
+
+@each
+def test_it_opens_with_its_upper_left_corner_in_view(name):
+    """Below the front end's tabs and menu (130 px) and beside its sidebar (60 px)."""
+    ui = ui_file(name)
+    scale, (across, down) = ui["extra"]["ds"]["scale"], ui["extra"]["ds"]["offset"]
+    corners = [group["bounding"][:2] for group in ui["groups"]] + [node["pos"] for node in ui["nodes"]]
+    assert 60 < (min(x for x, _ in corners) + across) * scale < 120
+    assert 130 < (min(y for _, y in corners) + down) * scale < 200
+
+
+@each
 def test_both_files_hold_the_same_nodes_and_wires(name):
     ui, api = ui_file(name), api_file(name)
     nodes = ui_nodes(ui)

@@ -141,7 +141,8 @@ class Batch:
         if all(worker.error and not worker.met for worker in takers):
             certain = all(worker.state == "unfit" for worker in takers)
             if certain or now - self._started > _FIRST_ANSWER * self.pace.poll:
-                self.board.end(f"No server can be used:\n{reasons}")
+                fix = "" if certain else "\nStart ComfyUI, or say where yours is: --server http://ADDRESS:PORT"
+                self.board.end(f"No server can be used:\n{reasons}{fix}")
         elif all(now - worker.last_up > self.give_up for worker in takers):
             self.board.end(f"No server has answered for {self.give_up / 60:.0f} minutes:\n{reasons}")
         else:
