@@ -185,6 +185,22 @@ def test_lines_end_where_they_end_on_the_page():
     assert [pick.name for pick in found if pick.role == "pinned"] == [odd, "b.safetensors"]
 
 
+def test_a_copy_of_what_is_banned_is_not_picked_in_its_place():
+    twins = [
+        ViewEntry(name, digest("1"), text=ViewText("otter")) for name in ("otter.safetensors", "b/copy.safetensors")
+    ]
+    view = MemoryView([*twins, ViewEntry("castle.safetensors", digest("2"), text=ViewText("castle"))])
+    assert len(names(retrieve(view, "an otter", family="emoji", tower=LEXICAL))) == 1
+    selection = retrieve(view, "an otter and a castle", family="emoji", tower=LEXICAL, banned=["otter.safetensors"])
+    assert names(selection) == ["castle"]
+    assert "Left out, banned by you: otter.safetensors, b/copy.safetensors." in selection.notes
+
+
+def test_of_an_empty_library_nothing_more_is_told():
+    selection = retrieve(MemoryView([]), "an otter", family="emoji", tower=LEXICAL)
+    assert "holds none for this base model" in selection.none_reason and selection.notes == ()
+
+
 def test_banned_are_never_listed(words):
     selection = words("an otter and an axolotl", banned=["ott*", "no such thing"], threshold=0.0)
     everything = [pick.name for pick in selection.picks + selection.misses]

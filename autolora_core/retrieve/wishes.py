@@ -37,6 +37,9 @@ def read_wishes(
             notes.append(f"Nothing in the library is called {pattern!r}, so banning it changed nothing.")
         shut |= hit
     if shut.any():
+        # An identical copy under another name does just what is not wanted.
+        hashes = {entries[i].hash for i in np.flatnonzero(shut)}
+        shut |= np.array([entry.hash in hashes for entry in entries], bool)
         out = [shown(entries[i].name) for i in np.flatnonzero(shut)]
         notes.append(f"Left out, banned by you: {listed(out)}.")
     taken: list[tuple[int, float]] = []
