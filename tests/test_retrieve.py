@@ -193,7 +193,7 @@ def test_a_copy_of_what_is_banned_is_not_picked_in_its_place():
     assert len(names(retrieve(view, "an otter", family="emoji", tower=LEXICAL))) == 1
     selection = retrieve(view, "an otter and a castle", family="emoji", tower=LEXICAL, banned=["otter.safetensors"])
     assert names(selection) == ["castle"]
-    assert "Left out, banned by you: otter.safetensors, b/copy.safetensors." in selection.notes
+    assert "Left out, banned by you: b/copy.safetensors, otter.safetensors." in selection.notes
 
 
 def test_of_an_empty_library_nothing_more_is_told():
