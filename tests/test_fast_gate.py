@@ -10,7 +10,7 @@ import pytest
 import torch
 from triton_interpreter import needs_triton, passed
 
-from autolora_core.fusion.fast import chunked
+from autolora_core.fusion.fast import chunked, in_place
 from autolora_core.fusion.fast.packed import BLOCK, coefficients, moments_of, pack
 from autolora_core.fusion.gate import VECTORS, GateVectors, Tilt, gated_update
 
@@ -92,6 +92,39 @@ def test_chunked_is_the_gate(spread, offset, tilts):
     wanted = exact(y0, hidden, ups, vectors, tilts)
     size = (wanted - y0).abs().max()
     assert (out.double() - wanted).abs().max() < 2e-5 * size  # float32 in between
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("threads", "tokens"), [(1, 16), (2, 16), (2, 5), (3, 64)])
+def test_wide_layers_go_in_tiles_of_channels(monkeypatch, dtype, threads, tokens):
+    """Tiles with a narrower last one, rests of tokens, shares that come out even or not: all the same as float64, and
+    nothing beside the rows and channels that are meant is touched."""
+    monkeypatch.setattr(in_place, "WHOLE", 100)
+    monkeypatch.setattr(in_place, "TILE", 64)
+    y0, hidden, ups, vectors = world()
+    packed = pack(ups, torch.promote_types(dtype, torch.float32))
+    around = torch.zeros(TOKENS, CHANNELS + 8, dtype=dtype)
+    around[:, 3:-5] = y0
+    start, hidden = around[:, 3:-5].clone(), side_by_side(hidden, packed).to(dtype)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        in_place.add_gated(around[:, 3:-5], hidden, packed, coefficients(vectors), knobs(TILTS).tolist(), EPS, tokens)
+    finally:
+        torch.set_num_threads(before)
+    parts = [hidden[:, first : first + up.shape[1]] for (first, _), up in zip(packed.bounds, ups, strict=True)]
+    wanted = exact(start, parts, ups, vectors, TILTS)
+    room = {torch.bfloat16: 2**-8, torch.float16: 2**-11}.get(dtype, 2e-5 / 30)  # half a last place of the largest
+    assert (around[:, 3:-5].double() - wanted).abs().max() <= room * wanted.abs().max()
+    assert not around[:, :3].any() and not around[:, -5:].any()
+
+
+@pytest.mark.parametrize(("tokens", "most"), [(1, 64), (77, 64), (1024, 102), (1000, 102), (5, 2)])
+def test_pieces_are_of_one_size_but_for_a_last_that_is_hardly_smaller(monkeypatch, tokens, most):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    count = in_place._evenly(tokens, most)
+    pieces = -(-tokens // count)
+    assert count <= most and pieces == -(-tokens // most) and pieces * count - tokens < 2 * pieces
 
 
 def test_it_notices_a_wrong_statistic():

@@ -14,13 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .packed import Packed
+from .packed import BLOCK, Packed
 
 # Of one buffer, a thread. Half of it and twice as much are slower: a call costs microseconds, a core's cache is small.
 CACHE_BYTES = 256 << 10
 BUFFERS = 5  # in use at once
+WHOLE, TILE = 6144, 1536  # of more channels than the one, the other at a time: few tokens share such large factors
 Knobs = Sequence[tuple[float, float, float]]
 Rows = tuple[Tensor, Tensor, Tensor]  # of some tokens: hidden part (threads, tokens a thread, r), slope and off (T, 1)
+Moments = tuple[Tensor, Tensor]  # of the base's output: mean and 1/√(var + eps), each (T, 1)
 
 
 @dataclass(frozen=True)
@@ -50,21 +52,27 @@ def add_gated(
     ``coefficients`` (5, d): see :func:`.packed.coefficients`; ``knobs``: a LoRA's scale, shift, exp(gain) > 0; ``eps``
     of both norms. ``tokens``: how many at a time. Float32 in between, float64 for float64.
     """
-    wide = torch.promote_types(out.dtype, torch.float32)
-    loras, rows = _loras(hidden.to(wide), packed, knobs, eps), coefficients.to(wide).unbind(0)
-    count = min(tokens or tokens_at_once(out.shape[1]), max(len(out), 1))
-    buffers = [out.new_empty(count, out.shape[1], dtype=wide) for _ in range(BUFFERS - 2)]
+    wide, channels = torch.promote_types(out.dtype, torch.float32), out.shape[1]
+    loras, rows = _loras(hidden.to(wide), packed, knobs, eps), coefficients.to(wide)
+    width = _tile(channels)
+    count = _evenly(len(out), tokens or tokens_at_once(width))
+    buffers = [out.new_empty(count * width, dtype=wide) for _ in range(BUFFERS - 2)]
     whole = len(out) - len(out) % count
     for first, last, some in ((0, whole, count), (whole, len(out), len(out) - whole)):
         if first == last:
             continue
         threads = torch.get_num_threads()
         parts = 1 if some % threads else threads
-        piece = _Piece(loras, rows, eps, [buffer[:some] for buffer in buffers], parts)
+        tiles = [
+            _Tile(loras, rows, slice(start, min(start + width, channels)), eps, buffers, (parts, some // parts))
+            for start in range(0, channels, width)
+        ]
         for part, *own in zip(
             out[first:last].split(some), *(one.rows(first, last, some, parts) for one in loras), strict=True
         ):
-            piece.add(part, own)
+            moments = _moments(part, eps) if len(tiles) > 1 else None
+            for tile, piece in zip(tiles, part.split(width, 1), strict=True):
+                tile.add(piece, own, moments)
 
 
 def tokens_at_once(channels: int) -> int:
@@ -72,6 +80,28 @@ def tokens_at_once(channels: int) -> int:
     grow with it."""
     threads = torch.get_num_threads()
     return threads * max(-(-8 // threads), CACHE_BYTES // (4 * channels))
+
+
+def _tile(channels: int) -> int:
+    """How many channels at a time."""
+    return channels if channels <= WHOLE else BLOCK * -(-channels // (BLOCK * -(-channels // TILE)))
+
+
+def _evenly(tokens: int, most: int) -> int:
+    """How many at a time, at most about ``most``, so that no small rest is left; whole shares for the threads."""
+    threads = torch.get_num_threads()
+    share = -(-tokens // -(-tokens // most)) if tokens else 1
+    return min(threads * -(-share // threads), max(tokens, 1))
+
+
+def _moments(base: Tensor, eps: float) -> Moments:
+    """Of all channels of some tokens, a few at a time: the norm itself is thrown away."""
+    wide, channels = torch.promote_types(base.dtype, torch.float32), base.shape[1]
+    one, zero = base.new_ones(channels, dtype=wide), base.new_zeros(channels, dtype=wide)
+    few = base.split(tokens_at_once(channels))
+    found = [torch.native_layer_norm(some, (channels,), one, zero, eps)[1:] for some in few]
+    mean, spread = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return mean, spread
 
 
 def _loras(hidden: Tensor, packed: Packed, knobs: Knobs, eps: float) -> list[_Lora]:
@@ -92,29 +122,31 @@ def _loras(hidden: Tensor, packed: Packed, knobs: Knobs, eps: float) -> list[_Lo
     return loras
 
 
-class _Piece:
-    """Some tokens' work, as often as there are so many; ``buffers``, each (tokens, d), are written over."""
+class _Tile:
+    """The work on some channels of ``shape[0]·shape[1]`` tokens, as often as there are so many. ``shape``: threads,
+    tokens a thread; ``buffers`` are written over."""
 
     def __init__(
-        self, loras: Sequence[_Lora], coefficients: Sequence[Tensor], eps: float, buffers: Sequence[Tensor], parts: int
-    ):
-        self.factors = [one.factor.expand(parts, *one.factor.shape) for one in loras]
+        self, loras: Sequence[_Lora], coefficients: Tensor, channels: slice, eps: float, buffers: Sequence[Tensor],
+        shape: tuple[int, int],
+    ):  # fmt: skip
+        self.factors = [one.factor[:, channels].expand(shape[0], -1, -1) for one in loras]
         self.shifts = [one.shift for one in loras]
-        self.coefficients, self.eps = coefficients, eps
-        self.output, self.logits, self.update = buffers  # new ones every time would be new pages every time
-        self.by_thread = self.output.view(parts, -1, self.output.shape[1])
+        self.coefficients, self.eps = coefficients[:, channels].unbind(0), eps
+        tokens, width = shape[0] * shape[1], channels.stop - channels.start
+        # New ones every time would be new pages every time.
+        self.output, self.logits, self.update = (one[: tokens * width].view(tokens, width) for one in buffers)
+        self.by_thread = self.output.view(*shape, width)
 
-    def add(self, out: Tensor, loras: Sequence[Rows]) -> None:
-        """``out`` (tokens, d) and what they hear of each LoRA."""
-        constant, slope, lora, cross, w_out = self.coefficients
+    def add(self, out: Tensor, loras: Sequence[Rows], moments: Moments | None) -> None:
+        """``out`` (tokens, channels of the tile), what they hear of each LoRA, and ``moments`` where ``out`` has not
+        all channels."""
         output, logits, update = self.output, self.logits, self.update
         narrow = out.dtype != output.dtype
-        base = output.copy_(out) if narrow else out
-        still = self._normed(base, slope, constant)
-        heard = self._normed(base, cross, lora)
-        for number, (hidden, steep, off) in enumerate(loras):
+        still, heard = self._base(output.copy_(out) if narrow else out, moments)
+        for number, (hidden, slope, off) in enumerate(loras):
             torch.bmm(hidden, self.factors[number], out=self.by_thread)
-            torch.mul(output, steep, out=logits)
+            torch.mul(output, slope, out=logits)
             torch.addcmul(still, heard, logits.sub_(off), out=logits)
             if self.shifts[number]:
                 logits.add_(self.shifts[number])
@@ -123,9 +155,17 @@ class _Piece:
             else:
                 torch.mul(logits.sigmoid_(), output, out=update)
         base = still.copy_(out) if narrow else out  # once more: the cache is better used by what lies in between
-        base.addcmul_(update, w_out)
+        base.addcmul_(update, self.coefficients[4])
         if narrow:
             out.copy_(base)
+
+    def _base(self, base: Tensor, moments: Moments | None) -> tuple[Tensor, Tensor]:
+        """Of the logits, what no LoRA changes, and the factor of a LoRA's norm."""
+        constant, slope, lora, cross, _ = self.coefficients
+        if moments is None:
+            return self._normed(base, slope, constant), self._normed(base, cross, lora)
+        normed = torch.sub(base, moments[0], out=self.logits).mul_(moments[1])
+        return torch.addcmul(constant, slope, normed), torch.addcmul(lora, cross, normed)
 
     def _normed(self, base: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return torch.native_layer_norm(base, (base.shape[1],), weight, bias, self.eps)[0]
