@@ -17,7 +17,7 @@ from .bridge_loras import layer_name
 from .bridge_methods import Wishes, attach_blend, blend_with
 from .bridge_plain import plain_layers
 from .bridge_prepare import Prepared, prepare
-from .bridge_record import watchable
+from .bridge_record import keep_on, watchable
 from .bridge_used import note_metadata, note_used, used_by
 
 HARDLY_ASKED = 0.9  # below, the report tells
@@ -50,6 +50,8 @@ def apply_loras(model: Any, clip: Any, requests: Iterable[Request], wishes: Wish
     text = fusion_report(plan.mode, chosen.why, ready.outcomes, *told)
     pairs = [(outcome, lora.request) for outcome, lora in zip(ready.outcomes, ready.loras, strict=True)]
     card = fusion_card(plan.mode, chosen.why, pairs, *told, recorded=wishes.record and watchable(made))
+    if card["recorded"]:
+        keep_on(new_model, card)
     used = used_by(ready, chosen, made, wishes, text)
     for patcher in [*([] if new_model is model else [new_model]), *([] if new_clip is clip else [new_clip.patcher])]:
         note_used(patcher, used)

@@ -9,9 +9,10 @@ from typing import Any
 from comfy.patcher_extension import WrappersMP
 
 from ..autolora_core.errors import SelectionError
+from ..autolora_core.fusion.heat_kept import kept_heat
 from ..autolora_core.fusion.methods.planner import STATIC, Blend
 from ..autolora_core.fusion.record import Heat, Recorder
-from .bridge_events import send
+from .bridge_events import keep_with, send
 
 KEY = "autolora_recorder"
 
@@ -40,6 +41,14 @@ def record(patcher: Any, made: Blend, names: Sequence[str], node: str = "") -> R
     return recorder
 
 
+def keep_on(model: Any, card: dict[str, Any]) -> None:
+    """What passes goes into ``card``, too, which the Apply node of the last recorder of ``model`` shows: the page and
+    ComfyUI's history have it afterwards."""
+    found = model.get_attachment(KEY) or ()
+    if found and isinstance(found[-1], Recorder):
+        found[-1].card = card
+
+
 def _tell(patcher: Any, recorder: Recorder, node: str) -> None:
     """``autolora.heat``: a message when a sampling begins, one a step, and one at the end."""
 
@@ -53,9 +62,11 @@ def _tell(patcher: Any, recorder: Recorder, node: str) -> None:
         try:
             return executor(*args, **kwargs)
         finally:
-            recorder.heat()  # the last step is told, too
+            found = kept_heat(recorder.heat())  # the last step is told, too
             recorder.told = None  # who reads it later tells nobody
-            send("heat", {"node": node, "end": True})
+            if found is not None and recorder.card is not None:
+                keep_with(recorder.card, node, {"heat": found})
+            send("heat", {"node": node, "end": True, "heat": found})
 
     patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, f"{KEY}_{node}", sampled)
 

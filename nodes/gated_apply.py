@@ -75,9 +75,9 @@ class AutoLoRAGatedApply:
     def run(self, selection: Any = None, unique_id: Any = None, **inputs: Any) -> dict[str, Any]:
         """As :meth:`apply`, and what the page shows of it."""
         applied = self._applied(selection=selection, node=str(unique_id or ""), **inputs)
-        card = {**applied.card, "library": library_of(selection)}
+        applied.card["library"] = library_of(selection)  # the very card: what passes is put into it after sampling
         report = lines_apart(applied.report)
-        return {"ui": {"text": [report], "autolora": [card]}, "result": (applied.model, applied.clip, report)}
+        return {"ui": {"text": [report], "autolora": [applied.card]}, "result": (applied.model, applied.clip, report)}
 
     def apply(self, model: Any, *given: Any, **inputs: Any) -> tuple[Any, Any, str]:
         """Model, CLIP and report; the inputs by name, or in their order."""

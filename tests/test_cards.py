@@ -84,7 +84,11 @@ def test_what_passes_is_told_step_by_step_as_the_heat_map_says_it_afterwards(wor
     assert out["ui"]["autolora"][0]["recorded"]
     tiny_models.sample(out["result"][0], steps=3)
     events = [data for event, data in told if event == "heat"]
-    assert events[0] == {"node": "7", "begin": True, "steps": 3} and events[-1] == {"node": "7", "end": True}
+    assert events[0] == {"node": "7", "begin": True, "steps": 3} and events[-1]["end"]
+    assert out["ui"]["autolora"][0]["heat"] == events[-1]["heat"], "the card that was given has what passed"
+    for lora, kept in events[-1]["heat"]["loras"].items():
+        steps = [[row[0] for row in one["loras"][lora]] for one in events[1:-1]]
+        assert kept == [pytest.approx(row, abs=0.0051) for row in zip(*steps, strict=True)]
     assert [one["step"] for one in events[1:-1]] == [0, 1, 2] and {one["node"] for one in events} == {"7"}
     heat = pack_module("nodes.bridge_record").last_heat(out["result"][0]).as_json()
     for lora in heat["loras"]:
@@ -161,7 +165,64 @@ def test_messages_go_nowhere_without_a_server(monkeypatch):
     instance = SimpleNamespace(client_id="me", send_sync=lambda *message: sent.append(message))
     monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=instance)))
     events.send("heat", {"node": "1"})
-    assert sent == [("autolora.heat", {"node": "1"}, "me")]
+    instance.last_prompt_id = "p"
+    events.send("heat", {"node": "1"})
+    assert sent == [("autolora.heat", {"node": "1"}, "me"), ("autolora.heat", {"node": "1", "prompt_id": "p"}, "me")]
+
+
+def test_what_is_kept_with_a_card_leaves_earlier_runs_as_they_were(monkeypatch):
+    """ComfyUI gives one card to all runs that need not run the node again."""
+    import sys
+    import threading
+    from types import SimpleNamespace
+
+    events, card, other = pack_module("nodes.bridge_events"), {"heat": None}, {"heat": None}
+    shared = {"text": ["r"], "autolora": [other, card]}
+    queue = SimpleNamespace(history={}, mutex=threading.Lock())
+    monkeypatch.setitem(
+        sys.modules,
+        "server",
+        SimpleNamespace(PromptServer=SimpleNamespace(instance=SimpleNamespace(prompt_queue=queue))),
+    )
+    for run in ("first", "second", "third"):
+        events.keep_with(card, "7", {"heat": run})
+        queue.history[run] = {"prompt": (), "outputs": {"7": shared, "8": {"text": []}}}  # as at the end of a run
+    kept = {run: entry["outputs"]["7"] for run, entry in queue.history.items()}
+    assert {run: one["autolora"][1]["heat"] for run, one in kept.items()} == {run: run for run in kept}
+    assert all(one["autolora"][0] is other and one["text"] == ["r"] for one in kept.values())
+    queue.history["odd"] = {"outputs": {"7": None}}
+    queue.history["odder"] = None
+    events.keep_with(card, "7", {"heat": "fourth"})
+    assert card["heat"] == "fourth" and queue.history["third"]["outputs"]["7"]["autolora"][1]["heat"] == "third"
+    monkeypatch.setitem(sys.modules, "server", None)
+    events.keep_with(card, "7", {"heat": "alone"})
+    assert card["heat"] == "alone"
+
+
+def test_a_kept_table_is_small_whatever_was_sampled():
+    import torch
+
+    from autolora_core.fusion.heat_kept import MOST, kept_heat
+    from autolora_core.fusion.record import Heat
+
+    def of(loras, blocks, steps):
+        table = torch.ones(steps, blocks, loras, 3, dtype=torch.float64)
+        table[..., 1] = torch.arange(steps).view(-1, 1, 1) ** 2.0
+        table[:, 0, 0] = 0  # a LoRA without this layer
+        modules = [f"double_blocks.{block}.img_attn.qkv" for block in range(blocks)]
+        return Heat([f"lora {k}" for k in range(loras)], modules, list(range(steps)), table)
+
+    small = kept_heat(of(2, 2, 3))
+    assert (small["steps"], small["every"], len(small["blocks"])) == (3, 1, 2)
+    assert small["loras"]["lora 1"] == [[0, 1, 2], [0, 1, 2]] and small["loras"]["lora 0"][0] == [None, None, None]
+    for size in ((3, 57, 50), (20, 57, 200), (300, 300, 1000)):
+        found = kept_heat(of(*size))
+        assert len(json.dumps(found)) <= MOST and len(found["loras"]) == size[0]
+        rows = found["loras"]["lora 1"]
+        assert len(rows) == len(found["blocks"]) and {len(row) for row in rows} == {-(-size[2] // found["every"])}
+        assert rows[0][0] == pytest.approx((found["every"] - 1) / 2, abs=0.51)  # the mean of its steps
+    assert kept_heat(of(9000, 1, 1)) is None
+    assert kept_heat(Heat(["a"], ["b"], [], torch.zeros(0, 1, 1, 3))) is None
 
 
 # -- a card of many problems ------------------------------------------------------------------------------------------

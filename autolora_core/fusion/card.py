@@ -24,7 +24,8 @@ def fusion_card(
     recorded: bool = False,
 ) -> dict[str, Any]:
     """``gated`` of the ``fused`` layers have a gate; ``done``: what the mode did, a line each; ``recorded``: whether
-    what passes will be told while the model is sampled."""
+    what passes will be told while the model is sampled; ``heat`` is where it is kept afterwards
+    (:func:`.heat_kept.kept_heat`)."""
     return {
         "format": FORMAT,
         "kind": "apply",
@@ -37,6 +38,7 @@ def fusion_card(
         "warnings": list(warnings),
         "done": list(done),
         "recorded": recorded,
+        "heat": None,
     }
 
 

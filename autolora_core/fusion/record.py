@@ -32,6 +32,7 @@ class Recorder:
         self.number = {name: row for row, name in enumerate(self.modules)}
         with torch.inference_mode(False):  # it is written wherever the model is run
             self.now = torch.zeros(len(self.modules), len(self.names), 3)
+        self.card: dict[str, Any] | None = None  # what the page shows of the application
         self._done: dict[int, Tensor] = {}
         self._step: int | None = None
         self._run: Any = None
