@@ -1,20 +1,21 @@
 """Every error the pack raises on purpose.
 
-    AutoLoRAError                      carries .path, .key and .fix; its text names them
-    ├── FileFormatError                the bytes are not a usable safetensors file
-    ├── LoraError                      readable, but not usable as a LoRA
-    │   ├── UnsupportedAdapterError    a kind of adapter that this operation cannot apply
-    │   └── NoUpdatesError             no module carries an update (empty, all zero, unknown keys)
-    ├── FamilyError                    the LoRA and the model are of different base families
-    │   └── NothingMatchesError        not one layer of the LoRA exists in the model
-    ├── LibraryError                   the index folder cannot be used
-    │   ├── LibraryVersionError        written by another, incompatible version
-    │   └── EncoderMismatchError       vectors of one encoder met another encoder
-    ├── SelectionError                 a selection or stack is malformed or names a missing file
-    ├── TowerError                     a text tower is missing or damaged
-    ├── GateError                      a gate file is damaged or does not fit the model
-    ├── FileInUseError                 Windows: somebody has the file open (a PermissionError, too)
-    └── NotWrittenError                a full or read-only disk: nothing was changed (an OSError, too)
+AutoLoRAError                      carries .path, .key and .fix; its text names them
+├── FileFormatError                the bytes are not a usable safetensors file
+├── LoraError                      readable, but not usable as a LoRA
+│   ├── UnsupportedAdapterError    a kind of adapter that this operation cannot apply
+│   └── NoUpdatesError             no module carries an update (empty, all zero, unknown keys)
+├── FamilyError                    the LoRA and the model are of different base families
+│   └── NothingMatchesError        not one layer of the LoRA exists in the model
+├── LibraryError                   the index folder cannot be used
+│   ├── LibraryVersionError        written by another, incompatible version
+│   └── EncoderMismatchError       vectors of one encoder met another encoder
+├── InputError                     a node was given a thing of another kind than the input is for
+├── SelectionError                 a selection or stack is malformed or names a missing file
+├── TowerError                     a text tower is missing or damaged
+├── GateError                      a gate file is damaged or does not fit the model
+├── FileInUseError                 Windows: somebody has the file open (a PermissionError, too)
+└── NotWrittenError                a full or read-only disk: nothing was changed (an OSError, too)
 """
 
 from __future__ import annotations
@@ -82,6 +83,10 @@ class LibraryVersionError(LibraryError):
 
 class EncoderMismatchError(LibraryError):
     """Vectors of one encoder met another encoder."""
+
+
+class InputError(AutoLoRAError):
+    """A node was given a thing of another kind than its input is for; ``key`` is the input's name."""
 
 
 class SelectionError(AutoLoRAError):

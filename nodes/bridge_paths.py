@@ -20,6 +20,7 @@ from ..autolora_core.lora.families import Family, Layers, recognise_network
 from ..autolora_core.lora.lineage import Lineage, lineage_of_network
 from .bridge_features import weight_shape
 from .bridge_plain import plain_layers
+from .wires import require_model
 
 PREVIEW_SIDE = 512
 CLIP_FOLDERS = ("clip_vision", "text_encoders")
@@ -137,7 +138,9 @@ def throw_if_interrupted() -> None:
 
 
 def model_family(model: Any) -> Family:
-    """The base family of a loaded MODEL, from the names and sizes of its layers; no tensor is copied or moved."""
+    """The base family of a loaded MODEL, from the names and sizes of its layers; no tensor is copied or moved. Raises
+    ``InputError`` for what is none."""
+    require_model(model)
     return recognise_network(_layers(model))
 
 

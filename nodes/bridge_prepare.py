@@ -25,6 +25,7 @@ from .bridge_paths import model_family, model_lineage, throw_if_interrupted
 from .bridge_place import require_places
 from .bridge_plain import plain_layers
 from .bridge_text import TextEncoders, fill_in, require_text_match, text_half
+from .wires import require_model, require_patchable_clip
 
 
 @dataclass
@@ -79,8 +80,11 @@ def prepare(model: Any, clip: Any, requests: Iterable[Request], terms: Sequence[
     """Read the files and match them with ``model`` (MODEL) and ``clip`` (CLIP or None); nothing is changed.
 
     Raises ``SelectionError`` for a missing file and for terms that mean no LoRA or no block, ``NothingMatchesError``
-    and ``FamilyError`` for a LoRA of another base.
+    and ``FamilyError`` for a LoRA of another base, ``InputError`` for what is no MODEL or CLIP.
     """
+    require_model(model)
+    if clip is not None:
+        require_patchable_clip(clip)
     with plain_layers(model):
         return _prepare(model, clip, requests, terms)
 

@@ -28,6 +28,7 @@ from .bar import Bar
 from .bridge_loras import resolve, told_name
 from .bridge_paths import throw_if_interrupted
 from .bridge_used import used_of
+from .wires import is_clip, is_model, what_it_is
 
 COMPRESSION = 4  # as ComfyUI's own Save Image
 MODEL_FOLDERS = ("checkpoints", "diffusion_models")
@@ -48,8 +49,7 @@ def tell(
 ) -> Told:
     """``model``: MODEL or None, ``clip``: CLIP or None, as they came out of Apply; ``size``: width, height in pixels;
     ``replaced``: settings typed by hand. Files are hashed once; Cancel is heeded."""
-    patchers = [one for one in (model, clip and clip.patcher) if one is not None]
-    notes: list[str] = []
+    patchers, notes = _patchers(model, clip)
     others = [_hashed_other(lora, notes) for lora in facts.loras]
     applied = used_of(patchers)
     ours = [[_hashed(lora, notes) for lora in used.loras] for used in applied]
@@ -68,6 +68,17 @@ def tell(
             "the number of steps is not in the graph, and readers of parameters look for it: write Steps: in settings"
         )
     return Told(parameters_text(facts, every, size, model_hash, replaced), told, notes)
+
+
+def _patchers(model: Any, clip: Any) -> tuple[list[Any], list[str]]:
+    """What may carry notes; of a wrong link a note in words: the picture is there, and is not lost for that."""
+    found, notes = [], []
+    for given, key, fits in ((model, "model", is_model), (clip, "clip", is_clip)):
+        if given is not None and not fits(given):
+            notes.append(f"the input {key} is {what_it_is(given)}, not a {key.upper()}: LoRAs on it are not told")
+        elif given is not None:
+            found.append(given if key == "model" else given.patcher)
+    return found, notes
 
 
 def _not_in_the_graph(facts: Facts) -> list[str]:

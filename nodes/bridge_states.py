@@ -26,6 +26,7 @@ from .bridge_listen import Listener, layer_of
 from .bridge_once import latent_shape, quiet_clone, run_once, sigma_of
 from .bridge_paths import model_family, throw_if_interrupted
 from .text_marks import real_tokens
+from .wires import require_clip
 
 log = logging.getLogger(__name__)
 # Part of a source's id: raise it when states would differ.
@@ -46,6 +47,7 @@ class ModelStates:
     """
 
     def __init__(self, model: Any, clip: Any):
+        require_clip(clip)
         self.model, self.clip = model, clip
         self.family = model_family(model).name
         self.lasting = not any(_own_changes(patcher) for patcher in (model, clip.patcher))

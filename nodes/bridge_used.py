@@ -69,5 +69,6 @@ def note_metadata(patcher: Any, loras: Iterable[LoadedLora]) -> None:
 
 
 def used_of(patchers: Iterable[Any]) -> list[Used]:
-    """The notes on ModelPatchers, first applied first."""
-    return unique(note for patcher in patchers for note in patcher.get_attachment(KEY) or ())
+    """The notes on ModelPatchers, first applied first; patchers of other packs may know no attachments."""
+    knowing = [patcher for patcher in patchers if callable(getattr(patcher, "get_attachment", None))]
+    return unique(note for patcher in knowing for note in patcher.get_attachment(KEY) or ())

@@ -14,6 +14,7 @@ from ..autolora_core.library.encoders import OF_CLIP
 from .bridge_paths import throw_if_interrupted
 from .bridge_states import clip_options, fingerprint
 from .text_marks import real_tokens
+from .wires import require_clip
 
 
 class ClipTower:
@@ -24,6 +25,7 @@ class ClipTower:
     """
 
     def __init__(self, clip: Any):
+        require_clip(clip)
         self.clip = clip
         made = f"{fingerprint(clip.patcher)} {clip_options(clip)}"
         self.id = f"{OF_CLIP}{hashlib.sha256(made.encode()).hexdigest()[:12]}"

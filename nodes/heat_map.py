@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from ..autolora_core.fusion.heat_picture import SHOWS, draw
+from .wires import require_model
 
 
 class AutoLoRAGateHeatMap:
@@ -51,5 +52,6 @@ class AutoLoRAGateHeatMap:
 
         from .bridge_record import last_heat
 
+        require_model(model)
         heat = last_heat(model)
         return torch.from_numpy(draw(heat, shows))[None], json.dumps(heat.as_json())

@@ -13,8 +13,10 @@ from ..autolora_core.previews.settings import NEUTRAL_PROMPTS, Settings, read_pr
 from ..autolora_core.previews.sheet import contact_sheet
 from ..autolora_core.previews.shelf import FOLDER, PreviewShelf, without_key
 from ..autolora_core.previews.words import preview_report
+from ..autolora_core.wording import lines_apart
 from .bar import Bar
 from .preview_source import clip_tower
+from .wires import require_clip, require_model, require_vae
 
 NONE = "none"
 SHOWN = 24  # LoRAs on the sheet
@@ -73,6 +75,9 @@ class AutoLoRARenderPreviews:
         from .bridge_paths import model_family, open_index
         from .bridge_previews import ModelCamera, asked_for, base_id, image_of, of_library
 
+        require_model(model)
+        require_clip(clip)
+        require_vae(vae)
         bar = Bar()
         requests = requests_of(selection, lora_stack)
         if (selection is not None or lora_stack is not None) and not requests:
@@ -104,7 +109,7 @@ class AutoLoRARenderPreviews:
             _in_use["runs"] += bool(outcome.in_use)
             handle = library.handle
         bar.finish()
-        report = preview_report(outcome, settings, asked.others, () if lasting else (PASSING,))
+        report = lines_apart(preview_report(outcome, settings, asked.others, () if lasting else (PASSING,)))
         sheet = image_of(contact_sheet(_strips(shelf, settings, asked.wanted, set(outcome.failed))))
         return {"ui": {"text": [report]}, "result": (handle, sheet, report)}
 

@@ -6,7 +6,9 @@ from typing import Any
 
 from ..autolora_core.fusion.requests import requests_of
 from ..autolora_core.fusion.training.outcome import MOST, STEPS, Options, training_report
+from ..autolora_core.wording import lines_apart
 from .bar import Bar
+from .wires import require_clip, require_model, require_vae
 
 MOST_LORAS = 24
 
@@ -77,6 +79,9 @@ class AutoLoRATrainFusionGate:
         from .bridge_paths import model_family
         from .bridge_train_gate import Job, Look, joined, stack_of_index
 
+        require_model(model)
+        require_clip(clip)
+        require_vae(vae)
         requests = requests_of(selection, lora_stack)
         if index is not None:
             requests += stack_of_index(index, model_family(model).name, most_loras)
@@ -86,5 +91,5 @@ class AutoLoRATrainFusionGate:
         job = Job(model, clip, vae, requests, options, look, pictures, lines, bar, bar.show)
         outcome, names, count, previews = job.run()
         bar.finish()
-        report = training_report(outcome, names, count, job.notes)
+        report = lines_apart(training_report(outcome, names, count, job.notes))
         return {"ui": {"text": [report]}, "result": (joined(previews, look), report)}

@@ -30,6 +30,7 @@ QUICK = {
     "handle": 60,
     "library": 15,
     "previews": 60,
+    "wires": 250,
 }
 # Inputs that failed once, by target: what was mended stays so.
 ONCE = {
