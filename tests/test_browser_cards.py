@@ -177,6 +177,26 @@ def test_what_the_server_does_not_run_again_is_shown_again(seen):
     assert seen["known"]["run"]["kind"] == "execution_success" and seen["known"]["apply"] == 3
 
 
+def test_what_a_prompt_tells_is_for_its_own_workflow_alone(seen):
+    """Another one is open while it runs, with the same nodes under the same numbers."""
+    beside = seen["beside"]
+    assert beside["end"] == "execution_success" and beside["told"] == 1 and beside["away"] != beside["home"]
+    assert all("Run to " in text for text in beside["bodies"]), beside["bodies"]
+    assert beside["back"] == beside["home"] and len(beside["heats"]) == 3, (
+        "its own has what passed when it is shown again"
+    )
+
+
+def test_a_page_loaded_anew_and_an_entry_of_the_history_show_the_last_map(seen):
+    again = seen["reloaded"]
+    assert again["heats"] == seen["beside"]["heats"] and not any("Run to " in text for text in again["bodies"])
+    assert len(seen["entry"]) == 3 and seen["entry"] != again["heats"], "the first run's own"
+    runs = [cards[0] for cards in seen["runs"] if cards]
+    # ComfyUI lists a node that it did not run again in no later entry: what passed then is on the page alone.
+    assert len(runs) >= 2 and all(heat["steps"] == 2 and len(heat["loras"]) == 3 for heat in runs)
+    assert runs[0] != runs[-1] and len(json.dumps(runs[-1])) < 64_000
+
+
 def test_none_fits_is_a_plain_sentence_with_the_nearest_paler(seen):
     found = seen["none"]
     assert "No LoRA was added: none of the" in found["text"] and found["said"] == "No LoRA fits this prompt."

@@ -4,14 +4,18 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { VIEW as APPLY, applyCards } from "./cards/apply.js";
-import { cachedCard } from "./cards/cached.js";
+import { cachedCard, lastShown, valuesOf } from "./cards/cached.js";
 import { VIEW as ENCODE, encodeCards } from "./cards/encode.js";
 import { addHost, chain } from "./cards/host.js";
 import { VIEW as RETRIEVE, retrieveCards } from "./cards/retrieve.js";
+import { runningPrompts } from "./cards/running.js";
 
 const FORMAT = "autolora-cards/1";
 const KEPT_AFTER = 200; // milliseconds
+const LOADED_AFTER = 600; // until what a workflow showed is looked for in the history
 let reused = []; // ids of the nodes that the running prompt did not run again
+let running = null; // which workflow prompts are of
+let looking = 0;
 // Text inputs beside the cards keep a few lines: the room of a taller node goes to the cards.
 const LINES = { prompt: 90, pinned: 50, banned: 50 };
 
@@ -25,7 +29,7 @@ const NODES = {
     hide(node.widgets?.find((widget) => widget.name === "choices"));
     for (const widget of node.widgets ?? [])
       if (widget.name in LINES && widget.options) widget.options.getMaxHeight = () => LINES[widget.name];
-    return { show: retrieveCards(node, addHost(node, RETRIEVE), pictures) };
+    return retrieveCards(node, addHost(node, RETRIEVE), pictures);
   },
   AutoLoRAGatedApply: (node) => applyCards(addHost(node, APPLY), pictures),
   AutoLoRAEncodeLibrary: (node) => encodeCards(addHost(node, ENCODE)),
@@ -67,21 +71,27 @@ app.registerExtension({
       sheet.href = new URL(`./css/${name}.css`, import.meta.url).href;
       document.head.append(sheet);
     }
+    running = guarded("following prompts", () => runningPrompts(app, api)) ?? null;
     for (const [event, method] of [
       ["autolora.progress", "progress"],
       ["autolora.heat", "heat"],
     ])
-      api.addEventListener(event, ({ detail }) =>
-        guarded(event, () => nodeOf(detail?.node)?.autoloraCards?.[method]?.(detail)),
-      );
+      listen(event, (detail) => {
+        if (detail?.end) keepHeat(detail);
+        ofOpen(detail, event, () => nodeOf(detail?.node)?.autoloraCards?.[method]?.(detail));
+      });
     for (const event of ["execution_error", "execution_interrupted"])
-      api.addEventListener(event, ({ detail }) =>
-        guarded(event, () => nodeOf(detail?.node_id)?.autoloraCards?.stopped?.()),
-      );
-    api.addEventListener("execution_cached", ({ detail }) => (reused = detail?.nodes ?? []));
-    api.addEventListener("execution_success", ({ detail }) =>
-      guarded("showing reused results", () => showReused(detail)),
-    );
+      listen(event, (detail) => ofOpen(detail, event, () => nodeOf(detail?.node_id)?.autoloraCards?.stopped?.()));
+    listen("execution_cached", (detail) => (reused = detail?.nodes ?? []));
+    listen("execution_success", (detail) => ofOpen(detail, "showing reused results", () => showReused(detail)));
+  },
+  // Of an entry of the queue that was opened, and of a workflow that is shown again.
+  onNodeOutputsUpdated(outputs) {
+    for (const node of ours()) showOutput(node, outputs?.[node.id]);
+  },
+  afterConfigureGraph() {
+    clearTimeout(looking);
+    looking = setTimeout(() => guarded("looking for earlier results", showLast), LOADED_AFTER);
   },
   // The front end keeps what nodes gave when it goes from one workflow to another and back, a moment after the graph.
   loadedGraphNode(node) {
@@ -94,10 +104,52 @@ app.registerExtension({
       this.autoloraCards = guarded("making them", () => attach(this));
     });
     chain(nodeType.prototype, "onExecuted", function (output) {
-      showOutput(this, output);
+      ofOpen({ prompt_id: running?.now() }, "showing a result", () => showOutput(this, output));
     });
   },
 });
+
+function listen(event, act) {
+  api.addEventListener(event, ({ detail }) => guarded(event, () => act(detail)));
+}
+
+// What is told of a prompt of another workflow is not for the nodes that are open, whatever their numbers.
+function ofOpen(detail, what, act) {
+  const shown = () => guarded(what, act);
+  return running ? running.of(detail?.prompt_id, shown) : shown();
+}
+
+// The front end keeps what nodes gave of each workflow: what passed belongs to it, also where another one is open.
+function keepHeat({ prompt_id: promptId, node, heat }) {
+  const workflow = running?.known(promptId)?.workflow;
+  const kept = [workflow?.changeTracker?.nodeOutputs];
+  if (!promptId || !workflow || workflow === app.extensionManager?.workflow?.activeWorkflow) kept.push(app.nodeOutputs);
+  for (const outputs of kept) {
+    const card = outputs?.[node]?.autolora?.slice(-1)[0];
+    if (card && heat) card.heat = heat;
+  }
+}
+
+// The nodes with cards in the workflow's own graph.
+function ours() {
+  const graph = app.rootGraph ?? app.graph;
+  return (graph?.nodes ?? graph?._nodes ?? []).filter((node) => node.autoloraCards);
+}
+
+// After the page was loaded, nodes show what they showed last in this workflow, if the history still has it.
+function showLast() {
+  const nodes = new Map(ours().map((node) => [String(node.id), node]));
+  if (![...nodes.values()].some((node) => node.autoloraCards.isEmpty?.())) return;
+  const values = (id) => (nodes.has(id) ? valuesOf(nodes.get(id).serialize()) : null);
+  lastShown(api, (app.rootGraph ?? app.graph)?.id, values)
+    .then((found) => {
+      for (const [id, output] of found) {
+        const node = nodes.get(id);
+        if (ours().includes(node) && node.autoloraCards.isEmpty?.()) showOutput(node, output);
+      }
+    })
+    .catch(() => {}); // it was shown once, and is in the report
+}
 
 function showReused({ prompt_id: promptId }) {
   for (const id of reused) {

@@ -23,6 +23,9 @@ await onFrontEnd(job, async (opened, found) => {
   await step("run again", async () => (seen.second = await run()));
   await step("look at it", async () => (seen.chosen = await cards()));
   await step("load and run once more, all of it known", known);
+  await step("run while another workflow is open", elsewhere);
+  await step("a page loaded anew", reloaded);
+  await step("an entry of the history", fromHistory);
   await step("take back", takeBack);
   await step("nothing fits", nothingFits);
   await step("many", many);
@@ -166,6 +169,86 @@ async function known() {
     () => globalThis.rootOf("AutoLoRAGatedApply").querySelectorAll(".al-row").length,
   );
   await showNode("AutoLoRARetrieve");
+}
+
+function heats() {
+  return page.evaluate(() => {
+    const seen = globalThis.rootOf("AutoLoRAGatedApply").querySelectorAll("canvas.al-heat");
+    return Array.from(seen, (one) => one.getAttribute("aria-label"));
+  });
+}
+
+function bodies() {
+  return page.evaluate(() =>
+    ["AutoLoRARetrieve", "AutoLoRAGatedApply", "AutoLoRAEncodeLibrary"].map((type) => globalThis.rootOf(type).textContent),
+  );
+}
+
+function activeTab() {
+  return page.evaluate(() => globalThis.app.extensionManager.workflow.activeWorkflow.path);
+}
+
+// The other one has the same nodes under the same numbers.
+async function elsewhere() {
+  const home = await activeTab();
+  await page.evaluate(() => {
+    const seed = globalThis.our("KSampler").widgets.find((one) => one.name === "seed");
+    seed.value += 1;
+    const kinds = ["execution_success", "execution_error"];
+    globalThis.ended = new Promise((resolve) => {
+      for (const kind of kinds) globalThis.app.api.addEventListener(kind, () => resolve(kind), { once: true });
+    });
+    globalThis.told["autolora.heat"].length = 0;
+  });
+  await page.getByTestId("queue-button").click();
+  await page.evaluate(() => new Promise((resolve) => globalThis.app.api.addEventListener("execution_start", resolve, { once: true })));
+  await load({ ...structuredClone(seen.saved), id: "00000000-1111-4222-8333-444444444444" });
+  seen.beside = { end: await page.evaluate(() => globalThis.ended), home, away: await activeTab() };
+  await page.waitForTimeout(1000);
+  seen.beside.told = await page.evaluate(() => globalThis.told["autolora.heat"].filter((one) => one.end).length);
+  seen.beside.bodies = await bodies();
+  const tabs = page.locator(".workflow-tabs .p-togglebutton");
+  for (let at = 0; at < (await tabs.count()) && (await activeTab()) !== home; at += 1) {
+    await tabs.nth(at).click();
+    await page.waitForTimeout(700);
+  }
+  seen.beside.back = await activeTab();
+  await showNode("AutoLoRAGatedApply");
+  await page.waitForTimeout(700);
+  seen.beside.heats = await heats();
+}
+
+// What was shown is found in the history of the server.
+async function reloaded() {
+  await page.reload({ waitUntil: "domcontentloaded" });
+  await page.waitForFunction(() => globalThis.comfyAPI?.app?.app?.graph?.nodes?.length && !document.querySelector(".p-blockui-mask"));
+  await page.evaluate(() => (globalThis.app ??= globalThis.comfyAPI.app.app));
+  await listen();
+  await showNode("AutoLoRAGatedApply");
+  await page.waitForTimeout(2000);
+  seen.reloaded = { heats: await heats(), bodies: await bodies() };
+  if (job.screenshots) await page.screenshot({ path: `${job.screenshots}/cards_reloaded.png` });
+}
+
+// As the queue's sidebar opens one: the workflow, then what its nodes gave.
+async function fromHistory() {
+  seen.runs = await page.evaluate(async () => {
+    const history = await (await globalThis.app.api.fetchApi("/history")).json();
+    const id = String(globalThis.our("AutoLoRAGatedApply").id);
+    return Object.values(history).map((run) => (run.outputs[id]?.autolora ?? []).map((card) => card.heat));
+  });
+  await page.evaluate(async () => {
+    const { app } = globalThis;
+    const run = Object.values(await (await app.api.fetchApi("/history")).json())[0];
+    await app.loadGraphData(run.prompt[3].extra_pnginfo.workflow);
+    app.nodeOutputs = run.outputs;
+  });
+  await showNode("AutoLoRAGatedApply");
+  await page.waitForTimeout(700);
+  seen.entry = await heats();
+  await load(seen.saved);
+  await run();
+  await page.waitForFunction(() => globalThis.rootOf("AutoLoRARetrieve").querySelector("article"));
 }
 
 async function takeBack() {

@@ -23,7 +23,10 @@ export async function onFrontEnd(job, act) {
     const page = context.pages()[0] ?? (await context.newPage());
     page.setDefaultTimeout(MINUTE);
     page.on("pageerror", (error) => seen.errors.push(String(error)));
-    page.on("dialog", (dialog) => seen.alerts.push(dialog.message()) && dialog.dismiss());
+    page.on("dialog", (dialog) => {
+      if (dialog.type() === "beforeunload") return dialog.accept(); // a page with unsaved workflows is left
+      return seen.alerts.push(dialog.message()) && dialog.dismiss();
+    });
     const home = new URL(job.url).host;
     seen.elsewhere = [];
     await page.route((url) => url.host !== home && /^https?:$/.test(url.protocol), (route) => {

@@ -18,6 +18,7 @@ export function applyCards(host, pictures) {
   function show(found) {
     list?.forget();
     card = found;
+    record.keep(card.heat);
     const gate = card.gated === null ? "" : ` · gate on ${card.gated} of ${counted(card.fused, "layer")}`;
     host.headline(`${card.mode}${gate}`);
     const parts = [el("p", { class: "al-reason", text: `Mode ${card.mode}: ${card.why}.` })];

@@ -22,8 +22,31 @@ export async function cachedCard(api, promptId, id) {
 // A node and everything it depends on, as text: every node once, however many ways lead to it.
 function before(graph, id) {
   const reached = new Set([id]);
-  for (const at of reached) // what is added on the way is looked at, too
+  for (const at of reached)
+    // what is added on the way is looked at, too
     for (const value of Object.values(graph[at]?.inputs ?? {}))
       if (Array.isArray(value) && value.length === 2 && String(value[0]) in graph) reached.add(String(value[0]));
   return JSON.stringify([...reached].map((at) => [at, graph[at]?.class_type, graph[at]?.inputs]));
+}
+
+// What nodes showed last in workflow `graph` (an id), for a page that was loaded since: node id → output. A node counts
+// where its own values are what they were. `values(id)`: its kind and values now, as text; null for none.
+export async function lastShown(api, graph, values) {
+  const found = new Map();
+  if (!graph) return found;
+  const history = await (await api.fetchApi(`/history?max_items=${RUNS}`)).json();
+  for (const { prompt, outputs } of Object.values(history).reverse()) {
+    const workflow = prompt?.[3]?.extra_pnginfo?.workflow;
+    if (workflow?.id !== graph) continue;
+    for (const node of workflow.nodes ?? []) {
+      const [id, output] = [String(node.id), outputs?.[node.id]];
+      if (!found.has(id) && output?.autolora && valuesOf(node) === values(id)) found.set(id, output);
+    }
+  }
+  return found;
+}
+
+// The kind and the values of a node as it is saved.
+export function valuesOf(node) {
+  return JSON.stringify([node.type, node.widgets_values ?? null]);
 }

@@ -6,7 +6,7 @@ import { lazyList } from "./list.js";
 export const VIEW = { title: "LoRA library", height: 120 };
 const OFTEN = 5000; // milliseconds between two things said aloud
 
-// Returns { show(card), progress(message), stopped() }.
+// Returns { show(card), progress(message), stopped(), isEmpty() }.
 export function encodeCards(host) {
   let [list, said, last, working] = [null, 0, null, false];
   waiting();
@@ -71,12 +71,14 @@ export function encodeCards(host) {
     else waiting();
     host.say("Stopped before its end.", true);
   }
-  return { show, progress, stopped };
+  return { show, progress, stopped, isEmpty: () => last === null && !working };
 }
 
 function summary(card) {
   const changes = Object.entries(card.changes).map(([word, count]) => `${count.toLocaleString("en")} ${word}`);
-  const parts = [changes.length ? `${changes.join(", ")}.` : "No LoRA file in this folder, or none that name_filter lets through."];
+  const parts = [
+    changes.length ? `${changes.join(", ")}.` : "No LoRA file in this folder, or none that name_filter lets through.",
+  ];
   if (card.speed) parts.push(`Read ${card.speed.read} in ${card.speed.seconds} s (${card.speed.per_second}/s).`);
   if (card.waiting)
     parts.push(`${counted(card.waiting, "file")} still to be read by their weights, while no prompt runs.`);

@@ -1,4 +1,4 @@
-// What passes of each LoRA, block by block and step by step, drawn while the model is sampled.
+// What passes of each LoRA, block by block and step by step, drawn while the model is sampled, and from what was kept.
 
 import { el, percent, shown } from "./elements.js";
 
@@ -6,10 +6,18 @@ const LOW = [38, 44, 66];
 const MIDDLE = [40, 124, 142];
 const HIGH = [250, 214, 92];
 
-// Columns as they come: `begin` and `steps` start anew; a step holds { blocks, loras: name → block → [share] }.
+// Columns as they come: `begin` and `steps` start anew; a step holds { blocks, loras: name → block → [share] }. `keep`
+// takes what a card holds of an earlier sampling, { steps, every, blocks, loras: name → block → column }, or nothing.
 export function heatRecord() {
   let [steps, blocks, columns] = [0, [], new Map()];
   return {
+    keep(kept) {
+      const loras = Object.entries(kept?.loras ?? {});
+      const width = Math.max(0, ...loras.map(([, rows]) => rows[0]?.length ?? 0));
+      const column = (at) => Object.fromEntries(loras.map(([name, rows]) => [name, rows.map((row) => [row[at]])]));
+      [steps, blocks] = [width, kept?.blocks ?? []];
+      columns = new Map(Array.from({ length: width }, (_, at) => [at, column(at)]));
+    },
     take(message) {
       if (message.begin) [steps, blocks, columns] = [message.steps, [], new Map()];
       if (message.step === undefined) return;

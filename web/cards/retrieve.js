@@ -20,7 +20,7 @@ const MOST_KEPT = 40; // names shown before a run; all are counted
 const UNREADABLE = " · the choices cannot be read";
 const SETTLED = 300; // milliseconds after a change, for ComfyUI's undo
 
-// `host` from addHost, `pictures(library, hash)` → address of a preview or null. Returns show(card).
+// `host` from addHost, `pictures(library, hash)` → address of a preview or null. Returns { show(card), isEmpty() }.
 export function retrieveCards(node, host, pictures) {
   const inputs = nodeInputs(node);
   const shownLists = [];
@@ -89,7 +89,7 @@ export function retrieveCards(node, host, pictures) {
   inputs.watch(refresh);
   chain(node, "onConfigure", () => (card ? refresh() : waiting()));
   waiting();
-  return show;
+  return { show, isEmpty: () => card === null };
 }
 
 // The nearest ones of the sentence are cards below it.
