@@ -100,12 +100,14 @@ def tree() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory, comfy):
+def running(request, tmp_path_factory, comfy):
     """Two at a time, the longest first."""
     need_demo_models()
     before, base = tree(), tmp_path_factory.mktemp("commands")
     with ThreadPoolExecutor(2) as pool:
-        yield {name: (pool.submit(started, run, base / name), base / name) for name, run in SHORT.items()}
+        chosen = {item.callspec.params.get("name") for item in request.session.items if hasattr(item, "callspec")}
+        wanted = {name: run for name, run in SHORT.items() if name in chosen}
+        yield {name: (pool.submit(started, run, base / name), base / name) for name, run in wanted.items()}
     changed = {name for name, state in tree().items() if before.get(name) != state}
     assert not changed, f"written into the repository: {changed}"
 
