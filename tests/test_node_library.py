@@ -255,7 +255,11 @@ def flux():
     ids=["sd15", "sdxl", "flux"],
 )
 def test_family_of_a_model_by_its_layers(comfy, build, expected):
-    model = SimpleNamespace(model=SimpleNamespace(diffusion_model=build()))
+    from comfy.model_patcher import ModelPatcher
+
+    holder = torch.nn.Module()
+    holder.diffusion_model = build()
+    model = ModelPatcher(holder, torch.device("cpu"), torch.device("cpu"))
     assert pack_module("nodes.bridge_paths").model_family(model).name == expected
 
 
