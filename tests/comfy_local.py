@@ -58,3 +58,15 @@ def every_progress_message(monkeypatch: Any) -> None:
 def library_place(comfy: ModuleType, name: str) -> Path:
     """Where nodes look for a library of this name: in ComfyUI's user directory, and nowhere else."""
     return Path(comfy.get_user_directory()) / "autolora" / name
+
+
+def as_model(network):
+    """A MODEL of ComfyUI around a network, or around a model that holds one as ``diffusion_model``."""
+    import torch
+    from comfy.model_patcher import ModelPatcher
+
+    holder = network
+    if not hasattr(network, "diffusion_model"):
+        holder = torch.nn.Module()
+        holder.diffusion_model = network
+    return ModelPatcher(holder, torch.device("cpu"), torch.device("cpu"))

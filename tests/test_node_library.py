@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import tiny_models
 import torch
-from comfy_local import every_progress_message, pack_module, sizes_for
+from comfy_local import as_model, every_progress_message, pack_module, sizes_for
 from conftest import emoji_factors, write_lora
 
 EMPTY = {"folder": "all loras", "name_filter": "", "library": "default", "force": False, "weights": "now"}
@@ -255,12 +255,7 @@ def flux():
     ids=["sd15", "sdxl", "flux"],
 )
 def test_family_of_a_model_by_its_layers(comfy, build, expected):
-    from comfy.model_patcher import ModelPatcher
-
-    holder = torch.nn.Module()
-    holder.diffusion_model = build()
-    model = ModelPatcher(holder, torch.device("cpu"), torch.device("cpu"))
-    assert pack_module("nodes.bridge_paths").model_family(model).name == expected
+    assert pack_module("nodes.bridge_paths").model_family(as_model(build())).name == expected
 
 
 def test_tower_is_shared_until_its_file_changes(comfy, tmp_path, monkeypatch):

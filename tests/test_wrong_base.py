@@ -7,11 +7,10 @@ lists of real files beside the checkout, and small ones of every trainer's spell
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import lora_comfy_side
 import pytest
-from comfy_local import pack_module
+from comfy_local import as_model, pack_module
 from test_lora_families import CASES, EXPECTED, LAYOUTS
 from test_lora_keys import pair, read
 
@@ -60,12 +59,12 @@ def configs() -> dict[str, tuple[str, dict]]:
 
 
 @pytest.fixture(scope="module")
-def models(comfy) -> dict[str, SimpleNamespace]:
-    """Name -> something with ``.model.diffusion_model``, as a MODEL has."""
+def models(comfy) -> dict:
+    """Name -> a MODEL."""
     found = {}
     for name, (cls, config) in configs().items():
         try:
-            found[name] = SimpleNamespace(model=_built(cls, config))
+            found[name] = as_model(_built(cls, config))
         except AttributeError:  # this ComfyUI is older than the base
             continue
     return found
@@ -142,7 +141,7 @@ def test_an_unknown_base_refuses_nothing(models) -> None:
 
     mismatch = pack_module("autolora_core.lora.base_match").mismatch
     family = pack_module("nodes.bridge_paths").model_family
-    custom = SimpleNamespace(model=SimpleNamespace(diffusion_model=torch.nn.Sequential(torch.nn.Linear(7, 7))))
+    custom = as_model(torch.nn.Sequential(torch.nn.Linear(7, 7)))
     assert family(custom).name == "unknown"
     for shapes, _ in FILES.values():
         assert mismatch(read(shapes).family, family(custom)) is None
@@ -197,6 +196,6 @@ def test_packed_weights_do_not_hide_the_width(comfy) -> None:
     block[0].x_block.attn = torch.nn.Module()
     for layer in (Packed(2432, 7296), Packed(2432, 7296, (7296, 2432))):
         block[0].x_block.attn.qkv = layer
-        model = SimpleNamespace(model=SimpleNamespace(diffusion_model=network))
+        model = as_model(network)
         family = pack_module("nodes.bridge_paths").model_family(model)
         assert (family.name, family.variant, family.width) == ("sd3", "large", 2432)
