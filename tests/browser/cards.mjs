@@ -198,10 +198,13 @@ async function elsewhere() {
     globalThis.ended = new Promise((resolve) => {
       for (const kind of kinds) globalThis.app.api.addEventListener(kind, () => resolve(kind), { once: true });
     });
+    // Listened for before the click: on a busy machine the run may begin before the next line is read.
+    globalThis.started = false;
+    globalThis.app.api.addEventListener("execution_start", () => (globalThis.started = true), { once: true });
     globalThis.told["autolora.heat"].length = 0;
   });
   await page.getByTestId("queue-button").click();
-  await page.evaluate(() => new Promise((resolve) => globalThis.app.api.addEventListener("execution_start", resolve, { once: true })));
+  await page.waitForFunction(() => globalThis.started);
   await load({ ...structuredClone(seen.saved), id: "00000000-1111-4222-8333-444444444444" });
   seen.beside = { end: await page.evaluate(() => globalThis.ended), home, away: await activeTab() };
   await page.waitForTimeout(1000);
