@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 FEWEST = 24
-# Of 256 layers, how many are taken: about 70 of a file that trains every layer of its base.
+# Of 256 layers, how many are taken: about 70 of a file that trains every layer of its base. Stored sketches are of
+# these layers: whoever changes a number here raises `features.SKETCH_VERSION`.
 SHARE = 48
 SHARES = {"sdxl": 24, "qwen_image": 24, "emoji": 256}
 

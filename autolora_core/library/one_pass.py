@@ -168,13 +168,18 @@ def _portions(header: Header) -> Iterator[list[tuple[str, TensorInfo]]]:
 
 def _tensor(space: bytearray, header: Header, key: str, info: TensorInfo, base: int) -> Tensor:
     """A view of ``space``, which begins at ``base``."""
-    dtype = torch_dtype(header, key)
-    if info.start == info.stop:
-        return torch.zeros(info.shape, dtype=dtype)
-    at = info.start - base
-    if at % dtype.itemsize:  # torch views start at a multiple of their size
-        space, at = space[at : info.stop - base], 0
-    return torch.frombuffer(space, dtype=dtype, count=math.prod(info.shape), offset=at).view(info.shape)
+    return _numbers(space, torch_dtype(header, key), info.start - base, info.stop - base).view(info.shape)
+
+
+def _numbers(space: bytearray, dtype: torch.dtype, at: int, stop: int) -> Tensor:
+    """The bytes from ``at`` to ``stop`` as numbers: a view, or a copy where they do not begin at a multiple of their
+    size, as torch's views do."""
+    if at == stop:
+        return torch.zeros(0, dtype=dtype)
+    count = (stop - at) // dtype.itemsize
+    if at % dtype.itemsize:
+        space, at = space[at:stop], 0
+    return torch.frombuffer(space, dtype=dtype, count=count, offset=at)
 
 
 def _not_finite(space: bytearray, portion: list[tuple[str, TensorInfo]], glanced: Set[str], base: int) -> Iterator[str]:
@@ -183,11 +188,9 @@ def _not_finite(space: bytearray, portion: list[tuple[str, TensorInfo]], glanced
     for dtype, alike in groupby(portion, key=lambda item: item[1].dtype):
         keys, places = zip(*alike, strict=True)
         at, stop = places[0].start - base, places[-1].stop - base
-        if dtype not in SUMMED or at == stop or glanced.isdisjoint(keys):
+        if dtype not in SUMMED or glanced.isdisjoint(keys):
             continue
-        kind = SUMMED[dtype]
-        view = space if at % kind.itemsize == 0 else space[at:stop]
-        run = torch.frombuffer(view, dtype=kind, count=(stop - at) // kind.itemsize, offset=at if view is space else 0)
+        run = _numbers(space, SUMMED[dtype], at, stop)
         if not all(math.isfinite(part.sum()) for part in run.split(SUMMED_TOGETHER)):
             yield from glanced & set(keys)
 
