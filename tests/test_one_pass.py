@@ -275,3 +275,14 @@ def test_large_values_that_overflow_a_sum_are_no_fault(tmp_path):
     made[key] = torch.full_like(made[key], 60000.0)
     save_file(made, path)
     assert not assert_as_module_by_module(path).content.problems
+
+
+def test_layers_of_one_input_that_do_not_fit_together_are_no_failure(tmp_path):
+    """Of keys and values that read one text, one is of another width: a damaged file; the others are read."""
+    path = tmp_path / "a.safetensors"
+    made = {key: value for key, value in tensors("sdxl", 4, torch.float16, 1, 24).items() if "attn2_to_" in key}
+    odd = next(key for key in made if "attn2_to_v.lora_down" in key)
+    made[odd] = made[odd][:, :100].clone()
+    save_file(made, path)
+    found = assert_as_module_by_module(path)
+    assert found.encoded.response_problem is None and found.encoded.response.rows["context"].shape[1] == 2048

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from .spaces import CONTEXT, Space, space_of
 
 if TYPE_CHECKING:
     from ..lora.adapters import Update
+
+Part = TypeVar("Part")
 
 # Part of every stored id: raise it when the numbers of `response_factors` change.
 RESPONSE_VERSION = 5
@@ -73,7 +76,8 @@ def response_factors(updates: Iterable[Update], family: str) -> ResponseFactors 
             rows = input_rows(update)
             if torch.isfinite(rows).all():
                 stacks.setdefault(space, []).append(rows)
-    found = {space: torch.cat(rows) for space, rows in stacks.items() if any(part.any() for part in rows)}
+    alike = {space: _of_one_width(rows, lambda part: part.shape[1]) for space, rows in stacks.items()}
+    found = {space: torch.cat(rows) for space, rows in alike.items() if any(part.any() for part in rows)}
     chosen = kept({space: rows.shape[1] for space, rows in found.items()})
     if not chosen:
         return None
@@ -99,12 +103,19 @@ class Layer:
 
 def layer_factors(spaces: Mapping[Space, Sequence[Layer]]) -> ResponseFactors | None:
     """:func:`response_factors` of layers that are finite and not zero, of the spaces that :func:`kept` chooses."""
+    spaces = {space: _of_one_width(some, lambda layer: layer.down.shape[1]) for space, some in spaces.items()}
     chosen = kept({space: layers[0].down.shape[1] for space, layers in spaces.items()})
     if not chosen:
         return None
     return ResponseFactors(
         {space.name: _leading(spaces[space], most).float().numpy() for space, most in chosen.items()}
     )
+
+
+def _of_one_width(parts: Sequence[Part], width: Callable[[Part], int]) -> list[Part]:
+    """Those that read as many inputs as most: layers that share an input have one width, unless a file is damaged."""
+    usual, _ = Counter(map(width, parts)).most_common(1)[0]
+    return [part for part in parts if width(part) == usual]
 
 
 def _leading(layers: Sequence[Layer], count: int) -> Tensor:
