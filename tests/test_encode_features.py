@@ -10,7 +10,7 @@ import torch
 from encode_worlds import FakeUpdate, dense_of, lowrank, seeded
 
 from autolora_core.encode.features import FeatureSchema, module_features, split_fused
-from autolora_core.encode.sketch import SketchSize, _signs, sketch
+from autolora_core.encode.sketch import SketchSize, _signs, leading_factors, sketch
 
 SIZE = SketchSize(product=16, gram=8, diag=16)
 
@@ -46,6 +46,13 @@ def test_refactoring_and_strength_change_nothing(rank, kernel):
     (a, norm_a), (b, norm_b) = sketch(update, SIZE), sketch(mixed, SIZE)
     assert np.abs(a - b).max() <= 1e-6
     assert norm_b - norm_a == pytest.approx(np.log(3), abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(4, 2880), (2880, 4), (32, 33), (7, 7)])
+def test_a_narrow_dense_update_has_as_many_directions_as_its_shorter_side(shape):
+    dense = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    up, down = leading_factors(dense)
+    assert up.shape[1] == min(shape) and torch.equal(up @ down, dense.double())
 
 
 def test_dense_and_lowrank_agree():

@@ -154,8 +154,11 @@ def leading_factors(dense: Tensor) -> tuple[Tensor, Tensor]:
     its random matrix fixed.
     """
     matrix = dense.flatten(1).float()
-    if min(matrix.shape) <= DENSE_RANK:
-        return matrix.double(), torch.eye(matrix.shape[1], dtype=torch.float64)
+    outputs, inputs = matrix.shape
+    if min(outputs, inputs) <= DENSE_RANK:
+        # The identity on the shorter side: on the longer one it would be a matrix of thousands of "directions".
+        eye = torch.eye(min(outputs, inputs), dtype=torch.float64)
+        return (eye, matrix.double()) if outputs < inputs else (matrix.double(), eye)
     probe = _signs("dense", matrix.shape[1], DENSE_RANK)
     basis, _ = torch.linalg.qr(matrix @ probe)
     basis, _ = torch.linalg.qr(matrix @ (matrix.T @ basis))
