@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from autolora_core.library import readers
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path for part in ("autolora_core", "nodes") for path in (ROOT / part).rglob("*.py")) + [
@@ -36,6 +39,10 @@ CALLS = (
 # file → module → why it may be imported there
 ALLOWED = {
     "autolora_core/library/trouble.py": {"urllib": "urllib.parse, to quote a path for SQLite; nothing is fetched"},
+    "autolora_core/library/readers.py": {
+        "subprocess": "starts this very Python with a constant line of code that reads LoRA files for a large scan; "
+        "nothing from outside is in the command, see test_the_only_program_that_is_started"
+    },
     "autolora_core/encode/towers.py": {"importlib": "find_spec says where a package's files lie; nothing is imported"},
     "nodes/on_demand.py": {
         "importlib": "imports the pack's own node files, by the names that nodes/__init__.py writes out"
@@ -107,6 +114,16 @@ def test_nothing_that_is_read_is_run_and_nothing_is_fetched(path):
     if name_of(path).startswith(RAY):
         allowed |= {"subprocess", "socket"}
     assert [what for what in dangerous(path.read_text(encoding="utf-8")) if what not in allowed] == []
+
+
+def test_the_only_program_that_is_started(monkeypatch):
+    """It is this Python, its code a constant, its one argument the pack's own folder."""
+    program, *how, code, folder = readers._command()
+    assert program == sys.executable and Path(folder) == ROOT and code == readers._START
+    assert set(how) <= {"-s", "-E", "-I", "-X", "-W", "ignore", "-c", "utf8=0", "utf8=1"}
+    monkeypatch.setattr(sys, "executable", "/opt/drawing program")
+    with pytest.raises(ValueError, match="no Python"):
+        readers._command()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Reading files ahead of the one thread that writes: a few threads read, results come in the order of the files.
 
-Hashing, reading and PyTorch's products all run outside Python's lock, so threads are enough; a process of its own
-would load PyTorch again and, inside ComfyUI, might take the graphics card.
+Hashing, reading and PyTorch's products run outside Python's lock, so a few threads are enough for a few processors; in
+a large scan on a larger machine each thread waits for a process of its own (:mod:`.readers`).
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import TypeVar
 
 from ..encode.threads import only_one
+from .readers import Readers
 
 MOST_WORKERS = 4
 Item = TypeVar("Item")
@@ -25,11 +27,13 @@ class Stopped(Exception):
 
 
 class ReadAhead:
-    """A pool of ``workers`` threads (None: one a processor, at most :data:`MOST_WORKERS`). Use it in a ``with``
-    block: at its end what is still being read is told to stop, and waited for."""
+    """A pool of ``workers`` threads (None: one a processor, at most :data:`MOST_WORKERS`), or where that is more of one
+    for each of ``processes``. Use it in a ``with`` block: at its end what is still being read is told to stop, and
+    waited for. ``readers``: the processes, None without."""
 
-    def __init__(self, workers: int | None = None):
-        self.workers = workers or max(1, min(MOST_WORKERS, os.cpu_count() or 1))
+    def __init__(self, workers: int | None = None, processes: int = 0):
+        self.workers = max(processes, workers or min(MOST_WORKERS, os.cpu_count() or 1))
+        self.readers = Readers(processes) if processes else None
         self._over = threading.Event()
         self._pool = ThreadPoolExecutor(self.workers, "autolora-read", initializer=_prepare)
 
@@ -38,7 +42,10 @@ class ReadAhead:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        with self.readers or nullcontext():
+            if self.readers is not None:
+                self.readers.stop()
+            self._pool.shutdown(wait=True, cancel_futures=True)
 
     def tick(self, size: int) -> None:
         """What reading threads call with the bytes they read; raises :class:`Stopped` when it is over."""

@@ -25,6 +25,7 @@ from ..lora.modules import ModuleEntry
 from ..portable import openable
 from .content import Content, damaged, describe
 from .garbage import uncollected
+from .metadata import Reading, read_words
 from .one_pass import BEING_WRITTEN, SUMMED, Gathering, Pass, Stamp, Tick, open_pass
 from .responses import has_response
 from .sketches import ENCODABLE_KINDS
@@ -85,6 +86,13 @@ def read_file(
     digest, size = _through(item, counted, reading)
     content, metadata, encoded = reading.result(digest, size)
     return Read(content.hash, content, metadata, encoded, count[0] if known is None else 0)
+
+
+def words_of(item: Found, read: Read, known: Content | None) -> Reading | None:
+    """A file's words, where they are not those of a content that is known or was not opened."""
+    if known is not None or read.content is None:
+        return None
+    return read_words(item.path, read.metadata or {}, item.sidecars)
 
 
 def _through(item: Found, tick: Tick, reading: _Reading | None) -> tuple[str, int]:

@@ -20,13 +20,14 @@ from typing import Any
 from ..encode.signs import forget_signs
 from ..errors import AutoLoRAError
 from ..lora.header import read_header
+from . import readers
 from .ahead import ReadAhead
 from .content import READER, Content
 from .entries import ScanReport, is_unhashed
 from .headers import read_headers
 from .metadata import Reading, read_words
 from .places import Known, follow_moves, forget_unhashed, known_places, mark_missing, mark_shadowed
-from .reading import Read, read_file
+from .reading import Read, read_file, words_of
 from .roots import Roots
 from .scan_rows import Rows
 from .store import Batch, Store
@@ -37,6 +38,7 @@ COMMIT_FILES, COMMIT_SECONDS = 64, 2.0
 POLL_SECONDS = 0.05  # how often a scan that waits for a file looks whether it is to stop
 
 Progress = Callable[[int, int, str], None]
+Job = Callable[[], tuple[Read, Reading | None]]
 
 
 class _Stopped(Exception):
@@ -64,10 +66,12 @@ class Scanner(Rows):
         order: Callable[[Found], Any] | None = None,
         limit: int | None = None,
         workers: int | None = None,
+        processes: int | None = None,
     ):
         # A header says less than what is known of a file that was read.
         super().__init__(store, Batch(store, COMMIT_FILES, COMMIT_SECONDS), force and not headers_only)
         self.scope, self.workers, self.limit = scope, workers, limit
+        self.processes = processes
         self.headers_only, self.encode, self.order = headers_only, encode and not headers_only, order
         self.progress = progress or (lambda done, total, name: None)
         self.should_stop = should_stop or (lambda: False)
@@ -145,17 +149,23 @@ class Scanner(Rows):
         if len(to_read) < len(found):
             self._done += len(found) - len(to_read)
             self.progress(self._done, self._total, "")
-        with ReadAhead(self.workers) as ahead:
+        to_read, more = to_read[: self.limit], self.limit is not None and len(to_read) > self.limit
+        with ReadAhead(self.workers, self._processes(to_read)) as ahead:
             whole = [row for row in known.values() if row.reader == READER and not is_unhashed(row.hash)]
             stamps, held = {(row.size, row.mtime_ns) for row in whole}, {row.hash for row in whole}
-            work = partial(self._work, known, stamps, held.__contains__, ahead.tick)
-            for item, future in ahead.results(to_read[: self.limit], work):
+            work = partial(self._work, known, stamps, held.__contains__, ahead)
+            for item, future in ahead.results(to_read, work):
                 self._await(future)
                 self._visit(item, known.get((item.root, item.name)), future)
                 self._done += 1
                 self.progress(self._done, self._total, item.name)
-        if self.limit is not None and len(to_read) > self.limit:
+        if more:
             raise _Stopped
+
+    def _processes(self, to_read: list[Found]) -> int:
+        if self.headers_only:
+            return 0
+        return readers.wanted(to_read, self.workers) if self.processes is None else self.processes
 
     def _settled(self, item: Found, known: Known | None) -> bool:
         """Take note of a file that is as it was, and of which nothing is to be read."""
@@ -177,7 +187,9 @@ class Scanner(Rows):
             except NotYet:
                 self._tick()
 
-    def _work(self, known, stamps, held, tick, item: Found) -> Callable[[], tuple[Read, Reading | None]] | None:
+    def _work(
+        self, known, stamps, held, ahead: ReadAhead, item: Found
+    ) -> Callable[[], tuple[Read, Reading | None]] | None:
         """What a reading thread is to do for a file, None when nothing is to be read."""
         row = known.get((item.root, item.name))
         if item.problem is not None:
@@ -185,9 +197,9 @@ class Scanner(Rows):
         if self.headers_only:
             return partial(_read_headers, item)
         if row is not None and not self.force and self._is_told(item, row):
-            return partial(_read, item, tick, True, self._row(row.hash), None)
+            return partial(_read, item, ahead, True, self._row(row.hash), None)
         moved = not self.force and (item.size, item.mtime_ns) in stamps
-        return partial(_read, item, tick, self.encode, None, held if moved else None)
+        return partial(_read, item, ahead, self.encode, None, held if moved else None)
 
     # -- one file --------------------------------------------------------------------------------------------------
 
@@ -248,12 +260,21 @@ class Scanner(Rows):
             raise _Stopped
 
 
-def _read(item: Found, tick, encode: bool, known: Content | None, held) -> tuple[Read, Reading | None]:
+def _read(item: Found, ahead: ReadAhead, encode: bool, known: Content | None, held) -> tuple[Read, Reading | None]:
     """In a reading thread: a file, and its words where they are not those of a content that was not opened."""
+    if ahead.readers is None:
+        return _read_here(item, ahead.tick, encode, known, held)
+    if held is None:  # what only moved is hashed and looked up: that is for this process, which knows what there is
+        made = ahead.readers.read(item, encode, known)
+        if made is not None:
+            return made
+    with ahead.readers.here:
+        return _read_here(item, ahead.tick, encode, known, held)
+
+
+def _read_here(item: Found, tick, encode: bool, known: Content | None, held) -> tuple[Read, Reading | None]:
     read = read_file(item, tick, encode=encode, known=known, held=held)
-    if known is not None or read.content is None:
-        return read, None
-    return read, read_words(item.path, read.metadata or {}, item.sidecars)
+    return read, words_of(item, read, known)
 
 
 def _read_headers(item: Found) -> tuple[Read, Reading | None]:
