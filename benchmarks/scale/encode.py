@@ -8,6 +8,9 @@ processors, the files in the page cache, in turns; medians of the turns.
 Hashing: the same two threads only read the files and take their SHA-256, by which a library knows copies and moved
 files. No scan that does so is faster: ``hash_over_read`` is the floor of ``encode_over_read``.
 
+Growth with processors (:mod:`.encode_cores`): how much sooner two threads, and two processes as larger machines use
+them, have read some files than one thread has.
+
 Memory: the most that a fresh process held while it encoded, above what it held once all was imported, in shares of
 1.5 times the largest file and 500 MB.
 """
@@ -34,6 +37,7 @@ from safetensors.torch import load_file
 from autolora_core.library.index import Library
 from autolora_core.library.one_pass import BLOCK
 from benchmarks.results_file import REPO
+from benchmarks.scale import encode_cores
 from benchmarks.scale.lora_files import FAMILIES, write
 
 RANKS, TURNS, CORES = (16, 32, 64), 3, 2
@@ -53,7 +57,9 @@ def measure(quick: bool) -> tuple[dict[str, float], list[dict[str, Any]]]:
     figures["encode_over_read"] = max(row["ratio"] for row in rows)
     figures["hash_over_read"] = max(row["hash_ratio"] for row in rows)
     figures["encode_peak_over_bound"] = max(row["peak_over_bound"] for row in rows)
-    return figures, rows
+    with tempfile.TemporaryDirectory(dir=scratch()) as folder:
+        grown, more = encode_cores.measure(Path(folder), quick)
+    return figures | grown, rows + more
 
 
 def two_processors() -> None:
