@@ -30,7 +30,7 @@ from .walk import Found
 log = logging.getLogger(__name__)
 MOST_PROCESSES = 8
 FEWEST_PROCESSORS = 3  # of two, threads use as much as is worth a process
-MEMORY_EACH = 1 << 30  # free bytes wanted for each: about half a gigabyte is used, more by files of an odd order
+MEMORY_EACH = 1 << 30  # free bytes wanted for each: 640 MB are held at most, more with files of an odd order
 # Seconds that one processor takes, roughly: reading of fewer is done before the processes are of use.
 SECONDS_A_FILE, SECONDS_A_BYTE, WORTH_SECONDS = 0.01, 1.0e-9, 12.0
 START_SECONDS, END_SECONDS = 120.0, 5.0
