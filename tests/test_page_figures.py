@@ -178,7 +178,8 @@ def scale() -> list[str]:
         f"two read SDXL files of rank 16 in the page cache {s.two_threads_over_one_sdxl_16:.1f} times as fast and FLUX "
         f"files of rank 32 {s.two_threads_over_one_flux_32:.1f} times, two *processes* "
         f"{s.two_processes_over_one_sdxl_16:.1f} and {s.two_processes_over_one_flux_32:.1f} times",
-        f"each holds up to {s.readers_memory_mb / 10:.0f}0 MB, a part of it shared, and takes {s.readers_start_s:.0f} s",
+        f"each holds up to {s.readers_memory_mb / 10:.0f}0 MB, a part of it shared, and takes "
+        f"{s.readers_start_s:.0f} s to start",
         f"{s.ray_files} SDXL LoRAs of {s.ray_megabytes / 1000:.1f} GB",
     ]
 
