@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ log = logging.getLogger(__name__)
 MOST_LORAS, HIGHEST_RANK = 16, 256  # that the kernel has tiles for
 _told: set[str] = set()
 _broken: list[str] = []
+_not_compiled: list[str] = []
 
 
 def why_written_out(x: Tensor, y0: Tensor) -> str | None:
@@ -65,3 +68,33 @@ def _has_triton() -> bool:
     except Exception:  # whatever a broken installation says
         return False
     return True
+
+
+def compiled_gate(dtype: torch.dtype) -> Callable[..., None] | None:
+    """:func:`.compiled_gate.add_gated`, ready for ``dtype``; None where Numba is not installed or cannot be used, which
+    is told once. Asked for the first time it takes some seconds."""
+    if _not_compiled or not _has_numba():
+        return None
+    try:
+        from . import compiled_gate as found
+
+        return found.add_gated if found.ready(dtype) else None
+    except Exception as error:  # a NumPy too new for it, a processor that LLVM does not know
+        _not_compiled.append(f"Numba failed: {type(error).__name__}: {error}"[:300])
+        tell_once(_not_compiled[0])
+        return None
+
+
+@contextmanager
+def in_plain_torch() -> Iterator[None]:
+    """Without the compiled pass, as where Numba is not installed: for measurements and tests."""
+    _not_compiled.append("asked for")
+    try:
+        yield
+    finally:
+        _not_compiled.remove("asked for")
+
+
+@functools.cache
+def _has_numba() -> bool:
+    return importlib.util.find_spec("numba") is not None

@@ -1,9 +1,10 @@
 """The gated sum on a processor: added to the base's output where it lies, a few tokens at a time.
 
-What is worked on fits a core's own cache, so that the many short passes over it cost little, and memory is read and
-written once. A LoRA costs five of them: its output by a small product, the norm of that (a factor and a shift a token,
-known before, see :mod:`.packed`), the logits, the sigmoid, the sum. Every pass gives a thread the same tokens, so that
-it finds in its own cache what it left there: a plain product would be shared out by channels.
+Where Numba is installed it is one compiled pass (:mod:`.compiled_gate`). Else it is PyTorch's calls, on what fits a
+core's own cache, so that the many short passes cost little, and memory is read and written once. A LoRA costs five of
+them: its output by a small product, the norm of that (a factor and a shift a token, known before, see :mod:`.packed`),
+the logits, the sigmoid, the sum. Every pass gives a thread the same tokens, so that it finds in its own cache what it
+left there: a plain product would be shared out by channels.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .choose import compiled_gate
 from .packed import BLOCK, Packed
 
 # Of one buffer, a thread. Half of it and twice as much are slower: a call costs microseconds, a core's cache is small.
@@ -53,7 +55,13 @@ def add_gated(
     of both norms. ``tokens``: how many at a time. Float32 in between, float64 for float64.
     """
     wide, channels = torch.promote_types(out.dtype, torch.float32), out.shape[1]
-    loras, rows = _loras(hidden.to(wide), packed, knobs, eps), coefficients.to(wide)
+    hidden, rows = hidden.to(wide), coefficients.to(wide)
+    loras = _Loras.of(hidden, packed, knobs, eps)
+    compiled = compiled_gate(out.dtype) if tokens is None and out.stride(1) == 1 else None
+    if compiled is not None:
+        compiled(out, hidden, loras.factors, rows, loras.slopes, loras.offs, loras.shifts, packed.bounds, eps)
+        return
+    loras = loras.one_by_one(hidden, packed)
     width = _tile(channels)
     count = _evenly(len(out), tokens or tokens_at_once(width))
     buffers = [out.new_empty(count * width, dtype=wide) for _ in range(BUFFERS - 2)]
@@ -104,22 +112,35 @@ def _moments(base: Tensor, eps: float) -> Moments:
     return mean, spread
 
 
-def _loras(hidden: Tensor, packed: Packed, knobs: Knobs, eps: float) -> list[_Lora]:
-    # A copy, also because it is written to; products with rows a rank are quicker than with rows a channel.
-    factors = hidden.new_empty(packed.up.shape[::-1]).copy_(packed.up.t())
-    statistics = torch.cat([packed.root, packed.mean[:, None]], 1).to(hidden.dtype)
-    slopes, offs = hidden.new_empty(2, len(knobs), len(hidden), 1)
-    loras = []
-    for (first, last), (scale, shift, gain), slope, off in zip(packed.bounds, knobs, slopes, offs, strict=True):
-        own, columns = hidden[:, first:last], slice(first, last)
-        found = own @ statistics[columns].mul_(scale * gain)
-        torch.linalg.vector_norm(found[:, :-1], dim=1, keepdim=True, out=slope)
-        off.copy_(found[:, -1:])
-        loras.append(_Lora(own, factors[columns].mul_(scale * gain), slope, off, shift))
-    # The gain acts behind the gate: it makes the output louder, and the norm, with its floor, no other.
-    slopes.square_().add_(hidden.new_tensor([eps * gain * gain for *_, gain in knobs])[:, None, None]).rsqrt_()
-    offs.mul_(slopes)
-    return loras
+@dataclass(frozen=True)
+class _Loras:
+    """``factors`` (R, d) with scale and gain, ``slopes`` and ``offs`` (K, T); see :class:`_Lora`."""
+
+    factors: Tensor
+    slopes: Tensor
+    offs: Tensor
+    shifts: list[float]
+
+    @classmethod
+    def of(cls, hidden: Tensor, packed: Packed, knobs: Knobs, eps: float) -> _Loras:
+        # A copy, also because it is written to; products with rows a rank are quicker than with rows a channel.
+        factors = hidden.new_empty(packed.up.shape[::-1]).copy_(packed.up.t())
+        statistics = torch.cat([packed.root, packed.mean[:, None]], 1).to(hidden.dtype)
+        slopes, offs = hidden.new_empty(2, len(knobs), len(hidden))
+        for (first, last), (scale, _, gain), slope, off in zip(packed.bounds, knobs, slopes, offs, strict=True):
+            found = hidden[:, first:last] @ statistics[first:last].mul_(scale * gain)
+            torch.linalg.vector_norm(found[:, :-1], dim=1, out=slope)
+            off.copy_(found[:, -1])
+            factors[first:last].mul_(scale * gain)
+        # The gain acts behind the gate: it makes the output louder, and the norm, with its floor, no other.
+        slopes.square_().add_(hidden.new_tensor([eps * gain * gain for *_, gain in knobs])[:, None]).rsqrt_()
+        return cls(factors, slopes, offs.mul_(slopes), [shift for _, shift, _ in knobs])
+
+    def one_by_one(self, hidden: Tensor, packed: Packed) -> list[_Lora]:
+        return [
+            _Lora(hidden[:, first:last], self.factors[first:last], slope[:, None], off[:, None], shift)
+            for (first, last), slope, off, shift in zip(packed.bounds, self.slopes, self.offs, self.shifts, strict=True)
+        ]
 
 
 class _Tile:
