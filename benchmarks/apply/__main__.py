@@ -9,6 +9,7 @@ PARTS: dict[str, str] = {
     "layers": "benchmarks.apply.layers",
     "memory": "benchmarks.apply.memory",
     "pictures": "benchmarks.apply.pictures",
+    "errors": "benchmarks.apply.errors",
     "quality": "benchmarks.apply.quality",
     "gpu": "benchmarks.apply.gpu_kept",
 }

@@ -2,8 +2,8 @@
 
 A layer set is one layer of every kind of a model's blocks; its time is theirs, each as often as a forward runs it.
 ``base``: no LoRA. ``merged``: LoRAs merged into the weight. ``bypass``: y0 + Σ s·up(down(x)). ``eager``: the gate as it
-is written down. ``node``: the layer that the Apply node puts beside the base's, inside ComfyUI. ``direct``: the fused
-form by itself (``fusion/fast/chunked.py``).
+is written down. ``node``: the layer that the Apply node puts beside the base's, inside ComfyUI, with Numba;
+``torch``: the same where Numba is not installed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .shapes import MODELS, Shape
 from .turns import in_turns, threads
 from .ways import Layer
 
-WAYS = ("base", "merged", "bypass", "eager", "node", "direct")
+WAYS = ("base", "merged", "bypass", "eager", "node", "torch")
 COUNTS, RANKS = (1, 3, 8), (4, 16, 64)
 DTYPES = (torch.float32, torch.bfloat16)
 # Share of the image tokens of a picture of the model's own size: SD1.5 and FLUX at 512², SDXL at 1024².
@@ -61,13 +61,14 @@ def measured(shape: Shape, ranks: Sequence[int], dtype: torch.dtype, turns: int)
     layer = Layer.make(shape, ranks, dtype, "cpu")
     merged = merged_weight(layer)
     with running():
+        node = NodeLayer(layer)
         ways = {
             "base": layer.base,
             "merged": lambda: linear(layer.x, merged, layer.bias),
             "bypass": layer.bypass,
             "eager": layer.eager,
-            "node": NodeLayer(layer),
-            "direct": layer.chunked,
+            "node": node,
+            "torch": node.in_plain_torch,
         }
         return in_turns(ways, turns)
 
@@ -114,7 +115,8 @@ def figures(rows: Sequence[dict], share: dict[str, float] | None = None) -> dict
             continue
         total = {way: sum(row["count"] * row[f"{way}_ms"] for row in mine) for way in WAYS}
         name = f"cpu_{model}_k3_r16" + ("" if dtype == "float32" else f"_{dtype}")
-        found |= {f"{name}_over_{way}": total["node"] / total[way] for way in ("base", "merged", "bypass", "direct")}
+        found |= {f"{name}_over_{way}": total["node"] / total[way] for way in ("base", "merged", "bypass", "torch")}
+        found[f"{name}_in_torch_over_base"] = total["torch"] / total["base"]
         found[f"{name}_bypass_over_base"] = total["bypass"] / total["base"]
         found[f"{name}_eager_over_ours"] = total["eager"] / total["node"]
     if "cpu_sdxl_k3_r16_eager_over_ours" in found:

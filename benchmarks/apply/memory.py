@@ -44,7 +44,8 @@ def peak_bytes(run: Callable[[], object]) -> int:
 def layer_rows(shape: Shape, dtype: torch.dtype, count: int, rank: int) -> list[dict]:
     layer = Layer.make(shape, [rank] * count, dtype, "cpu")
     branch = shape.tokens * shape.out * dtype.itemsize
-    ways = {"bypass": layer.bypass, "eager": layer.eager, "node": NodeLayer(layer), "direct": layer.chunked}
+    node = NodeLayer(layer)
+    ways = {"bypass": layer.bypass, "eager": layer.eager, "node": node, "torch": node.in_plain_torch}
     rows = []
     with running():
         for name, way in ways.items():

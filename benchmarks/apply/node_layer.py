@@ -26,6 +26,11 @@ class NodeLayer:
     def __call__(self) -> Tensor:
         return self.base(self.input)[0]
 
+    def in_plain_torch(self) -> Tensor:
+        """As where Numba is not installed."""
+        with _module("autolora_core.fusion.fast.choose").in_plain_torch():
+            return self()
+
 
 class _Linear(nn.Module):
     def __init__(self, layer: Layer):

@@ -2,7 +2,8 @@
 
 ``base``: none. ``stock``: ComfyUI's own LoRA loader, which changes weights. ``sum``: our Apply node, plain branches.
 ``gate``: Apply with a gate whose every vector counts (made by lot: the shipped one never looks at what passes, so it
-could be cheaper). ``written``: the same, the gate as it is written down. ``shipped``: the shipped gate. Sampling alone
+could be cheaper). ``torch``: the same where Numba is not installed. ``written``: the gate as it is written down.
+``shipped``: the shipped gate. Sampling alone
 is timed, after the model was loaded.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from benchmarks.results_file import REPO
 from .node_layer import running
 from .turns import in_turns, threads
 
-WRITTEN = "written_k3"
+WRITTEN, TORCH = "written_k3", "torch_k3"
 SHIPPED, DRAWN = "emoji_gate.safetensors", "drawn.safetensors"
 COUNTS, TURNS, STEPS, SIDE = (1, 3, 8), 5, 20, 32
 PROMPT, GUIDANCE = "a castle in watercolour style", 4.0
@@ -63,18 +64,20 @@ def models(base: Any) -> dict[str, Any]:
         stock, _ = comfy.sd.load_lora_for_models(stock, None, state, 1.0, 0.0)
     found = {"base": base, "stock_k3": stock, "sum_k3": applied(3, mode="sum")}
     found |= {f"gate_k{count}": applied(count, mode="gate", gate=DRAWN) for count in COUNTS}
-    return found | {WRITTEN: found["gate_k3"], "shipped_k3": applied(3, mode="gate", gate=SHIPPED)}
+    return found | {WRITTEN: found["gate_k3"], TORCH: found["gate_k3"], "shipped_k3": applied(3, mode="gate", gate=SHIPPED)}
 
 
 @contextmanager
-def written_out(name: str) -> Iterator[None]:
-    """The node's layers do without their fast way, for the one way that is called so."""
+def going(name: str) -> Iterator[None]:
+    """The node's layers do without their fast way, or without Numba, for the ways that are called so."""
     factors = in_comfy.pack_module("nodes.bridge_packed").Factors
     fast = factors.runs_fast
     if name == WRITTEN:
         factors.runs_fast = lambda self, x, y0: False
+    plain = in_comfy.pack_module("autolora_core.fusion.fast.choose").in_plain_torch
     try:
-        yield
+        with plain() if name == TORCH else nullcontext():
+            yield
     finally:
         factors.runs_fast = fast
 
@@ -91,7 +94,7 @@ class Sampling:
     def __call__(self, name: str, model: Any, steps: int) -> torch.Tensor:
         import comfy.sample
 
-        with written_out(name):
+        with going(name):
             return comfy.sample.sample(
                 model, self.noise, steps, GUIDANCE, "euler", "normal", self.told, self.empty, self.latent,
                 disable_pbar=True, seed=0,
@@ -109,7 +112,11 @@ def measure(quick: bool) -> tuple[dict[str, float], list[dict]]:
         steps, turns = (2, 1) if quick else (STEPS, TURNS)
         ways: dict[str, Callable] = {name: partial(sampling, name, model, steps) for name, model in made.items()}
         taken = in_turns(ways, turns, before=lambda name: sampling(name, made[name], 1))
+        drawn = {name: ways[name]() for name in ("gate_k3", TORCH, WRITTEN)}
     figures = {f"demo_image_{name}_over_base": s / taken["base"] for name, s in taken.items() if name != "base"}
     figures["demo_image_over_base_k3"] = figures["demo_image_gate_k3_over_base"]
+    spread = drawn[WRITTEN].std()
+    for name, way in (("compiled", "gate_k3"), ("torch", TORCH)):
+        figures[f"demo_image_latent_apart_{name}"] = float((drawn[way] - drawn[WRITTEN]).abs().max() / spread)
     about = {"what": "picture", "threads": count, "steps": steps, "side": 8 * SIDE}
     return figures, [{**about, "way": name, "ms": 1e3 * s} for name, s in taken.items()]

@@ -36,7 +36,6 @@ from zoo.lora_data import true_picture
 from zoo.pictures import Pictures
 from zoo.train_loras import load_base
 
-from .errors import error_rows
 from .layers import DTYPES, name_of
 from .turns import threads
 
@@ -146,7 +145,6 @@ def measure(quick: bool) -> tuple[dict[str, float], list[dict]]:
         cases = all_cases(shelf, TEST, 8 * pairs)
     ready = [case for case in cases if all(map(shelf.ready, case.loras(LORAS)))][:pairs]
     in_comfy.start()
-    rows += error_rows()
     for name, plan in gates().items():
         rows += judged(name, plan, ready, seeds, steps)
         rows += compared(name, plan, ready[:few], seeds, steps)
@@ -154,7 +152,7 @@ def measure(quick: bool) -> tuple[dict[str, float], list[dict]]:
 
 
 def figures_of(rows: Sequence[dict]) -> dict[str, float]:
-    """Joint shares with their ends, the largest differences in every dtype, the node's worst errors at a layer."""
+    """Joint shares with their ends, the largest differences in every dtype."""
     figures: dict[str, float] = {}
     for row in rows:
         if row["what"] == "joint":
@@ -163,8 +161,4 @@ def figures_of(rows: Sequence[dict]) -> dict[str, float]:
         elif row["what"] == "apart" and row["dtype"] in map(name_of, DTYPES):
             for what in ("max_latent", "max_pixel"):
                 figures[f"quality_{row['gate']}_{what}_{row['dtype']}"] = row[what]
-        elif row["what"] == "error" and row["way"] == "node":
-            for what in ("max", "rms"):
-                name = f"cpu_{what}_error_{row['dtype']}"
-                figures[name] = max(figures.get(name, 0.0), row[what])
     return figures
