@@ -1,5 +1,5 @@
-"""Part ``errors``: how far a layer's output is from float64, by the gate as it is written down and by the Apply node's own layer, with
-Numba (``node``) and without (``torch``)."""
+"""Part ``errors``: how far a layer's output is from float64, by the gate as it is written down and by the Apply
+node's own layer, with Numba (``node``) and without (``torch``)."""
 
 from __future__ import annotations
 

@@ -38,7 +38,8 @@ def page(results: Mapping[str, Any]) -> str:
     """The whole page; what was not measured is left out, and the page says so."""
     figures, rows = results["figures"], results["rows"]
     parts = [HEAD.format(date=results["date"][:10], machine=results["machine"]), WHEN, METHOD]
-    parts += [_layers(rows), _sweeps(rows), _pictures(figures, rows)] if any("base_ms" in row for row in rows) else [UNMEASURED]
+    timed = any("base_ms" in row for row in rows)
+    parts += [_layers(rows), _sweeps(rows), _pictures(figures, rows)] if timed else [UNMEASURED]
     parts += [_card(figures, rows), bounds.section(figures, rows), _memory(rows), _quality(rows)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -220,7 +221,7 @@ def _quality(rows: Rows) -> str:
         errors.append([dtype, *(f"{max(r[of] for r in own):.1e}" for own in mine for of in ("max", "rms"))])
     return f"""## Do pictures move?
 
-{_in_short(joint, apart, errors)}
+{_in_short(joint, apart, errors)}{"" if all(row.get("compiled") for row in joint) else BEFORE}
 
 `python -m benchmarks.apply --part quality`: {first["pairs"]} pairs of the [fusion benchmark](fusion.md), {first["seeds"]} pictures each, {first["k"]} LoRAs, the same noise, drawn once by the gate as written and once by the Apply node's layers. Share of pictures with subject and style both right, 95 % intervals over pairs:
 
@@ -233,6 +234,11 @@ The largest difference between the two, of latents (in units of their root mean 
 At one layer, against float64, in units of the root mean square of what the LoRAs add (the worse of ranks 4, 16, 40 and 256, 7):
 
 {table(("", "as written: largest", "root mean square", "ours: largest", "root mean square", "without Numba: largest", "root mean square"), errors)}"""  # noqa: E501
+
+
+BEFORE = """
+
+Pictures and their judge were last drawn without Numba. How far its compiled pass is from the gate as written is told above for the demo's picture, and below for one layer: no farther than PyTorch's calls."""  # noqa: E501
 
 
 def _in_short(joint: Rows, apart: Rows, errors: Sequence[Sequence[str]]) -> str:

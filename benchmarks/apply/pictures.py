@@ -64,7 +64,8 @@ def models(base: Any) -> dict[str, Any]:
         stock, _ = comfy.sd.load_lora_for_models(stock, None, state, 1.0, 0.0)
     found = {"base": base, "stock_k3": stock, "sum_k3": applied(3, mode="sum")}
     found |= {f"gate_k{count}": applied(count, mode="gate", gate=DRAWN) for count in COUNTS}
-    return found | {WRITTEN: found["gate_k3"], TORCH: found["gate_k3"], "shipped_k3": applied(3, mode="gate", gate=SHIPPED)}
+    found |= dict.fromkeys((WRITTEN, TORCH), found["gate_k3"])
+    return found | {"shipped_k3": applied(3, mode="gate", gate=SHIPPED)}
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autolora_core.fusion.fast.choose import compiled_gate
 from autolora_core.fusion.moment import Moment
 from autolora_core.fusion.plan import FusionPlan, ModulePlan
 from benchmarks import in_comfy
@@ -145,10 +146,11 @@ def measure(quick: bool) -> tuple[dict[str, float], list[dict]]:
         cases = all_cases(shelf, TEST, 8 * pairs)
     ready = [case for case in cases if all(map(shelf.ready, case.loras(LORAS)))][:pairs]
     in_comfy.start()
+    about = {"threads": count, "compiled": compiled_gate(torch.float32) is not None}
     for name, plan in gates().items():
         rows += judged(name, plan, ready, seeds, steps)
         rows += compared(name, plan, ready[:few], seeds, steps)
-    return figures_of(rows), [{"threads": count, **row} for row in rows]
+    return figures_of(rows), [{**about, **row} for row in rows]
 
 
 def figures_of(rows: Sequence[dict]) -> dict[str, float]:

@@ -17,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from autolora_core.fusion.fast.choose import in_plain_torch
+
 from .shapes import Shape
 from .ways import Layer
 
@@ -57,7 +59,8 @@ def counted(shape: Shape, count: int, rank: int, dtype: torch.dtype, way: Callab
     found = []
     for tokens in FEW:
         layer = Layer.make(replace(shape, tokens=tokens), [rank] * count, dtype, "cpu")
-        with torch.no_grad(), Counting() as counting:  # in inference mode a linear layer is one call of no known cost
+        # In inference mode a linear layer is one call of no known cost; a compiled pass is no call at all.
+        with in_plain_torch(), torch.no_grad(), Counting() as counting:
             way(layer)
         found.append(counting.work)
     more = (shape.tokens - FEW[0]) / (FEW[1] - FEW[0])
