@@ -44,7 +44,7 @@ def added(dtype, channels=CHANNELS, tilts=TILTS):
 
 
 @pytest.mark.parametrize("tilts", [None, TILTS], ids=["plain", "tilted"])
-@pytest.mark.parametrize("channels", [200, 128, 100, 1])
+@pytest.mark.parametrize("channels", [200, 128, 100, 17])
 @pytest.mark.parametrize("dtype", compiled_gate.DTYPES, ids=str)
 def test_it_is_the_gate(threads, dtype, channels, tilts):
     out, wanted, gaps = added(dtype, channels, tilts)

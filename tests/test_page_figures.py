@@ -112,7 +112,9 @@ def speed() -> list[str]:
         f"take {at(f'{sdxl}_over_bypass')} times what plain LoRA branches take on SDXL's layers",
         f"and {at(f'{flux}_over_bypass')} times on FLUX's",
         f"({at(f'{sdxl}_over_base')} and {at(f'{flux}_over_base')} times no LoRA;",
-        f"in bfloat16 {at(f'{sdxl}_bfloat16_over_base')} and {at(f'{flux}_bfloat16_over_base')})",
+        f"in bfloat16 {at(f'{sdxl}_bfloat16_over_base')} and {at(f'{flux}_bfloat16_over_base')};",
+        f"without Numba {at(f'{sdxl}_in_torch_over_base')} and {at(f'{flux}_in_torch_over_base')}, "
+        f"{at(f'{sdxl}_bfloat16_in_torch_over_base')} and {at(f'{flux}_bfloat16_in_torch_over_base')})",
         f"as it is written down {at(f'{sdxl}_eager_over_ours')} and {at(f'{flux}_eager_over_ours')} times as long",
         f"on an H100 {at('gpu_flux_k3_r16_over_base')} times no LoRA",
     ]

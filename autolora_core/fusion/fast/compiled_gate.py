@@ -46,10 +46,9 @@ def _product(acc, h, p, begun):
     """``acc`` (PIECE,) of ``h`` (16,) and ``p`` (16·PIECE,): 16 ranks of a LoRA's output for one token."""
     a, b, c, d, e, f, g, i = h[0], h[1], h[2], h[3], h[4], h[5], h[6], h[7]
     j, k, m, n, o, q, r, s = h[8], h[9], h[10], h[11], h[12], h[13], h[14], h[15]
-    keep = _f(1.0) if begun else _f(0.0)
     for x in range(PIECE):
         acc[x] = (
-            keep * acc[x]
+            (acc[x] if begun else _f(0.0))  # no product: what another token left there may be no number
             + (a * p[x] + b * p[x + _1] + c * p[x + _2] + d * p[x + _3])
             + (e * p[x + _4] + f * p[x + _5] + g * p[x + _6] + i * p[x + _7])
             + (j * p[x + _8] + k * p[x + _9] + m * p[x + _10] + n * p[x + _11])
