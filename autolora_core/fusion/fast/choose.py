@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -97,4 +96,10 @@ def in_plain_torch() -> Iterator[None]:
 
 @functools.cache
 def _has_numba() -> bool:
-    return importlib.util.find_spec("numba") is not None
+    try:
+        import numba  # noqa: F401
+    except ModuleNotFoundError as error:
+        return error.name != "numba"  # something that it needs is missing: that is told where it is used
+    except Exception:  # whatever a broken installation says
+        return True
+    return True
