@@ -13,6 +13,7 @@ of a known length over few arrays are those that LLVM turns into vector code.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from .packed import BLOCK
 
+log = logging.getLogger(__name__)
 PIECE = 128  # channels; half and twice as many are slower
 TOKENS = 64  # that share a copy of the factors of a piece
 FEWEST = 16  # tokens that are worth another thread
@@ -242,6 +244,7 @@ def ready(dtype: torch.dtype) -> bool:
 
 @functools.cache
 def _gate(dtype: torch.dtype) -> Callable:
+    log.info("Numba compiles the gate for %s, once a session: some three seconds", dtype)
     if dtype == torch.bfloat16:
         return _build(types.uint16, _read_bfloat, _write_bfloat)
     return _build(types.float32, _read_float, _write_float)
