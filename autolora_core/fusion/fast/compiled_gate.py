@@ -203,6 +203,8 @@ def _has_safe_threads() -> bool:
     wanted = numba.config.THREADING_LAYER
     if wanted not in ("default", "safe", "threadsafe", "omp", "tbb"):
         return False
+    if wanted == "default" and "workqueue" in numba.config.THREADING_LAYER_PRIORITY[:1]:
+        return False
     try:
         from numba.np.ufunc import omppool  # noqa: F401
     except ImportError:
