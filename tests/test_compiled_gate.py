@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from test_fast_gate import CHANNELS, EPS, SCALES, TILTS, TOKENS, exact, knobs, side_by_side, world
+from test_fast_gate import CHANNELS, EPS, RANKS, SCALES, TILTS, TOKENS, exact, knobs, side_by_side, world
 
 from autolora_core.fusion.fast import choose, chunked, in_place
 from autolora_core.fusion.fast.packed import coefficients, pack
@@ -61,6 +62,37 @@ def test_it_is_what_runs(monkeypatch):
     assert calls == [1]
     out, wanted, _ = added(torch.float16)
     assert calls == [1] and (out - wanted).abs().max() <= 2**-11 * wanted.abs().max()
+
+
+def test_ranks_that_are_not_filled_up_go_the_other_way():
+    """As in training, where a LoRA has as many columns as its rank."""
+    y0, hidden, ups, vectors = world()
+    packed = pack(ups)
+    narrow, at = [], 0
+    for rank in RANKS:
+        narrow.append((at, at := at + rank))
+    keep = [first + j for (first, _), rank in zip(packed.bounds, RANKS, strict=True) for j in range(rank)]
+    tight = replace(packed, up=packed.up[:, keep], mean=packed.mean[keep], root=packed.root[keep], bounds=tuple(narrow))
+    out = y0.clone()
+    in_place.add_gated(out, torch.cat(hidden, 1), tight, coefficients(vectors), knobs(None).tolist(), EPS)
+    wanted = exact(y0, hidden, ups, vectors)
+    assert (out - wanted).abs().max() <= ROOM[torch.float32] * wanted.abs().max()
+
+
+@pytest.mark.parametrize("wrong", ["ranks", "columns", "beyond", "channels"])
+def test_sizes_that_do_not_fit_are_refused(wrong):
+    """Before machine code reads what is not there."""
+    sizes = {"hidden": (8, 16), "factors": (16, 32), "table": (5, 32), "norms": (1, 8), "bounds": ((0, 16),)}
+    change = {
+        "ranks": {"bounds": ((0, 4),)},
+        "columns": {"hidden": (8, 4)},
+        "beyond": {"bounds": ((0, 32),)},
+        "channels": {"table": (5, 31)},
+    }
+    sizes |= change[wrong]
+    made = [torch.zeros(sizes[name]) for name in ("hidden", "factors", "table", "norms", "norms")]
+    with pytest.raises(ValueError, match="do not fit"):
+        compiled_gate.add_gated(torch.zeros(8, 32), *made, [0.0], sizes["bounds"], EPS)
 
 
 def test_threads_of_its_own_do_the_same(monkeypatch, threads):

@@ -260,9 +260,14 @@ def add_gated(
 
     ``out`` (T, d) in one of ``DTYPES``, on a processor, its rows may have gaps. All else is float32: ``hidden`` (T, R),
     ``factors`` (R, d), ``coefficients`` (5, d), ``slopes`` and ``offs`` (K, T). ``bounds``: a LoRA's rows of
-    ``factors``, whole blocks of 16.
+    ``factors``, whole blocks of 16. Raises ``ValueError`` for sizes that do not fit: machine code asks no more.
     """
-    tokens, channels = out.shape
+    (tokens, channels), (rows, loras) = out.shape, (len(factors), len(bounds))
+    shapes = [tuple(one.shape) for one in (hidden, factors, coefficients, slopes, offs)]
+    fitting = [(tokens, rows), (rows, channels), (5, channels), (loras, tokens), (loras, tokens)]
+    whole = all(0 <= a <= b <= rows and (b - a) % BLOCK == 0 for a, b in bounds)
+    if shapes != fitting or len(shifts) != loras or not whole or out.stride(1) != 1:
+        raise ValueError(f"{shapes} with bounds {bounds} do not fit an output of {tuple(out.shape)}")
     if not tokens or not channels:
         return
     stride = out.stride(0) if tokens > 1 else channels

@@ -58,7 +58,7 @@ def add_gated(
     hidden, rows = hidden.to(wide), coefficients.to(wide)
     loras = _Loras.of(hidden, packed, knobs, eps)
     compiled = compiled_gate(out.dtype) if tokens is None and out.stride(1) == 1 else None
-    if compiled is not None:
+    if compiled is not None and all((last - first) % BLOCK == 0 for first, last in packed.bounds):  # not in training
         compiled(out, hidden, loras.factors, rows, loras.slopes, loras.offs, loras.shifts, packed.bounds, eps)
         return
     loras = loras.one_by_one(hidden, packed)
