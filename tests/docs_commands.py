@@ -43,8 +43,9 @@ SHORT: dict[str, Run] = {
     "files": Run("-m benchmarks.scale --quick --part encode --part rescan --part headers",
                  says='(?s)"encode_over_read".*"rescan_over_walk".*"headers_found": 1.0'),
     "start": Run("-m benchmarks.scale --quick --part start", says='"import_ms"'),
-    "apply": Run("-m benchmarks.apply --quick --part machine --part layers --part memory --part pictures --part gpu",
-                 says='(?s)"cpu_gb_per_s".*"cpu_sdxl.*"peak_extra_over_one_branch".*"demo_image_.*"gpu_flux_k3_r16_over'),
+    "apply": Run("-m benchmarks.apply --quick --part machine --part layers --part memory --part pictures "
+                 "--part errors --part gpu",
+                 says='(?s)"cpu_gb_per_s".*"cpu_sdxl.*"peak_extra_over_one_branch".*"demo_image_.*"cpu_max_error_.*"gpu_flux_k3_r16_over'),
     "conformance": Run("-m benchmarks.conformance --parts Z-Image --kind LoRA", says="Z-Image.*wrong 0"),
     "world": Run("-m benchmarks.world --subjects 1 --seeds 1", "world.base_subject_acc", (f"{RESULTS}world.json",)),
     "seeing": Run("-m benchmarks.seeing --rounds 1 --mode gate", says='"record_over_plain_gate"'),
@@ -63,6 +64,7 @@ SHORT: dict[str, Run] = {
     "retrieval_page": Run("-m benchmarks.retrieval_page", wrote=("docs/retrieval.md",)),
     "requirements": Run("-m pip install --dry-run --no-index --disable-pip-version-check -r requirements.txt",
                         says="already satisfied"),
+    "numba": Run("-m pip install --dry-run --no-index --disable-pip-version-check numba", says="already satisfied"),
     # what only the trained zoo has: hours of training, so its parts have tests and the program is asked for its refusal
     "previews": refused("-m benchmarks.previews", "zoo.train_scale"),
     "fusion": refused("-m benchmarks.fusion --pairs 1", "zoo.train_scale"),
@@ -123,6 +125,7 @@ COMMANDS: dict[str, str | tuple[str, ...]] = {
     "-m benchmarks.train_own": "train_own",
     "-m benchmarks.world": "world",
     "-m pip install -r autolora/requirements.txt": "requirements",
+    "-m pip install numba": "numba",
     "-m zoo build": "test_zoo_build.py::test_what_is_done_is_not_done_again",
     "-m zoo build --folder": "test_zoo_build.py::test_a_quick_build_keeps_to_its_own_folders",
     "-m zoo.features_pack": "features_pack",
