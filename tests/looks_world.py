@@ -14,8 +14,8 @@ LOOKS = ("AutoLoRARetrieve", "AutoLoRAGatedApply", "list", "map")
 # 33, and 44 to 82; a tile or a heat map that is not there 1.5 to 6, and 39 to 54.
 MOST_ON_AVERAGE, MOST_IN_A_REGION = 6.0, 16.0
 # Where the map has its dots, in shares of the height: the last place of a number moves them, so each kind of processor
-# lays them out in a way of its own; the panel's own tests see that they are there.
-DOTS = (0.13, 0.81)
+# lays them out in a way of its own. There has to be as much of them: a twelfth less was seen.
+DOTS, LIT, MOST_OF_LIT = (0.13, 0.81), 60, 0.25
 ROW = 44  # pixels of a row of the panel's list
 
 Box = list[int]  # left, top, right, bottom in CSS pixels from the corner of what was taken
@@ -31,10 +31,25 @@ def keep(shot: Path, reference: Path) -> None:
 def blocks(path: Path, count: int) -> np.ndarray:
     """Mean luminance of ``count`` × ``count`` equal parts of a picture, 0 to 255."""
     whole = Image.open(path).convert("L")
-    if path.name.partition(".")[0] == "map":
-        top, bottom = (round(share * whole.height) for share in DOTS)
-        whole.paste(0, (0, top, whole.width, bottom))
+    if is_map(path):
+        whole.paste(0, dots(whole))
     return np.asarray(whole.resize((count, count), Image.Resampling.BOX)).astype(float)
+
+
+def is_map(path: Path) -> bool:
+    return path.name.partition(".")[0] == "map"
+
+
+def dots(picture: Image.Image) -> tuple[int, int, int, int]:
+    """Where the map has them."""
+    top, bottom = (round(share * picture.height) for share in DOTS)
+    return 0, top, picture.width, bottom
+
+
+def lit(path: Path) -> float:
+    """Which share of that place they and their names cover."""
+    picture = Image.open(path).convert("L")
+    return float((np.asarray(picture.crop(dots(picture))) > LIT).mean())
 
 
 def apart(shot: Path, reference: Path) -> list[str]:
@@ -50,6 +65,8 @@ def apart(shot: Path, reference: Path) -> list[str]:
         found.append(f"{shot.name} differs by {average:.1f} levels on average")
     if region > MOST_IN_A_REGION:
         found.append(f"a part of {shot.name} differs by {region:.1f} levels")
+    if is_map(reference) and abs(lit(shot) - lit(reference)) > MOST_OF_LIT * lit(reference):
+        found.append(f"dots cover {lit(shot):.1%} of the map and were {lit(reference):.1%}")
     return found
 
 

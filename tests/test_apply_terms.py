@@ -116,7 +116,7 @@ def test_merged_modes_leave_passing_loras_beside_them(world, mode):
     model, _, report = world.apply(a, b, c, mode=mode, terms=terms("c", "0: 0"))
     assert f"kept beside mode {mode}, which knows neither time nor place" in report and f"mode: {mode}" in report
     merged = sampled(world.fused(a, b, mode=mode))
-    assert difference(sampled(model), merged) < 1e-5  # not to the bit: products of other widths round otherwise
+    assert difference(sampled(model), merged) < 5e-6  # 3 steps: products of other widths round otherwise
     assert difference(sampled(world.fused(a, b, c, mode=mode, terms=terms("c", "0: 1"))), merged) > 1e-3
 
 

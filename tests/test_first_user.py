@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 from e2e_world import RETRIEVE, drawn, furthest, levels, need_demo_models, sampled_again
-from looks_world import LOOKS, REFERENCES, apart, faults, keep
+from looks_world import LOOKS, REFERENCES, apart, dots, faults, keep
+from PIL import Image
 from workflow_files import ui_file
 
 from scripts._lib import browser
@@ -124,6 +125,13 @@ def test_it_looks_as_it_did(seen, look):
     assert apart(shot, reference) == []
     assert apart(seen["pictures"] / f"{look}.font.png", reference) == [], "another machine's fonts must pass"
     assert apart(seen["pictures"] / f"{look}.bare.png", reference), "without its styles this must be seen"
+
+
+def test_a_map_without_its_dots_is_noticed(tmp_path):
+    picture = Image.open(REFERENCES / "map.png")
+    picture.paste(0, dots(picture))
+    picture.save(tmp_path / "map.png")
+    assert apart(tmp_path / "map.png", REFERENCES / "map.png")
 
 
 def test_the_references_are_small_and_no_others_are_there():
