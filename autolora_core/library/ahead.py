@@ -6,7 +6,6 @@ a large scan on a larger machine each thread waits for a process of its own (:mo
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +14,7 @@ from contextlib import nullcontext
 from typing import TypeVar
 
 from ..encode.threads import only_one
-from .readers import Readers
+from .readers import Readers, processors
 
 MOST_WORKERS = 4
 Item = TypeVar("Item")
@@ -32,7 +31,7 @@ class ReadAhead:
     waited for. ``readers``: the processes, None without."""
 
     def __init__(self, workers: int | None = None, processes: int = 0):
-        self.workers = max(processes, workers or min(MOST_WORKERS, os.cpu_count() or 1))
+        self.workers = max(processes, workers or min(MOST_WORKERS, processors()))
         self.readers = Readers(processes) if processes else None
         self._over = threading.Event()
         self._pool = ThreadPoolExecutor(self.workers, "autolora-read", initializer=_prepare)
