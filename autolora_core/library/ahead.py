@@ -1,22 +1,29 @@
-"""Reading files ahead of the one thread that writes: a few threads read, results come in the order of the files.
+"""Reading files ahead of the one thread that writes: a few threads a drive, results in the order of its files.
 
 Hashing, reading and PyTorch's products run outside Python's lock, so a few threads are enough for a few processors; in
-a large scan on a larger machine each thread waits for a process of its own (:mod:`.readers`).
+a large scan on a larger machine each thread waits for a process of its own (:mod:`.readers`). Drives do not wait for
+one another: what they bring adds up, and one that is slow or hangs holds up its own files alone.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
-from typing import TypeVar
+from functools import partial
+from typing import Generic, TypeVar
 
 from ..encode.threads import only_one
 from .readers import Readers, processors
 
+log = logging.getLogger(__name__)
 MOST_WORKERS = 4
+MOST_READING = 16  # threads of all drives together that read in this process
+POLL_SECONDS = 0.05  # between two looks at whether the scan is to stop
+END_SECONDS = 10.0  # how long a drive is waited for when it is over
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -26,15 +33,16 @@ class Stopped(Exception):
 
 
 class ReadAhead:
-    """A pool of ``workers`` threads (None: one a processor, at most :data:`MOST_WORKERS`), or where that is more of one
-    for each of ``processes``. Use it in a ``with`` block: at its end what is still being read is told to stop, and
-    waited for. ``readers``: the processes, None without."""
+    """``workers`` threads a drive (None: one a processor, at most :data:`MOST_WORKERS`); or, where that is more, as
+    many as there are ``processes``, in equal parts for the drives that have files left. Use it in a ``with`` block: at
+    its end what is still being read is told to stop, and waited for, but not for ever. ``readers``: the processes, None
+    without."""
 
     def __init__(self, workers: int | None = None, processes: int = 0):
         self.workers = max(processes, workers or min(MOST_WORKERS, processors()))
         self.readers = Readers(processes) if processes else None
         self._over = threading.Event()
-        self._pool = ThreadPoolExecutor(self.workers, "autolora-read", initializer=_prepare)
+        self._drives: list[_Drive] = []
 
     def __enter__(self) -> ReadAhead:
         return self
@@ -44,7 +52,9 @@ class ReadAhead:
         with self.readers or nullcontext():
             if self.readers is not None:
                 self.readers.stop()
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            flying = [future for drive in self._drives for future in drive.end()]
+            if wait(flying, END_SECONDS).not_done:
+                log.warning("a drive does not answer: what was being read there is given up")
 
     def tick(self, size: int) -> None:
         """What reading threads call with the bytes they read; raises :class:`Stopped` when it is over."""
@@ -52,22 +62,83 @@ class ReadAhead:
             raise Stopped
 
     def results(
-        self, items: Iterable[Item], work: Callable[[Item], Callable[[], Result] | None]
+        self,
+        items: Iterable[Item],
+        work: Callable[[Item], Callable[[], Result] | None],
+        drive: Callable[[Item], Hashable] = lambda item: None,
+        tick: Callable[[list[Item]], None] = lambda items: None,
     ) -> Iterator[tuple[Item, Future[Result] | None]]:
-        """Every item in order, with the future of what ``work(item)`` gave, None where nothing is to be done.
+        """Every item with the finished future of what ``work(item)`` gave, None where nothing is to be done; those of
+        one ``drive`` in order. ``tick`` is called while it waits, with the items that are awaited, and with none before
+        every item; it may raise.
 
-        At most ``2 · workers`` results are being made or wait to be taken.
+        Of a drive at most twice as many results are being made or wait to be taken as threads may read there.
         """
-        waiting: deque[tuple[Item, Future[Result] | None]] = deque()
-        flying = 0
+        sorted_out: dict[Hashable, list[Item]] = {}
         for item in items:
+            sorted_out.setdefault(drive(item), []).append(item)
+        drives = [_Drive(some, self.workers) for some in sorted_out.values()]
+        self._drives += drives
+        while drives:
+            for one in drives:
+                one.allow(self._share(len(drives)))
+                one.hand_out(work)
+            ready = [one for one in drives if one.ready]
+            if not ready:
+                tick([one.waiting[0][0] for one in drives])
+                wait([one.waiting[0][1] for one in drives], POLL_SECONDS, FIRST_COMPLETED)
+            for one in ready:
+                tick([])
+                yield one.take()
+            drives = [one for one in drives if one.left or one.waiting]
+
+    def _share(self, drives: int) -> int:
+        """How many threads may read one of so many drives at a time."""
+        if self.readers is not None:
+            return -(-self.workers // drives)
+        return max(1, min(self.workers, MOST_READING // drives))
+
+
+class _Drive(Generic[Item, Result]):
+    """The files of one drive: ``left`` to be handed out, ``waiting`` to be taken, both in order."""
+
+    def __init__(self, items: Iterable[Item], threads: int):
+        self.left, self.waiting = deque(items), deque[tuple[Item, Future[Result] | None]]()
+        self._flying, self._allowed, self._turn = 0, 0, threading.Semaphore(0)
+        self._pool = ThreadPoolExecutor(threads, "autolora-read", initializer=_prepare)
+
+    @property
+    def ready(self) -> bool:
+        """Whether :meth:`take` need not wait."""
+        return bool(self.waiting) and (self.waiting[0][1] is None or self.waiting[0][1].done())
+
+    def allow(self, threads: int) -> None:
+        """So many may read at a time; never fewer than before."""
+        if threads > self._allowed:
+            self._turn.release(threads - self._allowed)
+            self._allowed = threads
+
+    def hand_out(self, work: Callable[[Item], Callable[[], Result] | None]) -> None:
+        """To the threads, until they have enough to do or something can be taken that needs none."""
+        while self.left and self._flying < 2 * self._allowed and not (self.waiting and self.waiting[0][1] is None):
+            item = self.left.popleft()
             job = work(item)
-            waiting.append((item, self._pool.submit(job) if job else None))
-            flying += job is not None
-            while waiting and (waiting[0][1] is None or flying > 2 * self.workers):
-                flying -= waiting[0][1] is not None
-                yield waiting.popleft()
-        yield from waiting
+            self.waiting.append((item, self._pool.submit(partial(self._in_turn, job)) if job else None))
+            self._flying += job is not None
+
+    def take(self) -> tuple[Item, Future[Result] | None]:
+        item, future = self.waiting.popleft()
+        self._flying -= future is not None
+        return item, future
+
+    def end(self) -> list[Future[Result]]:
+        """Hand out no more; what still runs."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        return [future for _, future in self.waiting if future is not None and not future.done()]
+
+    def _in_turn(self, job: Callable[[], Result]) -> Result:
+        with self._turn:
+            return job()
 
 
 def _prepare() -> None:

@@ -7,6 +7,7 @@ the bytes of the arrays that the JSON lists as ``[type, shape]``.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -25,6 +26,7 @@ from .walk import Found
 _LENGTHS = struct.Struct("<QQ")
 MOST_BYTES = 256 << 20  # an answer has a few megabytes: a larger one is none
 _ARRAYS = "arrays"
+_TYPES = {dtype.str: dtype for dtype in map(np.dtype, (np.float16, np.float32, np.float64))}
 
 
 class BadFrame(Exception):
@@ -74,11 +76,14 @@ def _exactly(stream: BinaryIO, count: int, may_end: bool = False) -> bytes:
 def _arrays(body: bytes, listed: Sequence[tuple[str, list[int]]]):
     at = 0
     for kind, shape in listed:
-        dtype, count = np.dtype(kind), int(np.prod(shape, dtype=np.int64))
-        if dtype.kind != "f":
-            raise BadFrame(f"an array of {kind}")
-        yield np.frombuffer(body, dtype, count, at).reshape(shape)
-        at += count * dtype.itemsize
+        # A type is looked up: NumPy reads what stands for one as a language of its own.
+        if kind not in _TYPES or not all(type(side) is int and 0 <= side <= MOST_BYTES for side in shape):
+            raise BadFrame(f"an array of {kind} {shape}")
+        count = math.prod(shape)
+        yield np.frombuffer(body, _TYPES[kind], count, at).reshape(shape)
+        at += count * _TYPES[kind].itemsize
+    if at != len(body):
+        raise BadFrame(f"{len(body)} bytes of arrays that take {at}")
 
 
 # -- a request ---------------------------------------------------------------------------------------------------------
@@ -144,7 +149,12 @@ def _packed(encoded: Encoded, arrays: list[np.ndarray]) -> dict[str, Any]:
 def _unpacked(said: Mapping[str, Any], arrays: list[np.ndarray]) -> Encoded:
     made = Encoded(features_problem=said["features_problem"], response_problem=said["response_problem"])
     if "modules" in said:
-        made.features = ModuleFeatures(tuple(said["modules"]), arrays.pop(0), arrays.pop(0), dict(said["skipped"]))
+        modules, rows, norms = tuple(said["modules"]), arrays.pop(0), arrays.pop(0)
+        if rows.ndim != 2 or norms.ndim != 1 or not len(modules) == len(rows) == len(norms):
+            raise BadFrame(f"features of {len(modules)} modules have the shapes {rows.shape} and {norms.shape}")
+        made.features = ModuleFeatures(modules, rows, norms, dict(said["skipped"]))
     if "spaces" in said:
         made.response = ResponseFactors(dict(zip(said["spaces"], arrays, strict=True)))
+        if any(rows.ndim != 2 for rows in arrays):
+            raise BadFrame("response factors that are no rows")
     return made

@@ -15,7 +15,8 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Hashable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,7 +35,7 @@ MEMORY_EACH = 1 << 30  # free bytes wanted for each: 640 MB are held at most, mo
 # Seconds that one processor takes, roughly: reading of fewer is done before the processes are of use.
 SECONDS_A_FILE, SECONDS_A_BYTE, WORTH_SECONDS = 0.01, 1.0e-9, 12.0
 START_SECONDS, END_SECONDS = 120.0, 5.0
-MOST_THREADS = 4  # that read here at a time, while there is no process to do it
+MOST_THREADS = 4  # that read a drive here at a time, while there is no process to do it
 STRIKES = 2  # processes that a file may cost
 
 _PACK = Path(__file__).resolve().parents[2]
@@ -81,7 +82,7 @@ class Readers:
     """
 
     def __init__(self, count: int):
-        self.here = threading.Semaphore(MOST_THREADS)
+        self._here: defaultdict[Hashable, threading.Semaphore] = defaultdict(lambda: threading.Semaphore(MOST_THREADS))
         self._starting: list[threading.Thread] = []
         self._idle: queue.LifoQueue[_Reader] = queue.LifoQueue()
         self._all: list[_Reader] = []
@@ -99,6 +100,17 @@ class Readers:
             thread.join()
         for reader in self._all:
             reader.close()
+
+    def here(self, drive: Hashable) -> threading.Semaphore:
+        """A turn to read a file of ``drive`` in this process; one that hangs takes no turns of another."""
+        with self._lock:
+            return self._here[drive]
+
+    def wait_ready(self) -> list[int]:
+        """Wait until all have come up; their process numbers."""
+        for thread in self._starting:
+            thread.join()
+        return [reader.pid for reader in self._all]
 
     def stop(self) -> None:
         """End all of them now; whoever waits for an answer gets none."""
@@ -178,6 +190,10 @@ class _Reader:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=_environment(), **_flags()
         )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def greet(self) -> None:
         """Wait until it is ready. Raises :class:`Lost`."""

@@ -1,10 +1,10 @@
 """Bring the database in line with the LoRA folders: what is new, changed, moved, gone, or back again.
 
 A file whose path, size and modification time are known is not opened. Any other is read once (:mod:`.reading`), by a
-few threads ahead of this one, which alone writes, in the order of the files. A known hash means a known content,
-however often and wherever it lies: what looks like a moved file is hashed first and not read again. Work is committed
-every ``COMMIT_FILES`` files or ``COMMIT_SECONDS``, whichever is first: a scan that is stopped or killed goes on from
-there.
+few threads a drive ahead of this one, which alone writes; those of one drive in their order. A known hash means a known
+content, however often and wherever it lies: what looks like a moved file is hashed first and not read again. Work is
+committed every ``COMMIT_FILES`` files or ``COMMIT_SECONDS``, whichever is first: a scan that is stopped or killed goes
+on from there.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NotYet
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from ..encode.signs import forget_signs
@@ -35,7 +35,7 @@ from .walk import Found, Scope
 
 log = logging.getLogger(__name__)
 COMMIT_FILES, COMMIT_SECONDS = 64, 2.0
-POLL_SECONDS = 0.05  # how often a scan that waits for a file looks whether it is to stop
+LONG_SECONDS = 10.0  # without a file, after which the progress says what is awaited
 
 Progress = Callable[[int, int, str], None]
 Job = Callable[[], tuple[Read, Reading | None]]
@@ -75,7 +75,7 @@ class Scanner(Rows):
         self.headers_only, self.encode, self.order = headers_only, encode and not headers_only, order
         self.progress = progress or (lambda done, total, name: None)
         self.should_stop = should_stop or (lambda: False)
-        self._done = self._total = 0
+        self._done, self._total, self._last = 0, 0, time.monotonic()
 
     def run(self) -> ScanReport:
         """Scan; on any exception (an interrupt from ``progress``) what was done so far is committed first."""
@@ -154,13 +154,23 @@ class Scanner(Rows):
             whole = [row for row in known.values() if row.reader == READER and not is_unhashed(row.hash)]
             stamps, held = {(row.size, row.mtime_ns) for row in whole}, {row.hash for row in whole}
             work = partial(self._work, known, stamps, held.__contains__, ahead)
-            for item, future in ahead.results(to_read, work):
-                self._await(future)
+            # An order that was asked for is that of all files, whatever drive they lie on.
+            drive = attrgetter("drive") if self.order is None else lambda item: None
+            for item, future in ahead.results(to_read, work, drive, self._wait):
                 self._visit(item, known.get((item.root, item.name)), future)
-                self._done += 1
+                self._done, self._last = self._done + 1, time.monotonic()
                 self.progress(self._done, self._total, item.name)
         if more:
             raise _Stopped
+
+    def _wait(self, items: list[Found]) -> None:
+        """Called while ``items`` are awaited, the next one of each drive, and without any between two files."""
+        self._tick()
+        if items:
+            self.batch.commit_late()
+            if time.monotonic() - self._last > LONG_SECONDS:
+                roots = dict.fromkeys(item.root for item in items)
+                self.progress(self._done, self._total, f"waiting for {', '.join(roots)}")
 
     def _processes(self, to_read: list[Found]) -> int:
         if self.headers_only:
@@ -177,15 +187,6 @@ class Scanner(Rows):
         if not self.report.unchanged % 1024:
             self._tick()
         return True
-
-    def _await(self, future: Future | None) -> None:
-        self._tick()
-        while future is not None:
-            try:
-                future.exception(POLL_SECONDS)
-                return
-            except NotYet:
-                self._tick()
 
     def _work(
         self, known, stamps, held, ahead: ReadAhead, item: Found
@@ -268,7 +269,7 @@ def _read(item: Found, ahead: ReadAhead, encode: bool, known: Content | None, he
         made = ahead.readers.read(item, encode, known)
         if made is not None:
             return made
-    with ahead.readers.here:
+    with ahead.readers.here(item.drive):
         return _read_here(item, ahead.tick, encode, known, held)
 
 

@@ -261,6 +261,11 @@ class Batch:
         if self._pending >= self.rows or time.monotonic() - self._last >= self.seconds:
             self.commit()
 
+    def commit_late(self) -> None:
+        """Commit what has waited long enough, although nothing more came."""
+        if time.monotonic() - self._last >= self.seconds:
+            self.commit()
+
     def commit(self) -> None:
         """Make everything so far permanent."""
         if self.store.db.in_transaction:

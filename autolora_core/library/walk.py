@@ -30,7 +30,8 @@ _SKIPPED_FOLDERS = (".git",)  # what ComfyUI leaves out of its own file lists
 class Found:
     """One candidate file. ``name`` is relative to ``root``; ``problem`` says why it cannot be read, else None.
 
-    ``sidecars`` maps the names of describing files beside it to ``[size, mtime_ns]``.
+    ``sidecars`` maps the names of describing files beside it to ``[size, mtime_ns]``. ``device``: the system's number
+    of the drive that its folder lies on, 0 where it has none.
     """
 
     root: str
@@ -40,6 +41,12 @@ class Found:
     mtime_ns: int
     sidecars: Mapping[str, list[int]]
     problem: str | None = None
+    device: int = 0
+
+    @property
+    def drive(self) -> int | str:
+        """What the files of one drive have in common."""
+        return self.device or self.root
 
     @property
     def signature(self) -> str:
@@ -106,7 +113,7 @@ def walk(root: str, wanted: Callable[[str], bool], trouble: Callable[[str, str],
             trouble(folder, "this link leads back to a folder above it; not followed")
             continue
         files, folders = _split(entries)
-        yield from _candidates(root, folder, relative, files, wanted)
+        yield from _candidates(root, folder, relative, files, wanted, status.st_dev)
         for entry in reversed(folders):
             stack.append((os.path.join(folder, entry.name), os.path.join(relative, entry.name), (*parents, identity)))
 
@@ -125,7 +132,9 @@ def _split(entries: list[os.DirEntry]) -> tuple[dict[str, os.DirEntry], list[os.
     return files, folders
 
 
-def _candidates(root: str, folder: str, relative: str, files: dict[str, os.DirEntry], wanted) -> Iterator[Found]:
+def _candidates(
+    root: str, folder: str, relative: str, files: dict[str, os.DirEntry], wanted, device: int
+) -> Iterator[Found]:
     """The LoRA files of one folder. A hundred thousand files pass here at every scan: no call that is not needed."""
     above, place = os.path.join(relative, ""), os.path.join(folder, "")
     for name, entry in files.items():
@@ -144,7 +153,7 @@ def _candidates(root: str, folder: str, relative: str, files: dict[str, os.DirEn
             name + e for e in WHOLE_ENDINGS if name + e in files
         ]:
             beside[other] = list(_stat(files[other])[:2])
-        yield Found(root, full, place + name, size, mtime_ns, beside, problem)
+        yield Found(root, full, place + name, size, mtime_ns, beside, problem, device)
 
 
 def _stat(entry: os.DirEntry) -> tuple[int, int, str | None]:

@@ -9,6 +9,7 @@ PARTS: dict[str, str] = {
     "query": "benchmarks.scale.query",
     "query_1m": "benchmarks.scale.query_1m",
     "encode": "benchmarks.scale.encode",
+    "drives": "benchmarks.scale.drives",
     "rescan": "benchmarks.scale.rescan",
     "headers": "benchmarks.scale.headers",
     "ray": "benchmarks.scale.ray_cluster",

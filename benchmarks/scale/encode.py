@@ -8,6 +8,9 @@ processors, the files in the page cache, in turns; medians of the turns.
 Hashing: the same two threads only read the files and take their SHA-256, by which a library knows copies and moved
 files. No scan that does so is faster: ``hash_over_read`` is the floor of ``encode_over_read``.
 
+From disk: the same reading and encoding when the page cache has none of the files (Linux), and how fast the disk gave
+them to two threads that did nothing else.
+
 Growth with processors (:mod:`.encode_cores`): how much sooner two threads, and two processes as larger machines use
 them, have read some files than one thread has.
 
@@ -56,6 +59,10 @@ def measure(quick: bool) -> tuple[dict[str, float], list[dict[str, Any]]]:
     figures = {f"encode_over_read_{row['family']}_{row['rank']}": row["ratio"] for row in rows}
     figures["encode_over_read"] = max(row["ratio"] for row in rows)
     figures["hash_over_read"] = max(row["hash_ratio"] for row in rows)
+    from_disk = [row for row in rows if "disk_ratio" in row]
+    if from_disk:
+        figures["encode_over_disk_read"] = max(row["disk_ratio"] for row in from_disk)
+        figures["disk_mb_a_second"] = statistics.median(row["bytes"] / row["disk_s"] / 1e6 for row in from_disk)
     figures["encode_peak_over_bound"] = max(row["peak_over_bound"] for row in rows)
     with tempfile.TemporaryDirectory(dir=scratch()) as folder:
         grown, more = encode_cores.measure(Path(folder), quick)
@@ -89,6 +96,7 @@ def _case(folder: Path, family: str, rank: int, quick: bool) -> dict[str, Any]:
             if turn:  # the first one warms up: page cache, signs, thread pools
                 times[name].append(wall)
                 cpu[name].append(busy)
+    disk = _from_disk(folder, files)
     seconds = {name: statistics.median(values) for name, values in times.items()}
     peak, bound = _peak(folder), 1.5 * max(path.stat().st_size for path in files) + 500e6
     return {
@@ -96,8 +104,30 @@ def _case(folder: Path, family: str, rank: int, quick: bool) -> dict[str, Any]:
         "read_s": seconds["read"], "map_s": seconds["map"], "hash_s": seconds["hash"], "encode_s": seconds["encode"],
         "ratio": seconds["encode"] / seconds["read"], "hash_ratio": seconds["hash"] / seconds["read"],
         "processor_time_ratio": statistics.median(cpu["encode"]) / statistics.median(cpu["read"]),
-        "peak_bytes": peak, "peak_over_bound": peak / bound,
+        "peak_bytes": peak, "peak_over_bound": peak / bound, **disk,
     }  # fmt: skip
+
+
+def _from_disk(folder: Path, files: list[Path]) -> dict[str, float]:
+    """Seconds of reading and encoding files that the page cache has not, and their ratio; nothing where the system
+    cannot be told to forget files."""
+    if not hasattr(os, "posix_fadvise"):
+        return {}
+    times: dict[str, list[float]] = {"disk": [], "disk_read": [], "disk_encode": []}
+    for _ in range(TURNS):
+        for name, work in (("disk", lambda: _only(files)), ("disk_read", lambda: _read(files)),
+                           ("disk_encode", lambda: _encode(folder, files))):  # fmt: skip
+            _forget(files)
+            times[name].append(_timed(work)[0])
+    seconds = {f"{name}_s": statistics.median(values) for name, values in times.items()}
+    return {**seconds, "disk_ratio": seconds["disk_encode_s"] / seconds["disk_read_s"]}
+
+
+def _forget(files: list[Path]) -> None:
+    for path in files:
+        with open(path, "rb") as stream:
+            os.fsync(stream.fileno())
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _timed(work: Callable[[], object]) -> tuple[float, float]:
@@ -119,16 +149,24 @@ def _map(files: list[Path]) -> None:
 
 
 def _hash(files: list[Path]) -> None:
+    _through(files, lambda: hashlib.sha256().update)
+
+
+def _only(files: list[Path]) -> None:
+    _through(files, lambda: lambda block: None)
+
+
+def _through(files: list[Path], what: Callable[[], Callable[[memoryview], None]]) -> None:
+    """Every block of every file, with two threads; ``what`` makes for each file what takes them."""
+
+    def one(path: Path) -> None:
+        take, block = what(), memoryview(bytearray(BLOCK))
+        with open(path, "rb", buffering=0) as stream:
+            while count := stream.readinto(block):
+                take(block[:count])
+
     with ThreadPoolExecutor(CORES) as pool:
-        list(pool.map(_digest, files))
-
-
-def _digest(path: Path) -> str:
-    total, block = hashlib.sha256(), memoryview(bytearray(BLOCK))
-    with open(path, "rb", buffering=0) as stream:
-        while count := stream.readinto(block):
-            total.update(block[:count])
-    return total.hexdigest()
+        list(pool.map(one, files))
 
 
 def _encode(folder: Path, files: list[Path]) -> None:

@@ -38,11 +38,10 @@ def measure(folder: Path, quick: bool) -> tuple[dict[str, float], list[dict[str,
             write(place / f"{number}.safetensors", family, rank, dtype, number, QUICK_LAYERS if quick else None)
         begun = time.perf_counter()
         with Readers(CORES) as readers, ThreadPoolExecutor(CORES, initializer=only_one) as pool:
-            for thread in readers._starting:
-                thread.join()
+            processes = readers.wait_ready()
             started.append(time.perf_counter() - begun)
             rows.append(_case(list(walk(str(place), lambda name: True, print)), readers, pool, family, rank))
-            memory += [_most_held(reader._process.pid) for reader in readers._all]
+            memory += [_most_held(process) for process in processes]
         print(rows[-1], flush=True)
     figures = {
         f"{name}_over_one_{row['family']}_{row['rank']}": row["one_s"] / row[f"{name}_s"]

@@ -16,7 +16,7 @@ from types import ModuleType
 NAMES = (
     "header", "lora", "metadata", "library", "caches", "encoders", "gates", "clip", "pictures", "captions",
     "selection", "handle", "texts", "names", "graph", "folder",
-    "previews", "wires",
+    "previews", "wires", "frames",
 )  # fmt: skip
 
 
