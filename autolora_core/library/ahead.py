@@ -13,11 +13,11 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
-from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ..encode.threads import only_one
 from .readers import Readers, processors
+from .streams import Streams
 
 log = logging.getLogger(__name__)
 MOST_WORKERS = 4
@@ -26,6 +26,7 @@ POLL_SECONDS = 0.05  # between two looks at whether the scan is to stop
 END_SECONDS = 10.0  # how long a drive is waited for when it is over
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Cost = Callable[[Any], tuple[int, float]]
 
 
 class Stopped(Exception):
@@ -66,18 +67,20 @@ class ReadAhead:
         items: Iterable[Item],
         work: Callable[[Item], Callable[[], Result] | None],
         drive: Callable[[Item], Hashable] = lambda item: None,
+        cost: Cost = lambda result: (0, 0.0),
         tick: Callable[[list[Item]], None] = lambda items: None,
     ) -> Iterator[tuple[Item, Future[Result] | None]]:
         """Every item with the finished future of what ``work(item)`` gave, None where nothing is to be done; those of
         one ``drive`` in order. ``tick`` is called while it waits, with the items that are awaited, and with none before
-        every item; it may raise.
+        every item; it may raise. ``cost``: the bytes that a result cost the drive, and the seconds that were waited for
+        them, by which it is told how many files are read there at a time (:mod:`.streams`).
 
         Of a drive at most twice as many results are being made or wait to be taken as threads may read there.
         """
         sorted_out: dict[Hashable, list[Item]] = {}
         for item in items:
             sorted_out.setdefault(drive(item), []).append(item)
-        drives = [_Drive(some, self.workers) for some in sorted_out.values()]
+        drives = [_Drive(some, self.workers, self._over.is_set, cost) for some in sorted_out.values()]
         self._drives += drives
         while drives:
             for one in drives:
@@ -100,11 +103,13 @@ class ReadAhead:
 
 
 class _Drive(Generic[Item, Result]):
-    """The files of one drive: ``left`` to be handed out, ``waiting`` to be taken, both in order."""
+    """The files of one drive: ``left`` to be handed out, ``waiting`` to be taken, both in order. ``over`` says whether
+    whoever waits for a turn need not wait, ``cost`` is that of :meth:`ReadAhead.results`."""
 
-    def __init__(self, items: Iterable[Item], threads: int):
+    def __init__(self, items: Iterable[Item], threads: int, over: Callable[[], bool], cost: Cost):
         self.left, self.waiting = deque(items), deque[tuple[Item, Future[Result] | None]]()
-        self._flying, self._allowed, self._turn = 0, 0, threading.Semaphore(0)
+        self._over, self._cost, self._streams = over, cost, Streams()
+        self._flying, self._allowed, self._running, self._turn = 0, 0, 0, threading.Condition()
         self._pool = ThreadPoolExecutor(threads, "autolora-read", initializer=_prepare)
 
     @property
@@ -113,17 +118,18 @@ class _Drive(Generic[Item, Result]):
         return bool(self.waiting) and (self.waiting[0][1] is None or self.waiting[0][1].done())
 
     def allow(self, threads: int) -> None:
-        """So many may read at a time; never fewer than before."""
-        if threads > self._allowed:
-            self._turn.release(threads - self._allowed)
-            self._allowed = threads
+        """So many may read at a time."""
+        if threads != self._allowed:
+            with self._turn:
+                self._allowed = threads
+                self._turn.notify_all()
 
     def hand_out(self, work: Callable[[Item], Callable[[], Result] | None]) -> None:
         """To the threads, until they have enough to do or something can be taken that needs none."""
         while self.left and self._flying < 2 * self._allowed and not (self.waiting and self.waiting[0][1] is None):
             item = self.left.popleft()
             job = work(item)
-            self.waiting.append((item, self._pool.submit(partial(self._in_turn, job)) if job else None))
+            self.waiting.append((item, self._pool.submit(self._in_turn, job) if job else None))
             self._flying += job is not None
 
     def take(self) -> tuple[Item, Future[Result] | None]:
@@ -134,11 +140,26 @@ class _Drive(Generic[Item, Result]):
     def end(self) -> list[Future[Result]]:
         """Hand out no more; what still runs."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        with self._turn:
+            self._turn.notify_all()
         return [future for _, future in self.waiting if future is not None and not future.done()]
 
     def _in_turn(self, job: Callable[[], Result]) -> Result:
         with self._turn:
-            return job()
+            self._turn.wait_for(self._may_run)
+            self._running += 1
+        try:
+            began = self._streams.begin()
+            result = job()
+            self._streams.note(began, *self._cost(result), self._allowed)
+            return result
+        finally:
+            with self._turn:
+                self._running -= 1
+                self._turn.notify_all()
+
+    def _may_run(self) -> bool:
+        return self._over() or self._running < (1 if self._streams.one else self._allowed)
 
 
 def _prepare() -> None:

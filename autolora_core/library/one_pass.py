@@ -11,10 +11,11 @@ import io
 import math
 import os
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Set
 from dataclasses import dataclass
 from itertools import groupby
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -53,13 +54,14 @@ class Stamp:
 class Pass:
     """One open file. :meth:`head`, then :meth:`tensors`, then :meth:`rest`: in this order they read every byte once.
 
-    ``tick(bytes)`` hears of every block and may raise. ``hashing`` off leaves :attr:`digest` empty.
+    ``tick(bytes)`` hears of every block and may raise. ``hashing`` off leaves :attr:`digest` empty. ``waited``: seconds
+    that it took until the bytes were there.
     """
 
     def __init__(self, stream: BinaryIO, path: str, tick: Tick, hashing: bool = True):
         self.stream, self.path, self.tick = stream, path, tick
         self.before = os.fstat(stream.fileno())
-        self.size, self.at = self.before.st_size, 0
+        self.size, self.at, self.waited = self.before.st_size, 0, 0.0
         self._sum = hashlib.sha256() if hashing else None
         self._early = b""
 
@@ -102,7 +104,7 @@ class Pass:
         """Read what is left to the end; what the file says of itself then. Raises OSError when it was written
         meanwhile."""
         self.stream.seek(self.at)
-        while block := self.stream.read(BLOCK):
+        while block := self._wait(self.stream.read, BLOCK):
             self._count(block)
         after = os.fstat(self.stream.fileno())
         if Stamp.of(after) != Stamp.of(self.before) or self.at != self.size:
@@ -128,7 +130,7 @@ class Pass:
         buffer[: len(early[: len(buffer)])] = early[: len(buffer)]
         done = min(len(early), len(buffer))
         while done < len(buffer):
-            count = self.stream.readinto(buffer[done : done + BLOCK])
+            count = self._wait(self.stream.readinto, buffer[done : done + BLOCK])
             if not count:
                 raise OSError(BEING_WRITTEN)
             self._count(buffer[done : done + count])
@@ -136,11 +138,17 @@ class Pass:
 
     def _read(self, count: int) -> bytes:
         parts = []
-        while count and (block := self.stream.read(count)):
+        while count and (block := self._wait(self.stream.read, count)):
             self._count(block)
             parts.append(block)
             count -= len(block)
         return b"".join(parts)
+
+    def _wait(self, read: Callable[[Any], Any], what: Any) -> Any:
+        begun = time.perf_counter()
+        made = read(what)
+        self.waited += time.perf_counter() - begun
+        return made
 
     def _count(self, block: bytes | memoryview) -> None:
         if self._sum:

@@ -115,7 +115,7 @@ def answer(read: Read, words: Reading | None) -> tuple[dict[str, Any], list[np.n
     """Head and arrays of what was read. The header's own words stay behind: ``words`` is what came of them."""
     arrays: list[np.ndarray] = []
     head = {
-        "digest": read.digest, "bytes_read": read.bytes_read,
+        "digest": read.digest, "bytes_read": read.bytes_read, "cost": read.cost,
         "content": asdict(read.content) if read.content is not None else None,
         "encoded": _packed(read.encoded, arrays) if read.encoded is not None else None,
         "words": asdict(words) if words is not None else None,
@@ -130,7 +130,9 @@ def answered(head: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> tuple[Rea
         words = head["words"]
         if words is not None:
             words = Reading(**{**words, "text": EntryText.from_json(words["text"])})
-        return Read(head["digest"], _content(head["content"]), None, encoded, head["bytes_read"]), words
+        size, waited = head["cost"]
+        read = Read(head["digest"], _content(head["content"]), None, encoded, head["bytes_read"], (size, waited))
+        return read, words
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise BadFrame(f"{type(error).__name__}: {error}") from error
 

@@ -50,13 +50,15 @@ class Encoded:
 @dataclass(frozen=True)
 class Read:
     """One file: what its bytes say. ``content`` is None where the bytes were only hashed, ``metadata`` where there is
-    no header of a LoRA, ``encoded`` where it was not asked for or there is nothing to encode."""
+    no header of a LoRA, ``encoded`` where it was not asked for or there is nothing to encode. ``cost``: the bytes that
+    the drive gave, and the seconds that were waited for them."""
 
     digest: str
     content: Content | None
     metadata: Mapping[str, str] | None
     encoded: Encoded | None
     bytes_read: int
+    cost: tuple[int, float] = (0, 0.0)
 
 
 def read_file(
@@ -72,20 +74,17 @@ def read_file(
 
     Raises OSError where the bytes cannot be had, or when somebody writes them meanwhile; nothing that bytes can cause.
     """
-    count = [0]
-
-    def counted(size: int) -> None:
-        count[0] += size
-        tick(size)
-
+    count, waited = 0, 0.0
     if held is not None:
-        digest, _ = _through(item, counted, None)
-        if held(digest):
-            return Read(digest, None, None, None, count[0])
+        one = _through(item, tick, None)
+        count, waited = one.at, one.waited
+        if held(one.digest):
+            return Read(one.digest, None, None, None, count, (count, waited))
     reading = _Reading(encode, known)
-    digest, size = _through(item, counted, reading)
-    content, metadata, encoded = reading.result(digest, size)
-    return Read(content.hash, content, metadata, encoded, count[0] if known is None else 0)
+    one = _through(item, tick, reading)
+    count, waited = count + one.at, waited + one.waited
+    content, metadata, encoded = reading.result(one.digest, one.size)
+    return Read(content.hash, content, metadata, encoded, count if known is None else 0, (count, waited))
 
 
 def words_of(item: Found, read: Read, known: Content | None) -> Reading | None:
@@ -95,8 +94,8 @@ def words_of(item: Found, read: Read, known: Content | None) -> Reading | None:
     return read_words(item.path, read.metadata or {}, item.sidecars)
 
 
-def _through(item: Found, tick: Tick, reading: _Reading | None) -> tuple[str, int]:
-    """Every byte of a file, once; its SHA-256 and size."""
+def _through(item: Found, tick: Tick, reading: _Reading | None) -> Pass:
+    """Every byte of a file, once; the pass at its end."""
     one = open_pass(item.path, tick, hashing=reading is None or reading.known is None)
     with one.stream:
         if reading is not None:
@@ -104,7 +103,7 @@ def _through(item: Found, tick: Tick, reading: _Reading | None) -> tuple[str, in
         after = one.rest()
         if not item.steady(one.before, after) or Stamp.of(os.stat(openable(item.path))) != Stamp.of(after):
             raise OSError(BEING_WRITTEN)
-    return one.digest, one.size
+    return one
 
 
 class _Reading:

@@ -156,7 +156,7 @@ class Scanner(Rows):
             work = partial(self._work, known, stamps, held.__contains__, ahead)
             # An order that was asked for is that of all files, whatever drive they lie on.
             drive = attrgetter("drive") if self.order is None else lambda item: None
-            for item, future in ahead.results(to_read, work, drive, self._wait):
+            for item, future in ahead.results(to_read, work, drive, _cost, self._wait):
                 self._visit(item, known.get((item.root, item.name)), future)
                 self._done, self._last = self._done + 1, time.monotonic()
                 self.progress(self._done, self._total, item.name)
@@ -259,6 +259,11 @@ class Scanner(Rows):
     def _tick(self) -> None:
         if self.should_stop():
             raise _Stopped
+
+
+def _cost(made: tuple[Read, Reading | None]) -> tuple[int, float]:
+    read, _ = made
+    return read.cost
 
 
 def _read(item: Found, ahead: ReadAhead, encode: bool, known: Content | None, held) -> tuple[Read, Reading | None]:
