@@ -40,7 +40,7 @@ SHORT: dict[str, Run] = {
     "scale": Run("-m benchmarks.scale --quick --part query_1m", says='"recall_at_10_1m"'),
     "query": Run("-m benchmarks.scale --quick --part query --part panel",
                  says='(?s)"query_p95_ms_100k".*"panel_frame_p95_ms_100k"'),
-    "files": Run("-m benchmarks.scale --quick --part encode --part rescan --part headers",
+    "files": Run("-m benchmarks.scale --quick --part encode --part drives --part rescan --part headers",
                  says='(?s)"encode_over_read".*"rescan_over_walk".*"headers_found": 1.0'),
     "start": Run("-m benchmarks.scale --quick --part start", says='"import_ms"'),
     "apply": Run("-m benchmarks.apply --quick --part machine --part layers --part memory --part pictures "
@@ -117,7 +117,7 @@ COMMANDS: dict[str, str | tuple[str, ...]] = {
     "-m benchmarks.retrieval --epochs 16 --curves": "retrieval",
     "-m benchmarks.retrieval_page": "retrieval_page",
     "-m benchmarks.scale --keep": ("start", "query", "scale", "files"),
-    "-m benchmarks.scale --part encode --part rescan --part headers": "files",
+    "-m benchmarks.scale --part encode --part drives --part rescan --part headers": "files",
     "-m benchmarks.scale --part panel": "query",
     "-m benchmarks.scale --part query_1m": "scale",
     "-m benchmarks.scale --part start --part query --part query_1m": ("start", "query", "scale"),
