@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import struct
 import subprocess
 import sys
 import time
@@ -31,7 +33,18 @@ QUICK = {
     "library": 15,
     "previews": 60,
     "wires": 250,
+    "frames": 300,
 }
+
+
+def frame(*arrays: list, **head) -> bytes:
+    """What a reading process might say, with an empty body."""
+    said = {"digest": "0", "bytes_read": 0, "cost": [0, 0.0], "content": None, "encoded": None, "words": None}
+    text = json.dumps({**said, "arrays": arrays, **head}).encode()
+    return struct.pack("<QQ", len(text), 0) + text
+
+
+UNNAMED = {"features_problem": None, "response_problem": None, "modules": [], "skipped": {}}
 # Inputs that failed once, by target: what was mended stays so.
 ONCE = {
     "header": [b'{"\\ud800":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', b'{"a":[' + b"[]," * 700_000 + b"[]]}"],
@@ -60,6 +73,12 @@ ONCE = {
                 "x": "text",
             }
         )
+    ],
+    "frames": [
+        frame(["f4, (", [1]]),
+        frame(["<f4", [1 << 70]]),
+        frame(["<f4", [0]], ["<f4", [0]], encoded=UNNAMED),
+        frame(["<f4", [-1]]),
     ],
     "pictures": [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"],
 }
