@@ -37,7 +37,7 @@ class Imagined:
 
 def test_a_drive_that_gives_more_to_one_reader_gets_one():
     disk = Imagined(several=60e6, one=120e6)
-    disk.read(TRIED_FILES * READERS + READERS + 1)
+    disk.read(TRIED_FILES * READERS + READERS + 2)
     assert disk.streams.one
     disk.read(500)
     assert disk.streams.one
@@ -74,8 +74,29 @@ def test_it_is_judged_by_enough_bytes_and_enough_files(size, files):
     disk = Imagined(60e6, 120e6, size=size)
     disk.read(files)
     assert not disk.streams.one
-    disk.read(READERS)
+    disk.read(2 * READERS)
     assert disk.streams.one
+
+
+def test_a_trial_with_files_from_the_page_cache_decides_nothing():
+    disk = Imagined(60e6, 120e6)
+    disk.read((TRIED_FILES + 2) * READERS)
+    assert disk.streams.one
+    disk.one = disk.several = 5e9
+    disk.read(100)
+    assert not disk.streams.one
+    disk.several, disk.one = 60e6, 120e6
+    disk.read(200)
+    assert disk.streams.one
+
+
+def test_a_trial_begins_anew_when_other_readers_are_allowed():
+    """Another drive is through, so that this one has more readers: what they get is not what the few got."""
+    disk = Imagined(60e6, 100e6)
+    disk.read((TRIED_FILES + 2) * READERS)
+    assert disk.streams.one
+    disk.streams.note(disk.streams.begin(), disk.size, 1.0, 2 * READERS)
+    assert not disk.streams.one
 
 
 def test_one_reader_alone_has_nothing_to_try():
@@ -107,7 +128,7 @@ def test_files_are_read_one_at_a_time_once_that_is_better(monkeypatch):
     items = [f"{drive}{number}" for number in range(120) for drive in "ab"]
     with ReadAhead(READERS) as reading:
         cost = lambda made: (1000, made[1])  # noqa: E731
-        got = [item for item, _ in reading.results(items, work, lambda item: item[0], cost)]
+        got = [item for item, _ in reading.results(iter([items]), work, lambda item: item[0], cost)]
     assert sorted(got) == sorted(items)
     assert max(most["a"][:16]) > 1 and max(most["a"][-40:]) == 1
     assert max(most["b"][-40:]) > 1

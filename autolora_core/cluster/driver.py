@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
@@ -79,9 +79,15 @@ class ClusterScanner(Scanner):
         self.cluster, self.paths, self.cluster_report = cluster, paths, report
         self._held = set() if self.force else {row[0] for row in self.store.db.execute("SELECT hash FROM contents")}
 
-    def _visit_all(self, found: list[Found], known: dict[tuple[str, str], Known]) -> None:
+    def _visit_all(self, arrivals: Iterator[list[Found]], known: dict[tuple[str, str], Known]) -> None:
+        for found in arrivals:
+            if found:
+                self._visit_some(found, known)
+            else:
+                self._wait([])
+
+    def _visit_some(self, found: list[Found], known: dict[tuple[str, str], Known]) -> None:
         """Here what needs no reading, on the workers all else."""
-        self._total += len(found)
         to_read = []
         for item in found:
             row = known.get((item.root, item.name))

@@ -52,7 +52,7 @@ class Stamp:
 
 
 class Pass:
-    """One open file. :meth:`head`, then :meth:`tensors`, then :meth:`rest`: in this order they read every byte once.
+    """One open file. :meth:`begin`, then :meth:`tensors`, then :meth:`rest`: in this order they read every byte once.
 
     ``tick(bytes)`` hears of every block and may raise. ``hashing`` off leaves :attr:`digest` empty. ``waited``: seconds
     that it took until the bytes were there.
@@ -70,14 +70,17 @@ class Pass:
         """SHA-256 of what was read so far, in hexadecimal digits."""
         return self._sum.hexdigest() if self._sum else ""
 
-    def head(self) -> LoraFile:
-        """The file by its header. Raises FileFormatError for what is no safetensors file."""
+    def begin(self) -> None:
+        """Read the header's bytes."""
         start = self._read(min(512, self.size))
         length = int.from_bytes(start[:8], "little")
         if start[8:9] == b"{" and len(start) < 8 + length <= min(self.size, 8 + MAX_HEADER_BYTES):
             start += self._read(8 + length - len(start))
-        header = header_of(io.BytesIO(start), self.size, self.path)
         self._early = start
+
+    def head(self) -> LoraFile:
+        """The file by its header. Raises FileFormatError for what is no safetensors file."""
+        header = header_of(io.BytesIO(self._early), self.size, self.path)
         return LoraFile(header, sort_modules(header))
 
     def tensors(self, header: Header, wanted: set[str], take: Take, glanced: Set[str] = frozenset()) -> list[str]:

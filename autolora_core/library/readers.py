@@ -15,6 +15,7 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
 from contextlib import suppress
@@ -96,10 +97,11 @@ class Readers:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+        end = time.monotonic() + END_SECONDS
         for thread in self._starting:
-            thread.join()
+            thread.join(max(0.0, end - time.monotonic()))
         for reader in self._all:
-            reader.close()
+            reader.close(end)
 
     def here(self, drive: Hashable) -> threading.Semaphore:
         """A turn to read a file of ``drive`` in this process; one that hangs takes no turns of another."""
@@ -244,9 +246,11 @@ class _Reader:
         with suppress(OSError):
             self._process.kill()
 
-    def close(self) -> None:
-        with suppress(subprocess.TimeoutExpired):  # one that hangs in a drive is gone when the drive lets it go
-            self._process.wait(END_SECONDS)
+    def close(self, by: float) -> None:
+        try:
+            self._process.wait(max(0.0, by - time.monotonic()))
+        except subprocess.TimeoutExpired:  # it hangs in a drive, is gone when that lets it go, and may still be read
+            return
         for pipe in (self._process.stdin, self._process.stdout):
             with suppress(OSError):
                 pipe.close()

@@ -117,6 +117,7 @@ class _Reading:
 
     def run(self, one: Pass) -> None:
         try:
+            one.begin()  # a drive may take its time, and nothing is to stay switched off meanwhile
             with uncollected():
                 self._lora = one.head()
             if self._lora.kind != "not_a_lora":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from .walk import Found, Scope, walk
 
 # All listings that come within this many seconds are taken together, in the order of the roots.
 TOGETHER_SECONDS = 1.0
-POLL_SECONDS = 0.1
 
 
 @dataclass
@@ -34,13 +33,14 @@ class Roots:
     """Use it in a ``with`` block: at its end, listings that are still being made are given up."""
 
     def __init__(self, scope: Scope):
-        self._roots = list(scope.roots.values())
+        self._left = dict(enumerate(scope.roots.values()))
         self._wanted = scope.predicate()
-        self._over = threading.Event()
+        self._over, self._start = threading.Event(), time.monotonic()
         self._done: queue.SimpleQueue[tuple[int, Listing | BaseException]] = queue.SimpleQueue()
+        self._arrived: dict[int, Listing] = {}
 
     def __enter__(self) -> Roots:
-        for number, root in enumerate(self._roots):
+        for number, root in self._left.items():
             # A call into a drive that hangs cannot be ended: such a thread must not keep the process alive.
             threading.Thread(target=self._list, args=(number, root), name="autolora-list", daemon=True).start()
         return self
@@ -48,30 +48,37 @@ class Roots:
     def __exit__(self, *_: object) -> None:
         self._over.set()
 
-    def arrivals(self, waiting: Callable[[list[str]], None]) -> Iterator[list[Listing]]:
-        """Listings as they come. ``waiting(roots)`` is called while there is nothing else to do, with the roots that
-        are awaited once they take long, and may raise."""
-        left, start = dict(enumerate(self._roots)), time.monotonic()
-        arrived: dict[int, Listing] = {}
-        while left:
-            try:
-                number, made = self._done.get(timeout=POLL_SECONDS)
-            except queue.Empty:
-                late = time.monotonic() - start > TOGETHER_SECONDS
-                if not (late and arrived):
-                    waiting(list(left.values()) if late else [])
-                    continue
-            else:
-                if isinstance(made, BaseException):
-                    raise made
-                del left[number]
-                arrived[number] = made
-                if left and time.monotonic() - start <= TOGETHER_SECONDS:
-                    continue
-            yield [arrived[number] for number in sorted(arrived)]
-            arrived = {}
-        if arrived:
-            yield [arrived[number] for number in sorted(arrived)]
+    @property
+    def over(self) -> bool:
+        """Whether all listings were taken."""
+        return not self._left and not self._arrived
+
+    @property
+    def awaited(self) -> list[str]:
+        """The roots that are still being listed, once that takes long."""
+        return list(self._left.values()) if self._late else []
+
+    @property
+    def _late(self) -> bool:
+        return time.monotonic() - self._start > TOGETHER_SECONDS
+
+    def wait(self, seconds: float) -> None:
+        """Until a listing has come, but no longer than that."""
+        with suppress(queue.Empty):
+            number, made = self._done.get(timeout=seconds)
+            if isinstance(made, BaseException):
+                raise made
+            del self._left[number]
+            self._arrived[number] = made
+
+    def take(self) -> list[Listing]:
+        """Listings that have come since, in the order of the roots; nothing is waited for."""
+        while not self._done.empty():
+            self.wait(0)
+        if self._left and not self._late:
+            return []
+        arrived, self._arrived = self._arrived, {}
+        return [arrived[number] for number in sorted(arrived)]
 
     def _list(self, number: int, root: str) -> None:
         try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from operator import attrgetter
@@ -35,7 +35,8 @@ from .walk import Found, Scope
 
 log = logging.getLogger(__name__)
 COMMIT_FILES, COMMIT_SECONDS = 64, 2.0
-LONG_SECONDS = 10.0  # without a file, after which the progress says what is awaited
+POLL_SECONDS = 0.05  # between two looks at whether to stop, while a listing is awaited
+LONG_SECONDS, SAY_SECONDS = 10.0, 1.0  # without a file, after which the progress says what is awaited; how often
 
 Progress = Callable[[int, int, str], None]
 Job = Callable[[], tuple[Read, Reading | None]]
@@ -75,7 +76,10 @@ class Scanner(Rows):
         self.headers_only, self.encode, self.order = headers_only, encode and not headers_only, order
         self.progress = progress or (lambda done, total, name: None)
         self.should_stop = should_stop or (lambda: False)
-        self._done, self._total, self._last = 0, 0, time.monotonic()
+        self._done = self._total = 0
+        self._cut = False  # whether ``limit`` left files out
+        self._roots: Roots | None = None
+        self._last, self._said = time.monotonic(), 0.0  # when a file was done, and when it was said what is awaited
 
     def run(self) -> ScanReport:
         """Scan; on any exception (an interrupt from ``progress``) what was done so far is committed first."""
@@ -93,9 +97,7 @@ class Scanner(Rows):
     def _run(self) -> None:
         known = known_places(self.store.db)
         seen: set[tuple[str, str]] = set()
-        for arrived in self._arrivals(known):
-            seen.update((item.root, item.name) for item in arrived)
-            self._visit_all(arrived, known)
+        self._visit_all(self._noted(known, seen), known)
         self.batch.begin()
         self._places(seen, known)
         self.batch.commit()
@@ -115,13 +117,21 @@ class Scanner(Rows):
 
     # -- finding ---------------------------------------------------------------------------------------------------
 
-    def _arrivals(self, known: dict[tuple[str, str], Known]) -> Iterable[list[Found]]:
-        """The files of the roots as their listings come in, each place once."""
+    def _noted(self, known: dict[tuple[str, str], Known], seen: set[tuple[str, str]]) -> Iterator[list[Found]]:
+        """The files of the roots as they become known, put into ``seen``; an empty list when none came just now."""
+        for arrived in self._arrivals(known):
+            seen.update((item.root, item.name) for item in arrived)
+            self._total += len(arrived)
+            yield arrived
+
+    def _arrivals(self, known: dict[tuple[str, str], Known]) -> Iterator[list[Found]]:
+        """The files of the roots as their listings come in, each place once; an empty list when none came just now."""
         seen: set[str] = set()
         with Roots(self.scope) as roots:
-            for listings in roots.arrivals(self._waiting):
+            self._roots = roots
+            while not roots.over:
                 items = []
-                for listing in listings:
+                for listing in roots.take():
                     self.report.problems += listing.troubles
                     # ComfyUI also lists folders that never existed; only a root that had files is worth a word.
                     if listing.offline and any(root == listing.root for root, _ in known):
@@ -131,46 +141,62 @@ class Scanner(Rows):
                     seen.add(listing.root)
                 yield items
 
-    def _waiting(self, roots: list[str]) -> None:
-        """Called again and again while the listings of ``roots`` are awaited."""
-        self._tick()
-        if roots:
-            self.progress(self._done, self._total, f"waiting for {', '.join(roots)}")
-
     # -- all files -------------------------------------------------------------------------------------------------
 
-    def _visit_all(self, found: list[Found], known: dict[tuple[str, str], Known]) -> None:
-        self._tick()
-        self._total += len(found)
-        self.progress(self._done, self._total, "")
-        to_read = [item for item in found if not self._settled(item, known.get((item.root, item.name)))]
-        if self.order is not None:
-            to_read.sort(key=self.order)
-        if len(to_read) < len(found):
-            self._done += len(found) - len(to_read)
-            self.progress(self._done, self._total, "")
-        to_read, more = to_read[: self.limit], self.limit is not None and len(to_read) > self.limit
-        with ReadAhead(self.workers, self._processes(to_read)) as ahead:
-            whole = [row for row in known.values() if row.reader == READER and not is_unhashed(row.hash)]
-            stamps, held = {(row.size, row.mtime_ns) for row in whole}, {row.hash for row in whole}
+    def _visit_all(self, arrivals: Iterator[list[Found]], known: dict[tuple[str, str], Known]) -> None:
+        whole = [row for row in known.values() if row.reader == READER and not is_unhashed(row.hash)]
+        stamps, held = {(row.size, row.mtime_ns) for row in whole}, {row.hash for row in whole}
+        with ReadAhead(self.workers) as ahead:
             work = partial(self._work, known, stamps, held.__contains__, ahead)
-            # An order that was asked for is that of all files, whatever drive they lie on.
-            drive = attrgetter("drive") if self.order is None else lambda item: None
-            for item, future in ahead.results(to_read, work, drive, _cost, self._wait):
+            # An order that was asked for is that of all files, whatever drive they lie on; one worker is one.
+            drive = attrgetter("drive") if self.order is None and self.workers != 1 else lambda item: None
+            for item, future in ahead.results(self._to_read(arrivals, known, ahead), work, drive, _cost, self._wait):
                 self._visit(item, known.get((item.root, item.name)), future)
                 self._done, self._last = self._done + 1, time.monotonic()
                 self.progress(self._done, self._total, item.name)
-        if more:
+        if self._cut:
             raise _Stopped
 
-    def _wait(self, items: list[Found]) -> None:
-        """Called while ``items`` are awaited, the next one of each drive, and without any between two files."""
+    def _to_read(
+        self, arrivals: Iterator[list[Found]], known: dict[tuple[str, str], Known], ahead: ReadAhead
+    ) -> Iterator[list[Found]]:
+        """Of the files that arrive those to be read, until there are as many as are asked for."""
+        room = self.limit
+        for arrived in arrivals:
+            if not arrived:
+                yield arrived
+                continue
+            self._tick()
+            self.progress(self._done, self._total, "")
+            to_read = [item for item in arrived if not self._settled(item, known.get((item.root, item.name)))]
+            if self.order is not None:
+                to_read.sort(key=self.order)
+            if len(to_read) < len(arrived):
+                self._done += len(arrived) - len(to_read)
+                self.progress(self._done, self._total, "")
+            self._cut = room is not None and len(to_read) > room
+            to_read, room = to_read[:room], None if room is None else max(0, room - len(to_read))
+            ahead.enlist(self._processes(to_read))
+            self._last = time.monotonic()
+            yield to_read
+            if self._cut:
+                return
+
+    def _wait(self, awaited: Sequence[Found] | None) -> None:
+        """Called while the next file of each drive is ``awaited``, or without any a listing; between two files with
+        None."""
         self._tick()
-        if items:
-            self.batch.commit_late()
-            if time.monotonic() - self._last > LONG_SECONDS:
-                roots = dict.fromkeys(item.root for item in items)
+        if awaited is None:
+            return
+        self.batch.commit_late()
+        now = time.monotonic()
+        if now - self._said > SAY_SECONDS and (now - self._last > LONG_SECONDS or not awaited):
+            roots = dict.fromkeys([*(item.root for item in awaited), *(self._roots.awaited if self._roots else ())])
+            if roots:
+                self._said = now
                 self.progress(self._done, self._total, f"waiting for {', '.join(roots)}")
+        if not awaited and self._roots is not None:
+            self._roots.wait(POLL_SECONDS)
 
     def _processes(self, to_read: list[Found]) -> int:
         if self.headers_only:

@@ -31,7 +31,7 @@ class Found:
     """One candidate file. ``name`` is relative to ``root``; ``problem`` says why it cannot be read, else None.
 
     ``sidecars`` maps the names of describing files beside it to ``[size, mtime_ns]``. ``device``: the system's number
-    of the drive that its folder lies on, 0 where it has none.
+    of the volume it lies on, 0 where it has none; parts of one disk have numbers of their own.
     """
 
     root: str
@@ -145,7 +145,7 @@ def _candidates(
         full = above + name
         if not wanted(full):
             continue
-        size, mtime_ns, problem = _stat(entry)
+        size, mtime_ns, problem, own = _stat(entry)
         if suffix in PICKLE_SUFFIXES:
             problem = "a pickle-based format can run code when opened: it is never opened, convert it to .safetensors"
         beside = {}
@@ -153,17 +153,18 @@ def _candidates(
             name + e for e in WHOLE_ENDINGS if name + e in files
         ]:
             beside[other] = list(_stat(files[other])[:2])
-        yield Found(root, full, place + name, size, mtime_ns, beside, problem, device)
+        yield Found(root, full, place + name, size, mtime_ns, beside, problem, own or device)
 
 
-def _stat(entry: os.DirEntry) -> tuple[int, int, str | None]:
+def _stat(entry: os.DirEntry) -> tuple[int, int, str | None, int]:
+    """Size, time of change, problem, and drive (which Windows does not list)."""
     try:
         status = entry.stat()
     except OSError as error:
-        return 0, 0, f"the file cannot be reached: {error.strerror or error}"
+        return 0, 0, f"the file cannot be reached: {error.strerror or error}", 0
     if not stat.S_ISREG(status.st_mode):
-        return 0, 0, "this is a pipe, socket or device, not a file"
-    return status.st_size, status.st_mtime_ns, None
+        return 0, 0, "this is a pipe, socket or device, not a file", 0
+    return status.st_size, status.st_mtime_ns, None, status.st_dev
 
 
 def folder_state(scope: Scope, also: str = "") -> str:
