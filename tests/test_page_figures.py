@@ -126,6 +126,7 @@ def libraries() -> list[str]:
         f"a whole answer takes {s.query_p95_ms_100k:.0f} ms (95th percentile)",
         f"searched in {s.query_p95_ms_1m:.0f} ms at a recall of {s.recall_at_10_1m:.3f}",
         f"Encoding takes {span(s.all('encode_over_read_'))} times as long as copying",
+        f"from a disk of {s.disk_mb_a_second / 1000:.1f} GB a second up to {s.encode_over_disk_read:.1f} times as long",
     ]
 
 
@@ -176,6 +177,12 @@ def scale() -> list[str]:
         f"{s.search_bytes_a_vector:.0f} bytes a vector, 48 MB a million",
         f"it is {span(s.all('encode_over_read_'))} times",
         f"{span([row['bytes'] / row['encode_s'] / 1e7 for row in encoded], '.0f', '0 to ')}0 MB a second",
+        f"come from a disk of {s.disk_mb_a_second / 1000:.1f} GB a second, encoding takes up to "
+        f"{s.encode_over_disk_read:.1f} times as long as reading them",
+        f"all three takes {s.drives_over_slowest:.2f} times as long (`drives_over_slowest`), with their files in one "
+        f"queue {s.drives_one_queue_over_slowest:.2f} times",
+        f"gives four threads {100 * s.hard_disk_share:.0f} % of what it gives one reader",
+        f"side by side {100 * s.hard_disk_share_side_by_side:.0f} %",
         f"takes up to {s.hash_over_read:.1f} times as long as the copying",
         f"two read SDXL files of rank 16 in the page cache {s.two_threads_over_one_sdxl_16:.1f} times as fast and FLUX "
         f"files of rank 32 {s.two_threads_over_one_flux_32:.1f} times, two *processes* "
