@@ -176,6 +176,20 @@ def test_what_was_read_is_committed_while_a_listing_is_awaited(tmp_path, two, mo
     assert done[-1] == NEAR
 
 
+def test_nothing_is_waited_for_when_all_is_listed_and_nothing_to_be_read(tmp_path, two, monkeypatch):
+    real, listings = roots.Roots.wait, []
+
+    def wait(self, seconds):
+        listings.append(len(self._left))
+        real(self, seconds)
+
+    with Library.open(tmp_path / "library") as library:
+        library.scan(two)
+        monkeypatch.setattr(roots.Roots, "wait", wait)
+        assert library.scan(two).unchanged == NEAR + FAR
+    assert all(listings), "a listing was awaited when there was none to come"
+
+
 def test_a_drive_that_hangs_does_not_keep_the_process_from_ending():
     program = """
 import sys, threading

@@ -195,7 +195,7 @@ class Scanner(Rows):
             if roots:
                 self._said = now
                 self.progress(self._done, self._total, f"waiting for {', '.join(roots)}")
-        if not awaited and self._roots is not None:
+        if not awaited and self._roots is not None and not self._roots.over:
             self._roots.wait(POLL_SECONDS)
 
     def _processes(self, to_read: list[Found]) -> int:
