@@ -1,8 +1,8 @@
 """Benchmarks of several long parts: each runs in a process of its own and is kept, so a run can be taken up again.
 
 A part is a module with ``measure(quick: bool) -> (figures, rows)``; run by itself (``python -m benchmarks.scale --part
-query``) it is measured anew and the others are taken from the cache. Every row says its part, and the commit that it
-was measured at.
+query``) it is measured anew and the others are taken from the cache, or on another machine from the results file as it
+is. Every row says its part, and the commit that it was measured at; one of another machine says that, too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results_file import REPO, commit, write_results
+from benchmarks.results_file import REPO, commit, machine, read_results, write_results
 
 
 def kept(benchmark: str, part: str) -> Path:
@@ -63,15 +63,25 @@ def run(
 
 
 def write(benchmark: str, parts: Mapping[str, str], seed: int, results: str | None = None) -> None:
-    """The results file from every part that was measured; says which were not."""
+    """The results file: every part that was measured here, and of the others what the file says already."""
+    name = results or benchmark
+    before = read_results(name) or {"machine": machine(), "figures": {}, "rows": []}
     figures: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
+    elsewhere = False
     for part in parts:
         path = kept(benchmark, part)
-        if not path.exists():
-            print(f"{benchmark}: {part} was never measured here; the results file is without it")
+        if path.exists():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            figures |= found["figures"]
+            rows += [{"part": part, "commit": found["commit"], **row} for row in found["rows"]]
             continue
-        found = json.loads(path.read_text(encoding="utf-8"))
-        figures |= found["figures"]
-        rows += [{"part": part, "commit": found["commit"], **row} for row in found["rows"]]
-    print(write_results(results or benchmark, f"python -m benchmarks.{benchmark}", seed, figures, rows))
+        old = [row for row in before["rows"] if row.get("part") == part]
+        print(f"{benchmark}: {part} was never measured here; " + ("what the results file says of it stays"
+              if old else "the results file is without it"))  # fmt: skip
+        other = {} if before["machine"] == machine() else {"machine": before["machine"]}
+        rows += [{**other, **row} for row in old]
+        elsewhere |= bool(old)
+    # Which part a figure came from the file does not say: what no part that was measured here makes is kept.
+    figures = {**(before["figures"] if elsewhere else {}), **figures}
+    print(write_results(name, f"python -m benchmarks.{benchmark}", seed, figures, rows))
