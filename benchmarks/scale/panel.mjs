@@ -31,12 +31,16 @@ function tools() {
   globalThis.answer = async (text) => {
     const field = document.querySelector(".autolora-search");
     const status = document.querySelector(".autolora-status");
+    // First the old list goes, maybe for less than a frame, then the new one stands.
+    let gone = false;
+    const watch = new MutationObserver(() => { gone = true; });
+    watch.observe(status, { childList: true, characterData: true, subtree: true });
     field.value = text;
     const began = performance.now();
     field.dispatchEvent(new Event("input", { bubbles: true }));
-    // First the old list goes, then the new one stands.
     const until = (is) => new Promise((done) => { const look = () => (is() ? done() : requestAnimationFrame(look)); look(); });
-    await until(() => status.textContent === "…" || /ready/.test(status.textContent));
+    await until(() => gone);
+    watch.disconnect();
     await until(() => /LoRA/.test(status.textContent) && !document.querySelector(".autolora-row[id].autolora-waiting"));
     await new Promise(requestAnimationFrame);
     return performance.now() - began;
