@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import emoji_factors, write_lora
 from library_dump import dump
+from test_roots_and_later import Drive
 
 from autolora_core.library import ahead, later, one_pass, roots, scan
 from autolora_core.library.ahead import ReadAhead
@@ -126,21 +127,12 @@ def test_nothing_is_switched_off_while_a_drive_is_waited_for(tmp_path, two, monk
 
 def test_a_drive_that_is_listed_late_is_read_although_another_hangs(tmp_path, two, monkeypatch):
     """The one that hangs was listed first; the other's files come into the index meanwhile."""
-    hanging, listed, done = Hanging(monkeypatch, two["far"]), threading.Event(), []
+    hanging, late, done = Hanging(monkeypatch, two["far"]), Drive(monkeypatch, two["near"]), []
     monkeypatch.setattr(scan, "COMMIT_SECONDS", 0.1)
-    monkeypatch.setattr(roots, "TOGETHER_SECONDS", 0.05)
-    real = roots.walk
-
-    def late(folder, *what):
-        if folder == str(two["near"]):
-            assert listed.wait(20)
-        yield from real(folder, *what)
-
-    monkeypatch.setattr(roots, "walk", late)
 
     def progress(count: int, total: int, name: str) -> None:
         if hanging.asked[str(two["far"])]:
-            listed.set()
+            late.wake()
         if count == NEAR and name.startswith("waiting for"):
             with Library.open(tmp_path / "library") as another:
                 done.append(len(another.entries()))
@@ -154,22 +146,14 @@ def test_a_drive_that_is_listed_late_is_read_although_another_hangs(tmp_path, tw
 def test_what_was_read_is_committed_while_a_listing_is_awaited(tmp_path, two, monkeypatch):
     monkeypatch.setattr(scan, "COMMIT_SECONDS", 0.1)
     monkeypatch.setattr(scan, "SAY_SECONDS", 0.2)
-    monkeypatch.setattr(roots, "TOGETHER_SECONDS", 0.05)
-    listed, done, real = threading.Event(), [], roots.walk
-
-    def late(folder, *what):
-        if folder == str(two["far"]):
-            assert listed.wait(20)
-        yield from real(folder, *what)
-
-    monkeypatch.setattr(roots, "walk", late)
+    late, done = Drive(monkeypatch, two["far"]), []
 
     def progress(count: int, total: int, name: str) -> None:
         if count == total == NEAR and name == f"waiting for {two['far']}":
             with Library.open(tmp_path / "library") as another:
                 done.append(len(another.entries()))
             if done[-1] == NEAR or len(done) > 20:
-                listed.set()
+                late.wake()
 
     with Library.open(tmp_path / "library") as library:
         library.scan(two, progress=progress, workers=2)
@@ -238,7 +222,7 @@ def test_files_say_which_drive_they_lie_on(tmp_path):
     path = write_lora(tmp_path / "a" / "b.safetensors", emoji_factors(0, blocks=1))
     (found,) = walk(str(tmp_path), lambda name: True, lambda path, why: None)
     assert found.device == found.drive == path.parent.stat().st_dev
-    assert Found("/root", "a", "/root/a", 1, 1, {}).drive == "/root", "where the system has no number for it"
+    assert Found("/loras", "a", "/loras/a", 1, 1, {}).drive == "/loras", "where the system has no number for it"
 
 
 # -- the threads of a drive --------------------------------------------------------------------------------------------

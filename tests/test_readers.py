@@ -35,8 +35,7 @@ class Waited(readers.Readers):
     def __init__(self, count: int):
         super().__init__(count)
         made.append(self)
-        for thread in self._starting:
-            thread.join()
+        self.wait_ready()
 
 
 @pytest.fixture

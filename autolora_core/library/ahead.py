@@ -44,7 +44,7 @@ class ReadAhead:
         self.workers = workers or min(MOST_WORKERS, processors())
         self.readers: Readers | None = None
         self._over = threading.Event()
-        self._drives: list[_Drive] = []
+        self._drives: dict[Hashable, _Drive] = {}  # those with files left
 
     def __enter__(self) -> ReadAhead:
         return self
@@ -55,7 +55,7 @@ class ReadAhead:
             if self.readers is not None:
                 self.readers.stop()
             end = time.monotonic() + END_SECONDS
-            if not all([drive.end(end) for drive in self._drives]):
+            if not all([drive.end(end) for drive in self._drives.values()]):
                 log.warning("what was being read is given up: a drive does not answer, or a file takes long")
 
     def enlist(self, processes: int) -> None:
@@ -82,12 +82,11 @@ class ReadAhead:
 
         ``more``: items as they become known; an empty sequence where none are just now. ``tick`` is called while
         something is awaited, with the next item of each drive (without any where only ``more`` is, for which it is to
-        wait a moment), and with None before every item; it may raise. ``cost``:
-        the bytes that a result cost the drive, and the seconds that were waited for them, by which it is told how many
-        files are read there at a time (:mod:`.streams`).
+        wait a moment), and with None before every item; it may raise. ``cost``: the bytes that a result cost the drive,
+        and the seconds that were waited for them, by which it is told how many files are read there at a time
+        (:mod:`.streams`).
         """
-        drives: dict[Hashable, _Drive] = {}
-        coming = True
+        drives, coming = self._drives, True
         while coming or drives:
             some = next(more, None) if coming else ()
             coming = some is not None
@@ -95,7 +94,6 @@ class ReadAhead:
                 key = drive(item)
                 if key not in drives:
                     drives[key] = _Drive(self._over.is_set, cost)
-                    self._drives.append(drives[key])
                 drives[key].left.append(item)
             for one in drives.values():
                 one.allow(self._share(len(drives)))
@@ -111,8 +109,7 @@ class ReadAhead:
                 yield one.take()
             for key, one in list(drives.items()):
                 if not one.left and not one.waiting:
-                    one.close()
-                    self._drives.remove(drives.pop(key))
+                    drives.pop(key).close()
 
     def _share(self, drives: int) -> int:
         """How many threads may read one of so many drives at a time."""

@@ -21,7 +21,7 @@ from ..encode.signs import forget_signs
 from ..errors import AutoLoRAError
 from ..lora.header import read_header
 from . import readers
-from .ahead import ReadAhead
+from .ahead import POLL_SECONDS, ReadAhead
 from .content import READER, Content
 from .entries import ScanReport, is_unhashed
 from .headers import read_headers
@@ -35,7 +35,6 @@ from .walk import Found, Scope
 
 log = logging.getLogger(__name__)
 COMMIT_FILES, COMMIT_SECONDS = 64, 2.0
-POLL_SECONDS = 0.05  # between two looks at whether to stop, while a listing is awaited
 LONG_SECONDS, SAY_SECONDS = 10.0, 1.0  # without a file, after which the progress says what is awaited; how often
 
 Progress = Callable[[int, int, str], None]
